@@ -13,6 +13,11 @@ impl Connection {
     pub fn engine(&self) -> Engine {
         Engine::Postgresql
     }
+    /// The driver's connection, for what [`Query`] cannot say (COPY, several statements at once). Whatever is done to the
+    /// session is undone before the next borrower gets it, which costs a round trip.
+    pub fn postgres(&mut self) -> Option<&mut sqlx::PgConnection> {
+        None
+    }
     /// All rows.
     ///
     /// # Errors
@@ -47,16 +52,18 @@ impl Connection {
 }
 
 /// A transaction: dropped without [`Transaction::commit`] it is rolled back. Reaches the connection's methods by `Deref`.
-pub struct Transaction {}
+pub struct Transaction {
+    connection: Connection,
+}
 impl std::ops::Deref for Transaction {
     type Target = Connection;
     fn deref(&self) -> &Connection {
-        unimplemented!()
+        &self.connection
     }
 }
 impl std::ops::DerefMut for Transaction {
     fn deref_mut(&mut self) -> &mut Connection {
-        unimplemented!()
+        &mut self.connection
     }
 }
 impl Transaction {

@@ -1,0 +1,203 @@
+//! What can go wrong on the way to a store's database, as facts to act on. No message names a host, a user or SQL.
+
+use std::time::Duration;
+
+use kernel::StoreStatus;
+use serde::Serialize;
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
+
+/// Why a database could not be reached or used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// Nothing listens there.
+    Refused,
+    /// The name does not resolve, there is no way, or the connection broke.
+    Unreachable,
+    /// It did not answer in time.
+    Timeout,
+    /// The login was refused.
+    WrongPassword,
+    /// The login is right but may not enter this database.
+    Forbidden,
+    /// The server has no such database.
+    MissingDatabase,
+    /// TLS could not be agreed on, or the certificate was not accepted.
+    Tls,
+    /// The server, the database or the login has no connection left.
+    TooManyConnections,
+    /// The server is starting, stopping or recovering.
+    NotReady,
+    /// A transaction pooler stands in between; it would mix up answers.
+    TransactionPooler,
+    /// The sealed credential did not open.
+    Sealed,
+    /// What answered did not speak as expected.
+    Protocol,
+}
+
+impl Cause {
+    /// The name for logs and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+            Self::Timeout => "timeout",
+            Self::WrongPassword => "wrong_password",
+            Self::Forbidden => "forbidden",
+            Self::MissingDatabase => "missing_database",
+            Self::Tls => "tls",
+            Self::TooManyConnections => "too_many_connections",
+            Self::NotReady => "not_ready",
+            Self::TransactionPooler => "transaction_pooler",
+            Self::Sealed => "sealed",
+            Self::Protocol => "protocol",
+        }
+    }
+
+    /// Whether trying again is useless until the route changes.
+    #[must_use]
+    pub const fn needs_change(self) -> bool {
+        matches!(
+            self,
+            Self::WrongPassword | Self::Forbidden | Self::MissingDatabase | Self::TransactionPooler | Self::Sealed
+        )
+    }
+}
+
+/// Why a connection could not be opened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the database could not be reached: {}", cause.as_str())]
+pub struct ConnectError {
+    /// What kind of trouble it is.
+    pub cause: Cause,
+    /// The server's five-character code, when it gave one.
+    pub sqlstate: Option<String>,
+}
+
+impl ConnectError {
+    pub(crate) const fn new(cause: Cause) -> Self {
+        Self { cause, sqlstate: None }
+    }
+}
+
+impl From<&sqlx::Error> for ConnectError {
+    fn from(error: &sqlx::Error) -> Self {
+        use std::io::ErrorKind;
+        let cause = match error {
+            sqlx::Error::Io(io) => match io.kind() {
+                ErrorKind::ConnectionRefused | ErrorKind::NotFound => Cause::Refused,
+                ErrorKind::TimedOut => Cause::Timeout,
+                ErrorKind::InvalidData => Cause::Tls,
+                _ => Cause::Unreachable,
+            },
+            sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => Cause::Tls,
+            sqlx::Error::Database(database) => match database.code().as_deref().unwrap_or_default() {
+                "28P01" | "28000" => Cause::WrongPassword,
+                "42501" => Cause::Forbidden,
+                "3D000" => Cause::MissingDatabase,
+                "53300" => Cause::TooManyConnections,
+                "57P01" | "57P02" | "57P03" => Cause::NotReady,
+                "57014" | "25P03" | "57P05" => Cause::Timeout,
+                _ => Cause::Protocol,
+            },
+            _ => Cause::Protocol,
+        };
+        let sqlstate = match error {
+            sqlx::Error::Database(database) => database.code().map(std::borrow::Cow::into_owned),
+            _ => None,
+        };
+        Self { cause, sqlstate }
+    }
+}
+
+/// Whether the connection that gave this error is of no more use.
+pub(crate) fn is_fatal(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Database(database) => database
+            .try_downcast_ref::<PgDatabaseError>()
+            .is_none_or(|database| matches!(database.severity(), PgSeverity::Fatal | PgSeverity::Panic)),
+        // These arise on our side, before or after the exchange.
+        sqlx::Error::RowNotFound
+        | sqlx::Error::TypeNotFound { .. }
+        | sqlx::Error::ColumnIndexOutOfBounds { .. }
+        | sqlx::Error::ColumnNotFound(_)
+        | sqlx::Error::ColumnDecode { .. }
+        | sqlx::Error::Encode(_)
+        | sqlx::Error::Decode(_) => false,
+        _ => true,
+    }
+}
+
+/// Why a lease or a connection was not given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LeaseError {
+    /// The store is not served now.
+    #[error("the store is {status}")]
+    NotServing {
+        /// What it is instead of active.
+        status: StoreStatus,
+    },
+    /// The store has no database yet, or no more.
+    #[error("the store has no database")]
+    NoDatabase,
+    /// The store's database does not answer or does not let us in.
+    #[error("the store's database is unavailable: {}", cause.as_str())]
+    Unavailable {
+        /// Why.
+        cause: Cause,
+        /// When it is worth trying again.
+        retry_after: Duration,
+    },
+    /// All connections that the store may have are in use.
+    #[error("the store's connections are all in use")]
+    Busy {
+        /// When it is worth trying again.
+        retry_after: Duration,
+    },
+    /// The credential does not open under our keys at this place: someone must act.
+    #[error("the store's credential does not open")]
+    Sealed,
+    /// The store was changed since this lease was given: resolve it again.
+    #[error("the store was changed since it was leased")]
+    Draining,
+    /// What the route says is out of date and the directory does not answer.
+    #[error("the store's route cannot be confirmed now")]
+    DirectoryUnavailable,
+    /// This node is going down.
+    #[error("this node is shutting down")]
+    ShuttingDown,
+}
+
+impl LeaseError {
+    /// When it is worth trying again, if waiting helps at all.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Unavailable { retry_after, .. } | Self::Busy { retry_after } => Some(*retry_after),
+            Self::Draining | Self::DirectoryUnavailable | Self::ShuttingDown => Some(Duration::from_secs(1)),
+            Self::NotServing { .. } | Self::NoDatabase | Self::Sealed => None,
+        }
+    }
+}
+
+/// Why a name did not lead to a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ResolveError {
+    /// No store has this hostname.
+    #[error("no store has this hostname")]
+    UnknownHost,
+    /// There is no such store.
+    #[error("there is no such store")]
+    UnknownStore,
+    /// Too many unknown names were asked for; this one was not looked up.
+    #[error("too many unknown names were asked for")]
+    TooManyUnknown {
+        /// When it is worth trying again.
+        retry_after: Duration,
+    },
+    /// The directory does not answer, and what is remembered is too old.
+    #[error("the directory does not answer")]
+    DirectoryUnavailable,
+}

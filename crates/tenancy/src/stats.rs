@@ -1,0 +1,112 @@
+//! What the connection manager tells about itself: numbers for dashboards, and one store's case for `explain`.
+
+use kernel::{StoreId, StoreStatus};
+use serde::Serialize;
+
+use crate::error::Cause;
+
+/// The whole node in numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Stats {
+    /// Pools that new leases use.
+    pub pools: usize,
+    /// Pools that older leases still use.
+    pub draining: usize,
+    /// Leases that are out.
+    pub leases: usize,
+    /// Physical connections, with those being opened or closed: each holds a permit.
+    pub open: usize,
+    /// Connections that nobody uses now.
+    pub idle: usize,
+    /// Requests that wait for a connection.
+    pub waiting: usize,
+    /// The most physical connections that this node may have.
+    pub limit: usize,
+    /// Hostnames and stores that are remembered.
+    pub routes: u64,
+}
+
+/// One store as this node sees it, without a secret, a host or a user.
+#[derive(Debug, Clone, Serialize)]
+pub struct Explanation {
+    /// The store.
+    pub store_id: StoreId,
+    /// The remembered route; none when the store was never asked for, or was forgotten.
+    pub route: Option<RouteState>,
+    /// The pool that new leases would use.
+    pub pool: Option<PoolState>,
+    /// Pools that older leases still use.
+    pub draining: usize,
+    /// Whether its database is being asked.
+    pub breaker: BreakerState,
+    /// The last time that a connection could not be opened.
+    pub last_error: Option<LastError>,
+}
+
+/// A remembered route.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct RouteState {
+    /// Where the store is in its life.
+    pub status: StoreStatus,
+    /// The route's version.
+    pub version: i64,
+    /// How long ago the directory said so.
+    pub age_ms: u64,
+    /// Whether it must be read again before it counts.
+    pub is_outdated: bool,
+}
+
+/// A pool in numbers.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct PoolState {
+    /// Since when it is open.
+    pub age_ms: u64,
+    /// Leases that are out.
+    pub leases: usize,
+    /// Physical connections, with those being opened or closed.
+    pub open: usize,
+    /// Connections that nobody uses now.
+    pub idle: usize,
+    /// Connections being opened.
+    pub opening: usize,
+    /// Requests that wait for a connection.
+    pub waiting: usize,
+}
+
+/// Whether a store's database is being asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum BreakerState {
+    /// As usual.
+    Closed,
+    /// It failed; nobody asks until the pause is over.
+    Paused {
+        /// Why.
+        cause: Cause,
+        /// What is left of the pause.
+        retry_after_ms: u64,
+    },
+    /// One request is trying it; the others are refused.
+    Probing {
+        /// Why it was paused.
+        cause: Cause,
+    },
+    /// It refused us for a reason that trying again does not heal.
+    Latched {
+        /// Why.
+        cause: Cause,
+        /// When it is tried again, if the route does not change before.
+        retry_after_ms: u64,
+    },
+}
+
+/// Trouble with opening a connection.
+#[derive(Debug, Clone, Serialize)]
+pub struct LastError {
+    /// What kind.
+    pub cause: Cause,
+    /// The server's code, when it gave one.
+    pub sqlstate: Option<String>,
+    /// How long ago.
+    pub ago_ms: u64,
+}
