@@ -1,39 +1,100 @@
 //! A leased connection and a transaction on it.
+//!
+//! What is known of a connection decides where it goes when it is dropped:
+//! - *clean*: every statement was answered to its end, outside a transaction → idle, for the next borrower;
+//! - *touched*: it may carry session state, or an open transaction → a task rolls back and resets it, or closes it;
+//! - *in flight*: a future was dropped, or gave up, while an answer was on its way → a task waits for the server to end
+//!   it, then closes the connection: an answer never reaches anybody but the one who asked;
+//! - *dead*: the connection broke, or the server said that it ends → closed.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::TryStreamExt as _;
 use kernel::Engine;
+use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::{Either, Executor as _, Postgres};
+use sqlx_core::transaction::TransactionManager as _;
+use tokio::time::timeout;
 
-use crate::query::{Query, Row};
+use crate::closing::Farewell;
+use crate::error::{ConnectError, LeaseError, is_fatal};
+use crate::link::{Link, Ping};
+use crate::pool::{Physical, Pool};
+use crate::query::{Kind, Query, Row, Statement};
+
+type Manager = <Postgres as sqlx::Database>::TransactionManager;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Condition {
+    Clean,
+    InFlight,
+    Dead,
+}
 
 /// A connection to one store's database, checked out of its pool until dropped.
-pub struct Connection {}
+pub struct Connection {
+    pool: Arc<Pool>,
+    physical: Option<Box<Physical>>,
+    condition: Condition,
+    is_touched: bool,
+    in_transaction: bool,
+    has_failed: bool,
+    is_recovering: bool,
+}
 
 impl Connection {
+    pub(crate) fn new(pool: Arc<Pool>, physical: Box<Physical>) -> Self {
+        Self {
+            pool,
+            physical: Some(physical),
+            condition: Condition::Clean,
+            is_touched: false,
+            in_transaction: false,
+            has_failed: false,
+            is_recovering: false,
+        }
+    }
+
+    pub(crate) fn into_physical(mut self) -> Option<Box<Physical>> {
+        self.physical.take()
+    }
+
     /// The engine that statements must be written for.
     #[must_use]
     pub fn engine(&self) -> Engine {
-        Engine::Postgresql
+        self.pool.database.engine
     }
+
     /// The driver's connection, for what [`Query`] cannot say (COPY, several statements at once). Whatever is done to the
     /// session is undone before the next borrower gets it, which costs a round trip.
-    pub fn postgres(&mut self) -> Option<&mut sqlx::PgConnection> {
-        None
+    pub fn postgres(&mut self) -> Option<&mut PgConnection> {
+        self.is_touched = true;
+        match &mut self.physical.as_mut()?.link {
+            Link::Postgres(connection) => Some(connection),
+        }
     }
+
     /// All rows.
     ///
     /// # Errors
     /// What the server or the connection says.
     pub async fn fetch_all<T: Row>(&mut self, query: Query) -> Result<Vec<T>, sqlx::Error> {
-        let _ = query;
-        Err(sqlx::Error::PoolClosed)
+        let mut all = All { rows: Vec::new(), wrong: None };
+        self.run(query, &mut all).await?;
+        all.wrong.map_or(Ok(all.rows), Err)
     }
+
     /// The first row, if any.
     ///
     /// # Errors
     /// What the server or the connection says.
     pub async fn fetch_optional<T: Row>(&mut self, query: Query) -> Result<Option<T>, sqlx::Error> {
-        let _ = query;
-        Err(sqlx::Error::PoolClosed)
+        let mut first = First(None);
+        self.run(query, &mut first).await?;
+        first.0.map(|row| T::from_row(&row)).transpose()
     }
+
     /// The first row.
     ///
     /// # Errors
@@ -41,13 +102,167 @@ impl Connection {
     pub async fn fetch_one<T: Row>(&mut self, query: Query) -> Result<T, sqlx::Error> {
         self.fetch_optional(query).await?.ok_or(sqlx::Error::RowNotFound)
     }
+
     /// The number of rows that the statement changed.
     ///
     /// # Errors
     /// What the server or the connection says.
     pub async fn execute(&mut self, query: Query) -> Result<u64, sqlx::Error> {
-        let _ = query;
-        Err(sqlx::Error::PoolClosed)
+        let mut changed = Changed(0);
+        self.run(query, &mut changed).await?;
+        Ok(changed.0)
+    }
+
+    /// Runs `query`, a read once more on a fresh connection when this one turns out to be dead.
+    async fn run(&mut self, query: Query, sink: &mut impl Sink) -> Result<(), sqlx::Error> {
+        let is_repeatable = query.kind == Kind::Read && !self.in_transaction && !self.is_touched;
+        let again = is_repeatable.then(|| query.clone());
+        let Err(error) = self.run_once(query, sink).await else { return Ok(()) };
+        let Some(again) = again.filter(|_| self.condition == Condition::Dead) else { return Err(error) };
+        if !self.renew().await {
+            return Err(error);
+        }
+        sink.forget();
+        self.run_once(again, sink).await
+    }
+
+    async fn run_once(&mut self, query: Query, sink: &mut impl Sink) -> Result<(), sqlx::Error> {
+        self.is_touched |= query.may_alter_session();
+        let Statement::Postgres(sql, arguments) = query.statement;
+        self.exchange(async |connection| {
+            let mut answers = connection.fetch_many(sqlx::query_with(sql, arguments));
+            while let Some(answer) = answers.try_next().await? {
+                match answer {
+                    Either::Left(done) => sink.done(done.rows_affected()),
+                    Either::Right(row) => sink.row(row),
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// One exchange with the server: in flight from before the first byte until the last is read.
+    async fn exchange<T>(
+        &mut self,
+        ask: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, sqlx::Error> {
+        let config = &self.pool.node.config;
+        let limit = config.statement_timeout + config.query_margin;
+        let physical = self.physical.as_mut().ok_or(sqlx::Error::PoolClosed)?;
+        if self.condition != Condition::Clean {
+            return Err(sqlx::Error::PoolClosed);
+        }
+        self.condition = Condition::InFlight;
+        let Link::Postgres(connection) = &mut physical.link;
+        let result = timeout(limit, ask(connection)).await;
+        match result {
+            Ok(Ok(answer)) => {
+                self.condition = Condition::Clean;
+                Ok(answer)
+            }
+            Ok(Err(error)) => {
+                if is_fatal(&error) {
+                    self.condition = Condition::Dead;
+                    self.pool.suspect_idle();
+                } else {
+                    self.has_failed |= matches!(error, sqlx::Error::Database(_));
+                    let is_settled = physical.link.settle(config.ping_timeout).await;
+                    self.condition = if is_settled { Condition::Clean } else { Condition::Dead };
+                }
+                Err(error)
+            }
+            // It stays in flight: the server has not ended it.
+            Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
+        }
+    }
+
+    /// Swaps a dead connection for a live one.
+    async fn renew(&mut self) -> bool {
+        if let Some(dead) = self.physical.take() {
+            self.pool.retire(dead, Farewell::Polite);
+        }
+        let pool = Arc::clone(&self.pool);
+        match pool.acquire(false).await {
+            Ok(fresh) => {
+                self.physical = fresh.into_physical();
+                self.condition = Condition::Clean;
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    pub(crate) async fn ping(&mut self) -> Ping {
+        let Some(physical) = self.physical.as_mut() else { return Ping::Dead };
+        self.condition = Condition::InFlight;
+        let ping = physical.link.ping(self.pool.node.config.ping_timeout).await;
+        self.condition = if ping == Ping::Alive { Condition::Clean } else { Condition::Dead };
+        ping
+    }
+
+    pub(crate) async fn begin(mut self) -> Result<Transaction, LeaseError> {
+        let mut result = self.exchange(async |connection| Manager::begin(connection, None).await).await;
+        if result.is_err() && self.condition == Condition::Dead && self.renew().await {
+            result = self.exchange(async |connection| Manager::begin(connection, None).await).await;
+        }
+        match result {
+            Ok(()) => {
+                self.in_transaction = true;
+                Ok(Transaction { connection: self })
+            }
+            Err(error) => {
+                self.condition = Condition::Dead;
+                let cause = ConnectError::from(&error).cause;
+                Err(LeaseError::Unavailable { cause, retry_after: Duration::from_secs(1) })
+            }
+        }
+    }
+
+    /// Ends the transaction and undoes what was done to the session. Wherever that stops, the connection is closed.
+    async fn recover(mut self) {
+        if self.in_transaction && self.roll_back().await.is_err() {
+            return;
+        }
+        if self.is_touched {
+            self.condition = Condition::InFlight;
+            let Some(physical) = self.physical.as_mut() else { return };
+            let node = &self.pool.node;
+            if physical.link.reset(&node.setup, node.config.close_timeout).await {
+                self.condition = Condition::Clean;
+                self.is_touched = false;
+            }
+        }
+    }
+
+    async fn roll_back(&mut self) -> Result<(), sqlx::Error> {
+        self.exchange(async |connection| Manager::rollback(connection).await).await?;
+        self.in_transaction = false;
+        Ok(())
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let Some(physical) = self.physical.take() else { return };
+        let is_spotless = !self.in_transaction && !self.is_touched;
+        match self.condition {
+            Condition::Clean if is_spotless => self.pool.release(physical),
+            Condition::Clean if !self.is_recovering => {
+                let connection = Self {
+                    pool: Arc::clone(&self.pool),
+                    physical: Some(physical),
+                    condition: Condition::Clean,
+                    is_touched: self.is_touched,
+                    in_transaction: self.in_transaction,
+                    has_failed: false,
+                    is_recovering: true,
+                };
+                self.pool.node.spawn(connection.recover());
+            }
+            Condition::Clean | Condition::InFlight => self.pool.retire(physical, Farewell::Drain),
+            Condition::Dead => self.pool.retire(physical, Farewell::Polite),
+        }
     }
 }
 
@@ -55,30 +270,106 @@ impl Connection {
 pub struct Transaction {
     connection: Connection,
 }
+
 impl std::ops::Deref for Transaction {
     type Target = Connection;
     fn deref(&self) -> &Connection {
         &self.connection
     }
 }
+
 impl std::ops::DerefMut for Transaction {
     fn deref_mut(&mut self) -> &mut Connection {
         &mut self.connection
     }
 }
+
 impl Transaction {
-    /// Makes it last.
+    /// Makes it last. A transaction in which a statement failed is rolled back instead, and that is an error: the server
+    /// itself would call it a success.
     ///
     /// # Errors
     /// What the server or the connection says; then nothing is known to have lasted.
-    pub async fn commit(self) -> Result<(), sqlx::Error> {
-        Ok(())
+    pub async fn commit(mut self) -> Result<(), sqlx::Error> {
+        let connection = &mut self.connection;
+        if connection.is_touched && !connection.has_failed {
+            // Statements went by us, so the server is asked: it refuses anything when one of them failed.
+            connection.exchange(async |link| link.execute("select 1").await.map(drop)).await?;
+        }
+        if connection.has_failed {
+            connection.roll_back().await?;
+            return Err(sqlx::Error::Protocol("the transaction was rolled back: a statement in it had failed".into()));
+        }
+        match connection.exchange(async |link| Manager::commit(link).await).await {
+            Ok(()) => {
+                connection.in_transaction = false;
+                Ok(())
+            }
+            Err(error) => {
+                // A deferred constraint, say. The driver still counts a transaction that the server has ended.
+                if connection.condition == Condition::Clean {
+                    connection.roll_back().await?;
+                }
+                Err(error)
+            }
+        }
     }
+
     /// Undoes it, and keeps the connection for the next borrower.
     ///
     /// # Errors
     /// What the server or the connection says.
-    pub async fn rollback(self) -> Result<(), sqlx::Error> {
-        Ok(())
+    pub async fn rollback(mut self) -> Result<(), sqlx::Error> {
+        self.connection.roll_back().await
+    }
+}
+
+/// What becomes of an answer. Rows that do not decode must not stop the reading: an answer is always read to its end.
+trait Sink: Send {
+    fn row(&mut self, row: PgRow);
+    fn done(&mut self, _changed: u64) {}
+    fn forget(&mut self);
+}
+
+struct All<T> {
+    rows: Vec<T>,
+    wrong: Option<sqlx::Error>,
+}
+
+impl<T: Row> Sink for All<T> {
+    fn row(&mut self, row: PgRow) {
+        if self.wrong.is_none() {
+            match T::from_row(&row) {
+                Ok(row) => self.rows.push(row),
+                Err(error) => self.wrong = Some(error),
+            }
+        }
+    }
+    fn forget(&mut self) {
+        self.rows.clear();
+        self.wrong = None;
+    }
+}
+
+struct First(Option<PgRow>);
+
+impl Sink for First {
+    fn row(&mut self, row: PgRow) {
+        self.0.get_or_insert(row);
+    }
+    fn forget(&mut self) {
+        self.0 = None;
+    }
+}
+
+struct Changed(u64);
+
+impl Sink for Changed {
+    fn row(&mut self, _row: PgRow) {}
+    fn done(&mut self, changed: u64) {
+        self.0 += changed;
+    }
+    fn forget(&mut self) {
+        self.0 = 0;
     }
 }

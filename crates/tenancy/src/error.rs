@@ -115,9 +115,11 @@ impl From<&sqlx::Error> for ConnectError {
 /// Whether the connection that gave this error is of no more use.
 pub(crate) fn is_fatal(error: &sqlx::Error) -> bool {
     match error {
-        sqlx::Error::Database(database) => database
-            .try_downcast_ref::<PgDatabaseError>()
-            .is_none_or(|database| matches!(database.severity(), PgSeverity::Fatal | PgSeverity::Panic)),
+        sqlx::Error::Database(database) => database.try_downcast_ref::<PgDatabaseError>().is_none_or(|database| {
+            // Prepared statements that are gone, or no longer fit after a migration, fail on this connection for ever.
+            let is_stale = matches!(database.code(), "26000" | "0A000");
+            is_stale || matches!(database.severity(), PgSeverity::Fatal | PgSeverity::Panic)
+        }),
         // These arise on our side, before or after the exchange.
         sqlx::Error::RowNotFound
         | sqlx::Error::TypeNotFound { .. }

@@ -1,15 +1,27 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
+mod breaker;
+mod budget;
+mod closing;
 pub mod config;
 pub mod connection;
 pub mod credential;
+mod directory;
 pub mod error;
 pub mod lease;
+mod limiter;
+mod link;
+mod meter;
+mod node;
+mod opening;
+mod pool;
 pub mod query;
+mod registry;
 pub mod route;
 pub mod stats;
 pub mod tenancy;
+mod unknown;
 
 pub use config::{BreakerConfig, DirectoryConfig, TenancyConfig};
 pub use connection::{Connection, Transaction};

@@ -13,11 +13,13 @@ pub enum Kind {
 }
 
 /// A statement and its arguments for one engine.
+#[derive(Clone)]
 pub struct Query {
     pub(crate) kind: Kind,
     pub(crate) statement: Statement,
 }
 
+#[derive(Clone)]
 pub(crate) enum Statement {
     Postgres(SqlStr, PgArguments),
 }
@@ -28,9 +30,56 @@ impl Query {
     pub fn postgres(kind: Kind, sql: impl sqlx::SqlSafeStr, arguments: PgArguments) -> Self {
         Self { kind, statement: Statement::Postgres(sql.into_sql_str(), arguments) }
     }
+
+    /// Whether it may leave something in the session that the next borrower must not meet: anything but plain reading
+    /// and writing of rows counts, and the functions that set or lock for the session.
+    pub(crate) fn may_alter_session(&self) -> bool {
+        const ROWS: [&str; 6] = ["select", "insert", "update", "delete", "with", "values"];
+        let Statement::Postgres(sql, _) = &self.statement;
+        let sql = sql.as_str();
+        let start = sql.trim_ascii_start();
+        let word = start.as_bytes();
+        let is_rows = ROWS.iter().any(|known| {
+            word.get(..known.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(known.as_bytes()))
+                && word.get(known.len()).is_none_or(|next| !next.is_ascii_alphanumeric() && *next != b'_')
+        });
+        // `select … into temp` stays for the session, too, but `into` is too common in `insert into` to look for.
+        !is_rows || sql.contains("set_config") || sql.contains("advisory_lock")
+    }
 }
 
 /// A row type that every engine can fill: `#[derive(sqlx::FromRow)]` gives it.
 pub trait Row: for<'r> sqlx::FromRow<'r, sqlx::postgres::PgRow> + Send + Unpin {}
 
 impl<T> Row for T where T: for<'r> sqlx::FromRow<'r, sqlx::postgres::PgRow> + Send + Unpin {}
+
+#[cfg(test)]
+mod tests {
+    use super::{Kind, Query};
+    use sqlx::postgres::PgArguments;
+
+    #[test]
+    fn only_statements_on_rows_are_trusted_to_leave_the_session_alone() {
+        let alters = |sql: &'static str| Query::postgres(Kind::Write, sql, PgArguments::default()).may_alter_session();
+        for plain in
+            ["select 1", "SELECT\t1", " insert into a values (1)", "with x as (select 1) select 2", "values(1)"]
+        {
+            assert!(!alters(plain), "{plain}");
+        }
+        for other in [
+            "set role x",
+            "begin",
+            "listen x",
+            "selection",
+            "",
+            "/* a */ select 1",
+            "prepare a as select 1",
+            "select set_config('a.b', '1', false)",
+            "select pg_try_advisory_lock(1)",
+            "create temp table a (b int)",
+        ] {
+            assert!(alters(other), "{other}");
+        }
+        assert!(!alters("select pg_advisory_xact_lock(1)"));
+    }
+}

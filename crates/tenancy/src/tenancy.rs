@@ -4,22 +4,47 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kernel::{Hostname, StoreId};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+use tokio_util::sync::CancellationToken;
 use vault::KeyRing;
 
 use crate::config::TenancyConfig;
+use crate::directory::{Routes, Versions};
 use crate::error::{LeaseError, ResolveError};
 use crate::lease::Lease;
+use crate::meter;
+use crate::node::{Node, lock};
 use crate::route::{Directory, Route, StoreChange};
-use crate::stats::{Explanation, Stats};
+use crate::stats::{BreakerState, Explanation, Stats};
+
+/// How often a lease looks again when the store changes under it.
+const ATTEMPTS: usize = 4;
 
 /// The connection manager of one node. Cheap to clone.
+///
+/// Dropping the last clone closes the idle connections without waiting; [`Tenancy::shutdown`] waits.
 pub struct Tenancy<D> {
-    directory: Arc<D>,
+    inner: Arc<Inner<D>>,
+}
+
+struct Inner<D> {
+    node: Arc<Node>,
+    versions: Arc<Versions>,
+    hosts: Arc<Routes<Hostname, D>>,
+    stores: Arc<Routes<StoreId, D>>,
+    stop: CancellationToken,
+}
+
+impl<D> Drop for Inner<D> {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.node.stores.close();
+    }
 }
 
 impl<D> Clone for Tenancy<D> {
     fn clone(&self) -> Self {
-        Self { directory: Arc::clone(&self.directory) }
+        Self { inner: Arc::clone(&self.inner) }
     }
 }
 
@@ -27,8 +52,16 @@ impl<D: Directory> Tenancy<D> {
     /// Starts it, with its one reaper task. Call it inside a Tokio runtime, after the metrics recorder was installed.
     #[must_use]
     pub fn new(directory: D, keys: Arc<KeyRing>, config: TenancyConfig) -> Self {
-        let _ = (keys, config);
-        Self { directory: Arc::new(directory) }
+        meter::describe_metrics();
+        let node = Arc::new(Node::new(keys, config));
+        let directory = Arc::new(directory);
+        let versions = Arc::new(Versions::new());
+        let stores = Arc::new(Routes::new(Arc::clone(&node), Arc::clone(&directory), Arc::clone(&versions), None));
+        let by_store = Some(Arc::clone(&stores));
+        let hosts = Arc::new(Routes::new(Arc::clone(&node), directory, Arc::clone(&versions), by_store));
+        let stop = CancellationToken::new();
+        node.spawn(reap(Arc::clone(&node), stop.clone()));
+        Self { inner: Arc::new(Inner { node, versions, hosts, stores, stop }) }
     }
 
     /// The route of the store that has this hostname, whatever the store's status.
@@ -36,8 +69,7 @@ impl<D: Directory> Tenancy<D> {
     /// # Errors
     /// [`ResolveError`].
     pub async fn resolve_host(&self, host: &Hostname) -> Result<Arc<Route>, ResolveError> {
-        let found = self.directory.find_by_hostname(host).await.map_err(|_| ResolveError::DirectoryUnavailable)?;
-        found.map(Arc::new).ok_or(ResolveError::UnknownHost)
+        self.inner.hosts.resolve(host).await
     }
 
     /// The route of this store, whatever its status.
@@ -45,8 +77,7 @@ impl<D: Directory> Tenancy<D> {
     /// # Errors
     /// [`ResolveError`].
     pub async fn resolve_store(&self, store: StoreId) -> Result<Arc<Route>, ResolveError> {
-        let found = self.directory.find_by_store(store).await.map_err(|_| ResolveError::DirectoryUnavailable)?;
-        found.map(Arc::new).ok_or(ResolveError::UnknownStore)
+        self.inner.stores.resolve(&store).await
     }
 
     /// A lease on a store that is served.
@@ -54,8 +85,7 @@ impl<D: Directory> Tenancy<D> {
     /// # Errors
     /// [`LeaseError`]; no database is touched before the first connection is acquired.
     pub async fn lease(&self, route: &Arc<Route>) -> Result<Lease, LeaseError> {
-        let _ = route;
-        Err(LeaseError::NoDatabase)
+        self.lease_as(route, true).await
     }
 
     /// A lease on a store whatever its status: for its owner, for provisioning and for ops, never for a storefront.
@@ -63,41 +93,132 @@ impl<D: Directory> Tenancy<D> {
     /// # Errors
     /// [`LeaseError`].
     pub async fn lease_unserved(&self, route: &Arc<Route>) -> Result<Lease, LeaseError> {
-        let _ = route;
-        Err(LeaseError::NoDatabase)
+        self.lease_as(route, false).await
     }
 
-    /// Takes note of a change: routes older than it no longer count, from now on and whatever is under way.
+    async fn lease_as(&self, route: &Arc<Route>, is_served: bool) -> Result<Lease, LeaseError> {
+        let Inner { node, versions, stores, .. } = &*self.inner;
+        let floor = || versions.floor(route.store_id);
+        if let Ok(lease) = node.stores.lease(node, route, is_served, floor) {
+            return lease;
+        }
+        for _ in 0..ATTEMPTS {
+            let newer = match stores.look_up(&route.store_id, false).await {
+                Ok(Some(newer)) => newer,
+                Ok(None) => return Err(LeaseError::NoDatabase),
+                Err(_) => return Err(LeaseError::DirectoryUnavailable),
+            };
+            if let Ok(lease) = node.stores.lease(node, &newer, is_served, floor) {
+                return lease;
+            }
+        }
+        Err(LeaseError::Draining)
+    }
+
+    /// Takes note of a change: routes older than it no longer count, from now on and whatever is under way. The store's
+    /// pool is brought in line at once, if it has one.
     pub fn apply(&self, change: StoreChange) {
-        drop(change);
+        let StoreChange { store_id, route_version, hostnames } = change;
+        let Inner { node, versions, hosts, stores, .. } = &*self.inner;
+        versions.raise(store_id, route_version);
+        for host in &hostnames {
+            hosts.forget_unknown(host);
+        }
+        stores.forget_unknown(&store_id);
+        if node.stores.slot(store_id).is_some() {
+            let (node, stores) = (Arc::clone(node), Arc::clone(stores));
+            self.inner.node.spawn(async move { reconcile(&node, &stores, store_id).await });
+        }
     }
 
     /// Takes note that changes may have been missed: every route is read again before it counts, while the directory
     /// answers.
-    pub fn forget_all(&self) {}
+    pub fn forget_all(&self) {
+        let Inner { node, versions, hosts, stores, .. } = &*self.inner;
+        versions.forget_all();
+        hosts.forget_all_unknown();
+        stores.forget_all_unknown();
+        let (node, stores) = (Arc::clone(node), Arc::clone(stores));
+        self.inner.node.spawn(async move {
+            for store in node.stores.with_pools() {
+                reconcile(&node, &stores, store).await;
+            }
+        });
+    }
 
     /// The whole node in numbers.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        Stats::default()
+        let Inner { node, hosts, stores, .. } = &*self.inner;
+        Stats { routes: hosts.len() + stores.len(), ..node.stores.stats(node) }
     }
 
-    /// What this node knows of a store.
+    /// What this node knows of a store, without asking the directory; `None` when it knows nothing.
     pub async fn explain(&self, store: StoreId) -> Option<Explanation> {
-        let _ = store;
-        None
+        let route = self.inner.stores.peek(&store).await;
+        self.explain_with(store, route.map(|(_, state)| state))
     }
 
     /// What this node knows of the store that has this hostname, without asking the directory.
     pub async fn explain_host(&self, host: &Hostname) -> Option<Explanation> {
-        let _ = host;
-        None
+        let (route, state) = self.inner.hosts.peek(host).await?;
+        self.explain_with(route.store_id, Some(state))
+    }
+
+    fn explain_with(&self, store_id: StoreId, route: Option<crate::stats::RouteState>) -> Option<Explanation> {
+        let Some(slot) = self.inner.node.stores.slot(store_id) else {
+            let breaker = BreakerState::Closed;
+            return route.map(|route| Explanation {
+                store_id,
+                route: Some(route),
+                pool: None,
+                draining: 0,
+                breaker,
+                last_error: None,
+            });
+        };
+        let (pool, draining) = slot.pools();
+        let (breaker, last_error) = lock(&slot.breaker).explain(Instant::now());
+        Some(Explanation { store_id, route, pool: pool.map(|pool| pool.explain()), draining, breaker, last_error })
     }
 
     /// Gives no more leases, waits up to `grace` for those that are out, then closes every connection for real.
     /// Returns the number of connections that were still in use and could not be closed.
     pub async fn shutdown(&self, grace: Duration) -> usize {
-        let _ = grace;
-        0
+        let Inner { node, stop, .. } = &*self.inner;
+        let deadline = Instant::now() + grace;
+        node.stores.drain(grace);
+        let mut look = interval(Duration::from_millis(10));
+        while node.stores.leases() > 0 && Instant::now() < deadline {
+            look.tick().await;
+        }
+        stop.cancel();
+        node.stores.close();
+        let config = &node.config;
+        let last_words = Instant::now() + config.close_timeout + config.close_linger * 2 + Duration::from_millis(100);
+        let is_closed = timeout_at(deadline.max(last_words), node.budget.all_closed()).await.is_ok();
+        node.tracker.close();
+        if is_closed {
+            drop(timeout_at(last_words, node.tracker.wait()).await);
+        }
+        node.budget.in_use()
+    }
+}
+
+/// Reads a store's route anew and brings its pools in line with it.
+async fn reconcile<D: Directory>(node: &Arc<Node>, stores: &Arc<Routes<StoreId, D>>, store: StoreId) {
+    // Without an answer nothing is done: a lease finds its route outdated, and asks again.
+    if let Ok(route) = stores.look_up(&store, false).await {
+        node.stores.reconcile(node, store, route.as_deref());
+    }
+}
+
+/// The one reaper: closes what is unused, and publishes the gauges.
+async fn reap(node: Arc<Node>, stop: CancellationToken) {
+    let mut tick = interval(node.config.reap_interval.max(Duration::from_millis(1)));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        node.stores.reap(&node, Instant::now());
+        meter::publish(&node.stores.stats(&node));
     }
 }

@@ -1,0 +1,337 @@
+//! Routes that this node remembers, in front of a [`Directory`].
+//!
+//! Invariants:
+//! - while the directory answers, a route that is served is at most `refresh` old; one in use is read again in the
+//!   background before that, so nobody waits for it. While it does not answer, a route is served up to `max_stale`;
+//! - a route older than a change that was announced ([`Versions::raise`]) is never served, whether it was remembered
+//!   before or its look-up was under way; nor is a name remembered as unknown across a change that names it;
+//! - however many ask for a name at once, one look-up is under way for it;
+//! - distinct unknown names reach the directory at a limited rate; names that are remembered, known or not, do not pay.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::hash::Hash;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use kernel::{Hostname, StoreId};
+use moka::future::Cache;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout};
+
+use crate::breaker::millis;
+use crate::config::DirectoryConfig;
+use crate::error::ResolveError;
+use crate::limiter::Limiter;
+use crate::meter::{Lookup, lookup_counter};
+use crate::node::{Node, lock};
+use crate::route::{Directory, DirectoryError, Route};
+use crate::stats::RouteState;
+use crate::unknown::Unknown;
+
+/// After a look-up failed, routes past their time are served without waiting for the next, this long.
+const TROUBLE: Duration = Duration::from_secs(1);
+
+/// A look-up that meets a change is repeated this often before it gives up.
+const ATTEMPTS: usize = 4;
+
+/// What a route is asked for by.
+pub(crate) trait Key: Hash + Eq + Clone + Send + Sync + 'static {
+    const UNKNOWN: ResolveError;
+
+    fn find<D: Directory>(&self, directory: &D) -> impl Future<Output = Result<Option<Route>, DirectoryError>> + Send;
+}
+
+impl Key for Hostname {
+    const UNKNOWN: ResolveError = ResolveError::UnknownHost;
+
+    fn find<D: Directory>(&self, directory: &D) -> impl Future<Output = Result<Option<Route>, DirectoryError>> + Send {
+        directory.find_by_hostname(self)
+    }
+}
+
+impl Key for StoreId {
+    const UNKNOWN: ResolveError = ResolveError::UnknownStore;
+
+    fn find<D: Directory>(&self, directory: &D) -> impl Future<Output = Result<Option<Route>, DirectoryError>> + Send {
+        directory.find_by_store(*self)
+    }
+}
+
+/// What was announced of changes, for all caches of a node.
+pub(crate) struct Versions {
+    /// The lowest version of each store's route that still counts. An entry is some 60 bytes and is kept.
+    floors: DashMap<StoreId, Arc<AtomicI64>>,
+    /// Counts announcements, so that a look-up knows whether one came while it was under way.
+    changes: AtomicU64,
+    /// Counts gaps: what was read before the last one is read again.
+    epoch: AtomicU64,
+    /// When a look-up last failed, in milliseconds since `start`, plus one.
+    trouble_ms: AtomicU64,
+    start: Instant,
+}
+
+impl Versions {
+    pub(crate) fn new() -> Self {
+        Self {
+            floors: DashMap::new(),
+            changes: AtomicU64::new(0),
+            epoch: AtomicU64::new(0),
+            trouble_ms: AtomicU64::new(0),
+            start: Instant::now(),
+        }
+    }
+
+    pub(crate) fn floor(&self, store: StoreId) -> Arc<AtomicI64> {
+        Arc::clone(&self.floors.entry(store).or_insert_with(|| Arc::new(AtomicI64::new(i64::MIN))))
+    }
+
+    pub(crate) fn raise(&self, store: StoreId, version: i64) {
+        self.floor(store).fetch_max(version, Ordering::SeqCst);
+        self.changes.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn forget_all(&self) {
+        self.epoch.fetch_add(1, Ordering::SeqCst);
+        self.changes.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn is_in_trouble(&self, now: Instant) -> bool {
+        let failed = self.trouble_ms.load(Ordering::Relaxed);
+        failed > 0 && millis(now.saturating_duration_since(self.start)) < failed + millis(TROUBLE)
+    }
+}
+
+struct Known {
+    route: Arc<Route>,
+    read: Instant,
+    epoch: u64,
+    floor: Arc<AtomicI64>,
+    is_refreshing: AtomicBool,
+}
+
+impl Known {
+    /// Whether a change that is newer than this was announced.
+    fn is_outdated(&self) -> bool {
+        self.route.version < self.floor.load(Ordering::SeqCst)
+    }
+}
+
+type Answer = Result<Option<Arc<Route>>, ResolveError>;
+
+/// The routes of one kind of key.
+pub(crate) struct Routes<K, D> {
+    node: Arc<Node>,
+    directory: Arc<D>,
+    versions: Arc<Versions>,
+    known: Cache<K, Arc<Known>>,
+    unknown: Unknown<K>,
+    flights: Mutex<HashMap<K, watch::Receiver<Option<Answer>>>>,
+    /// Where what was read by hostname is remembered by store, too.
+    by_store: Option<Arc<Routes<StoreId, D>>>,
+    lookups: Semaphore,
+    limiter: Limiter,
+    hits: metrics::Counter,
+}
+
+impl<K: Key, D: Directory> Routes<K, D> {
+    pub(crate) fn new(
+        node: Arc<Node>,
+        directory: Arc<D>,
+        versions: Arc<Versions>,
+        by_store: Option<Arc<Routes<StoreId, D>>>,
+    ) -> Self {
+        let config = &node.config.directory;
+        Self {
+            known: Cache::new(config.max_routes),
+            unknown: Unknown::new(config.max_unknown, config.unknown_ttl),
+            flights: Mutex::new(HashMap::new()),
+            lookups: Semaphore::new(config.max_lookups.max(1)),
+            limiter: Limiter::new(config.unknown_per_second, config.unknown_burst),
+            by_store,
+            hits: lookup_counter(Lookup::Hit),
+            node,
+            directory,
+            versions,
+        }
+    }
+
+    /// The route, from memory if that is fresh enough.
+    pub(crate) async fn resolve(self: &Arc<Self>, key: &K) -> Result<Arc<Route>, ResolveError> {
+        let now = Instant::now();
+        let Some(known) = self.known.get(key).await else {
+            if self.unknown.contains(key, now) {
+                lookup_counter(Lookup::Negative).increment(1);
+                return Err(K::UNKNOWN);
+            }
+            return self.look_up(key, true).await?.ok_or(K::UNKNOWN);
+        };
+        let config: &DirectoryConfig = &self.node.config.directory;
+        let age = now.saturating_duration_since(known.read);
+        let is_suspect = known.epoch != self.versions.epoch.load(Ordering::SeqCst);
+        let is_outdated = known.is_outdated();
+        if !is_suspect && !is_outdated && age < config.refresh {
+            if age >= config.refresh / 4 * 3 && !known.is_refreshing.swap(true, Ordering::Relaxed) {
+                drop(self.flight(key, false));
+            }
+            self.hits.increment(1);
+            return Ok(Arc::clone(&known.route));
+        }
+        let may_be_stale = !is_outdated && age < config.max_stale;
+        if may_be_stale && self.versions.is_in_trouble(now) {
+            drop(self.flight(key, false));
+            lookup_counter(Lookup::Stale).increment(1);
+            return Ok(Arc::clone(&known.route));
+        }
+        match self.look_up(key, false).await {
+            Ok(route) => route.ok_or(K::UNKNOWN),
+            // It may have been outdated while we waited: a suspended store stays suspended.
+            Err(ResolveError::DirectoryUnavailable) if may_be_stale && !known.is_outdated() => {
+                lookup_counter(Lookup::Stale).increment(1);
+                Ok(Arc::clone(&known.route))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The directory's answer, shared with everybody who asks meanwhile.
+    pub(crate) async fn look_up(self: &Arc<Self>, key: &K, is_limited: bool) -> Answer {
+        let mut flight = self.flight(key, is_limited);
+        match flight.wait_for(Option::is_some).await {
+            Ok(answer) => answer.clone().unwrap_or(Err(ResolveError::DirectoryUnavailable)),
+            // The task died with its sender.
+            Err(_) => Err(ResolveError::DirectoryUnavailable),
+        }
+    }
+
+    fn flight(self: &Arc<Self>, key: &K, is_limited: bool) -> watch::Receiver<Option<Answer>> {
+        let mut flights = lock(&self.flights);
+        // A flight whose sender is gone without an answer was a task that died.
+        if let Some(flight) = flights.get(key).filter(|flight| flight.has_changed().is_ok()) {
+            return flight.clone();
+        }
+        let (sender, flight) = watch::channel(None);
+        flights.insert(key.clone(), flight.clone());
+        drop(flights);
+        let (routes, key) = (Arc::clone(self), key.clone());
+        self.node.spawn(async move {
+            let answer = routes.read(&key, is_limited).await;
+            lock(&routes.flights).remove(&key);
+            drop(sender.send(Some(answer)));
+        });
+        flight
+    }
+
+    async fn read(&self, key: &K, is_limited: bool) -> Answer {
+        let config = &self.node.config.directory;
+        let Ok(Ok(_turn)) = timeout(config.lookup_timeout, self.lookups.acquire()).await else {
+            return self.failed(key).await;
+        };
+        if is_limited && let Err(retry_after) = self.limiter.take() {
+            lookup_counter(Lookup::Limited).increment(1);
+            return Err(ResolveError::TooManyUnknown { retry_after });
+        }
+        lookup_counter(Lookup::Miss).increment(1);
+        for _ in 0..ATTEMPTS {
+            let changes = self.versions.changes.load(Ordering::SeqCst);
+            let epoch = self.versions.epoch.load(Ordering::SeqCst);
+            let read = Instant::now();
+            match timeout(config.lookup_timeout, key.find(&*self.directory)).await {
+                Ok(Ok(Some(route))) => {
+                    let floor = self.versions.floor(route.store_id);
+                    if route.version < floor.load(Ordering::SeqCst) {
+                        continue;
+                    }
+                    // What is known anywhere of the store is at least this new from now on.
+                    floor.fetch_max(route.version, Ordering::SeqCst);
+                    if is_limited {
+                        self.limiter.give_back();
+                    }
+                    let route = Arc::new(route);
+                    let is_refreshing = AtomicBool::new(false);
+                    let known = Known { route: Arc::clone(&route), read, epoch, floor, is_refreshing };
+                    self.known.insert(key.clone(), Arc::new(known)).await;
+                    self.unknown.remove(key);
+                    if let Some(by_store) = &self.by_store {
+                        by_store.learn(&route, epoch).await;
+                    }
+                    return Ok(Some(route));
+                }
+                Ok(Ok(None)) => {
+                    if self.versions.changes.load(Ordering::SeqCst) != changes {
+                        continue;
+                    }
+                    self.known.invalidate(key).await;
+                    self.unknown.insert(key.clone(), Instant::now());
+                    // A change between the check and the insert would otherwise be missed for the whole TTL.
+                    if self.versions.changes.load(Ordering::SeqCst) != changes {
+                        self.unknown.remove(key);
+                    }
+                    return Ok(None);
+                }
+                Ok(Err(error)) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "the directory did not answer: {error}");
+                    break;
+                }
+                Err(_) => {
+                    tracing::warn!("the directory did not answer in time");
+                    break;
+                }
+            }
+        }
+        if is_limited {
+            self.limiter.give_back();
+        }
+        self.failed(key).await
+    }
+
+    async fn failed(&self, key: &K) -> Answer {
+        let now = millis(self.versions.start.elapsed());
+        self.versions.trouble_ms.store(now + 1, Ordering::Relaxed);
+        lookup_counter(Lookup::Failed).increment(1);
+        if let Some(known) = self.known.get(key).await {
+            known.is_refreshing.store(false, Ordering::Relaxed);
+        }
+        Err(ResolveError::DirectoryUnavailable)
+    }
+
+    pub(crate) fn forget_unknown(&self, key: &K) {
+        self.unknown.remove(key);
+    }
+
+    pub(crate) fn forget_all_unknown(&self) {
+        self.unknown.clear();
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.known.entry_count()
+    }
+
+    /// What is remembered, without asking anybody.
+    pub(crate) async fn peek(&self, key: &K) -> Option<(Arc<Route>, RouteState)> {
+        let known = self.known.get(key).await?;
+        let state = RouteState {
+            status: known.route.status,
+            version: known.route.version,
+            age_ms: millis(known.read.elapsed()),
+            is_outdated: known.is_outdated() || known.epoch != self.versions.epoch.load(Ordering::SeqCst),
+        };
+        Some((Arc::clone(&known.route), state))
+    }
+}
+
+impl<D: Directory> Routes<StoreId, D> {
+    /// Remembers what was read by hostname, so that a store known by its hostname is known by its id in an outage.
+    async fn learn(&self, route: &Arc<Route>, epoch: u64) {
+        if self.known.get(&route.store_id).await.is_some_and(|known| known.route.version >= route.version) {
+            return;
+        }
+        let floor = self.versions.floor(route.store_id);
+        let is_refreshing = AtomicBool::new(false);
+        let known = Known { route: Arc::clone(route), read: Instant::now(), epoch, floor, is_refreshing };
+        self.known.insert(route.store_id, Arc::new(known)).await;
+        self.unknown.remove(&route.store_id);
+    }
+}

@@ -1,0 +1,144 @@
+//! How a connection comes: a task of its own takes a permit, unseals the credential, connects, and hands over.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::budget::Permit;
+use crate::credential::Credential;
+use crate::error::{Cause, ConnectError};
+use crate::link::{Backend, Link};
+use crate::meter::{ConnectResult, count_connect};
+use crate::node::lock;
+use crate::pool::{Physical, Pool};
+
+/// Gives the place in the pool's counts back, also when the task dies.
+struct Place {
+    pool: Arc<Pool>,
+    is_kept: bool,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.is_kept {
+            return;
+        }
+        let now = Instant::now();
+        let mut state = lock(&self.pool.state);
+        state.open -= 1;
+        state.opening -= 1;
+        lock(&self.pool.breaker).abandoned(now);
+        self.pool.open_for_waiters(&mut state, now);
+    }
+}
+
+/// Opens one connection for `pool`, which has counted it already.
+pub(crate) async fn open(pool: Arc<Pool>) {
+    let mut place = Place { pool: Arc::clone(&pool), is_kept: false };
+    let Some(permit) = wait_for_permit(&pool).await else { return };
+    let deadline = Instant::now() + pool.node.config.connect_timeout;
+    let result = timeout_at(deadline, connect(&pool)).await.unwrap_or(Err(ConnectError::new(Cause::Timeout)));
+    let result = match result {
+        Ok((_, ref backend)) if lock(&pool.state).backends.contains(backend) => {
+            Err(ConnectError::new(Cause::TransactionPooler))
+        }
+        other => other,
+    };
+    match result {
+        Ok((link, backend)) => {
+            place.is_kept = true;
+            hand_over(&pool, link, backend, permit);
+        }
+        Err(error) => {
+            count_connect(ConnectResult::Failed(error.cause));
+            let id = pool.store;
+            let cause = error.cause.as_str();
+            tracing::warn!(store.id = %id, cause, "the database of store {id} could not be reached: {cause}");
+            refuse(&pool, error);
+            // A server that refuses counts us a moment longer.
+            sleep(pool.node.config.close_linger).await;
+            drop(permit);
+        }
+    }
+}
+
+/// A permit, for as long as somebody waits for a connection.
+async fn wait_for_permit(pool: &Arc<Pool>) -> Option<Permit> {
+    let budget = &pool.node.budget;
+    if let Some(permit) = budget.try_take() {
+        return Some(permit);
+    }
+    loop {
+        let deadline = Instant::now() + pool.node.config.acquire_timeout;
+        let make_room = || pool.node.stores.close_one_idle(pool);
+        let permit = budget.wait(&pool.line, deadline, make_room).await;
+        if lock(&pool.state).waiters.iter().all(oneshot::Sender::is_closed) {
+            return None;
+        }
+        if permit.is_some() {
+            return permit;
+        }
+    }
+}
+
+async fn connect(pool: &Pool) -> Result<(Link, Backend), ConnectError> {
+    let database = &pool.database;
+    let mut pause = Duration::from_millis(10);
+    loop {
+        let opened = {
+            // Opened here and dropped here: nothing keeps the secret beyond the connecting.
+            let keys = &pool.node.keys;
+            let credential = Credential::open(keys, &database.sealed, pool.store, database.credential_version)
+                .map_err(|_| ConnectError::new(Cause::Sealed))?;
+            Link::open(&credential, &pool.node.setup).await
+        };
+        match opened {
+            // The server may not have noticed yet that another connection of ours has gone.
+            Err(error) if error.cause == Cause::TooManyConnections && pause < Duration::from_millis(200) => {
+                sleep(pause).await;
+                pause *= 2;
+            }
+            other => return other,
+        }
+    }
+}
+
+fn hand_over(pool: &Arc<Pool>, link: Link, backend: Backend, permit: Permit) {
+    count_connect(ConnectResult::Ok);
+    let now = Instant::now();
+    let lifetime = pool.node.config.max_lifetime;
+    let spread = u64::try_from((lifetime / 10).as_millis()).unwrap_or(u64::MAX);
+    let expires = now + lifetime.saturating_sub(Duration::from_millis(kernel::random::below(spread)));
+    {
+        let mut state = lock(&pool.state);
+        state.opening -= 1;
+        state.established += 1;
+        state.backends.push(backend.clone());
+        lock(&pool.breaker).succeeded();
+    }
+    pool.release(Box::new(Physical { link, backend, permit, opened: now, expires, since: now }));
+    let mut state = lock(&pool.state);
+    pool.open_for_waiters(&mut state, now);
+}
+
+/// Tells the breaker, and whoever has nothing left to wait for.
+fn refuse(pool: &Arc<Pool>, error: ConnectError) {
+    let now = Instant::now();
+    let is_pooler = error.cause == Cause::TransactionPooler;
+    let mut state = lock(&pool.state);
+    let mut breaker = lock(&pool.breaker);
+    breaker.failed(error, now, &pool.node.config.breaker);
+    let refusal = breaker.refusal(now);
+    drop(breaker);
+    if let Some(refusal) = refusal
+        && (is_pooler || state.established == 0 && state.opening == 1)
+    {
+        state.fail_waiters(refusal);
+    }
+    drop(state);
+    if is_pooler {
+        pool.close_idle();
+    }
+}

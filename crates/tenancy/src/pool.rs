@@ -1,0 +1,291 @@
+//! The pool of one store's database, for one version of its credential and schema.
+//!
+//! Invariants, each kept under the one lock and never across an await:
+//! - `open` counts every physical connection from before its first packet until after its good-bye, and never passes
+//!   `max_connections_per_store`; each of them also holds a permit of the node's [`crate::budget`];
+//! - idle connections exist only while nobody waits, and who waits is served in order: nobody overtakes;
+//! - connections are opened by tasks of their own, for as many as wait: a request that goes away wastes no connect, and
+//!   one that comes back serves the first in line, whichever is sooner;
+//! - while the pool has no connection, one connect goes ahead and the others wait for its verdict;
+//! - only a connection that is known to be clean becomes idle: see [`crate::connection`].
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kernel::{StoreId, StoreStatus};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+use crate::breaker::{Breaker, millis};
+use crate::budget::Permit;
+use crate::closing::Farewell;
+use crate::connection::Connection;
+use crate::error::{Cause, LeaseError};
+use crate::link::{Backend, Link, Ping};
+use crate::node::{Node, lock};
+use crate::opening;
+use crate::route::{DatabaseRoute, Route};
+use crate::stats::PoolState;
+
+/// An open connection with everything that it holds.
+pub(crate) struct Physical {
+    pub(crate) link: Link,
+    pub(crate) backend: Backend,
+    pub(crate) permit: Permit,
+    pub(crate) opened: Instant,
+    pub(crate) expires: Instant,
+    pub(crate) since: Instant,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Open,
+    Draining { until: Instant },
+    Closed(LeaseError),
+}
+
+type Delivery = Result<Connection, LeaseError>;
+
+pub(crate) struct State {
+    #[expect(clippy::vec_box, reason = "a pointer moves between here and the borrower, not the whole connection")]
+    pub(crate) idle: Vec<Box<Physical>>,
+    pub(crate) waiters: VecDeque<oneshot::Sender<Delivery>>,
+    pub(crate) open: usize,
+    pub(crate) opening: usize,
+    pub(crate) established: usize,
+    pub(crate) backends: Vec<Backend>,
+    pub(crate) phase: Phase,
+    pub(crate) status: StoreStatus,
+    /// Connections unused since before this moment may have died with another.
+    pub(crate) suspect_before: Option<Instant>,
+}
+
+pub(crate) struct Pool {
+    pub(crate) node: Arc<Node>,
+    pub(crate) store: StoreId,
+    pub(crate) database: DatabaseRoute,
+    pub(crate) breaker: Arc<Mutex<Breaker>>,
+    pub(crate) state: Mutex<State>,
+    /// This pool's places in the node's line for permits.
+    pub(crate) line: AtomicUsize,
+    created: Instant,
+    leases: AtomicUsize,
+    last_leased_ms: AtomicU64,
+    pub(crate) closes_when_unused: AtomicBool,
+}
+
+enum Taken {
+    Sound(Box<Physical>),
+    Doubtful(Box<Physical>),
+    Wait(oneshot::Receiver<Delivery>),
+}
+
+impl Pool {
+    pub(crate) fn new(node: Arc<Node>, route: &Route, database: &DatabaseRoute, breaker: Arc<Mutex<Breaker>>) -> Self {
+        Self {
+            node,
+            store: route.store_id,
+            database: database.clone(),
+            breaker,
+            state: Mutex::new(State {
+                idle: Vec::new(),
+                waiters: VecDeque::new(),
+                open: 0,
+                opening: 0,
+                established: 0,
+                backends: Vec::new(),
+                phase: Phase::Open,
+                status: route.status,
+                suspect_before: None,
+            }),
+            line: AtomicUsize::new(0),
+            created: Instant::now(),
+            leases: AtomicUsize::new(0),
+            last_leased_ms: AtomicU64::new(0),
+            closes_when_unused: AtomicBool::new(route.status != StoreStatus::Active),
+        }
+    }
+
+    /// Whether connections of this pool are right for `database`. The seal itself does not count: sealing again under a
+    /// new key changes nothing for the server.
+    pub(crate) fn fits(&self, database: &DatabaseRoute) -> bool {
+        self.database.engine == database.engine
+            && self.database.server == database.server
+            && self.database.credential_version == database.credential_version
+            && self.database.schema_version == database.schema_version
+    }
+
+    pub(crate) fn leased(&self) {
+        self.leases.fetch_add(1, Ordering::SeqCst);
+        self.last_leased_ms.store(millis(self.created.elapsed()), Ordering::Relaxed);
+    }
+
+    pub(crate) fn unleased(self: &Arc<Self>) {
+        if self.leases.fetch_sub(1, Ordering::SeqCst) == 1 && self.closes_when_unused.load(Ordering::SeqCst) {
+            self.close_idle();
+        }
+    }
+
+    pub(crate) fn leases(&self) -> usize {
+        self.leases.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn last_leased(&self) -> Instant {
+        self.created + Duration::from_millis(self.last_leased_ms.load(Ordering::Relaxed))
+    }
+
+    /// A connection: an idle one, or the next that comes back or opens.
+    pub(crate) async fn acquire(self: &Arc<Self>, is_served: bool) -> Result<Connection, LeaseError> {
+        loop {
+            let now = Instant::now();
+            match self.take(now, is_served)? {
+                Taken::Sound(physical) => return Ok(Connection::new(Arc::clone(self), physical)),
+                Taken::Doubtful(physical) => {
+                    let mut connection = Connection::new(Arc::clone(self), physical);
+                    match connection.ping().await {
+                        Ping::Alive => return Ok(connection),
+                        Ping::Dead => {}
+                        Ping::Late => self.close_idle(),
+                    }
+                }
+                Taken::Wait(delivery) => {
+                    let deadline = now + self.node.config.acquire_timeout;
+                    return match timeout_at(deadline, delivery).await {
+                        Ok(Ok(delivery)) => delivery,
+                        Ok(Err(_)) => Err(LeaseError::Draining),
+                        Err(_) => Err(self.waited_too_long()),
+                    };
+                }
+            }
+        }
+    }
+
+    fn take(self: &Arc<Self>, now: Instant, is_served: bool) -> Result<Taken, LeaseError> {
+        let config = &self.node.config;
+        let mut state = lock(&self.state);
+        if let Phase::Closed(why) = state.phase {
+            return Err(why);
+        }
+        if is_served && state.status != StoreStatus::Active {
+            return Err(LeaseError::NotServing { status: state.status });
+        }
+        if let Some(physical) = state.idle.pop() {
+            let is_suspect = state.suspect_before.is_some_and(|moment| physical.since < moment);
+            let is_rested = now.saturating_duration_since(physical.since) > config.ping_after;
+            return Ok(if is_suspect || is_rested { Taken::Doubtful(physical) } else { Taken::Sound(physical) });
+        }
+        if state.established == 0
+            && state.opening > 0
+            && let Some(refusal) = lock(&self.breaker).refusal(now)
+        {
+            return Err(refusal);
+        }
+        if state.waiters.len() >= config.max_waiting_per_store {
+            state.waiters.retain(|waiter| !waiter.is_closed());
+            if state.waiters.len() >= config.max_waiting_per_store {
+                return Err(LeaseError::Busy { retry_after: config.acquire_timeout });
+            }
+        }
+        let (waiter, delivery) = oneshot::channel();
+        state.waiters.push_back(waiter);
+        self.open_for_waiters(&mut state, now);
+        Ok(Taken::Wait(delivery))
+    }
+
+    fn waited_too_long(&self) -> LeaseError {
+        let retry_after = Duration::from_secs(1);
+        let state = lock(&self.state);
+        // Without any connection and without a place in line for a permit, it is the database that keeps us waiting.
+        if state.established == 0 && state.opening > 0 && self.line.load(Ordering::SeqCst) == 0 {
+            LeaseError::Unavailable { cause: Cause::Timeout, retry_after }
+        } else {
+            LeaseError::Busy { retry_after }
+        }
+    }
+
+    /// Starts as many connects as there are waiting requests, limits and breaker allow.
+    pub(crate) fn open_for_waiters(self: &Arc<Self>, state: &mut State, now: Instant) {
+        while state.waiters.front().is_some_and(oneshot::Sender::is_closed) {
+            state.waiters.pop_front();
+        }
+        if matches!(state.phase, Phase::Closed(_)) {
+            return;
+        }
+        let wanted = if state.established == 0 { state.waiters.len().min(1) } else { state.waiters.len() };
+        while state.opening < wanted && state.open < self.node.config.max_connections_per_store.max(1) {
+            let probe_limit = self.node.config.acquire_timeout + self.node.config.connect_timeout * 2;
+            if let Err(refusal) = lock(&self.breaker).admit(now, probe_limit) {
+                if state.established == 0 && state.opening == 0 {
+                    state.fail_waiters(refusal);
+                }
+                return;
+            }
+            state.open += 1;
+            state.opening += 1;
+            self.node.spawn(opening::open(Arc::clone(self)));
+        }
+    }
+
+    /// Takes a clean connection back: for the first who waits, for another store, or for later.
+    pub(crate) fn release(self: &Arc<Self>, mut physical: Box<Physical>) {
+        let now = Instant::now();
+        let config = &self.node.config;
+        let budget = &self.node.budget;
+        loop {
+            let mut state = lock(&self.state);
+            let is_over = match state.phase {
+                Phase::Closed(_) => true,
+                Phase::Draining { .. } => self.leases() == 0,
+                Phase::Open => state.status != StoreStatus::Active && self.leases() == 0,
+            };
+            let is_lent_long = now.saturating_duration_since(physical.opened) >= config.tenure;
+            let is_for_others = budget.has_waiters()
+                && budget.others_lack(&self.line)
+                && (is_lent_long || state.waiters.iter().all(oneshot::Sender::is_closed));
+            if is_over || is_for_others || now >= physical.expires {
+                state.established -= 1;
+                drop(state);
+                return self.finish(physical, Farewell::Polite);
+            }
+            let Some(waiter) = state.waiters.pop_front() else {
+                physical.since = now;
+                state.idle.push(physical);
+                break;
+            };
+            drop(state);
+            match waiter.send(Ok(Connection::new(Arc::clone(self), physical))) {
+                Err(Ok(connection)) => match connection.into_physical() {
+                    Some(back) => physical = back,
+                    None => return,
+                },
+                _ => return,
+            }
+        }
+        // Somebody may have joined the line after we looked and before the connection was there to be found.
+        if budget.has_waiters() && budget.others_lack(&self.line) {
+            self.close_oldest_idle();
+        }
+    }
+
+    pub(crate) fn explain(&self) -> PoolState {
+        let state = lock(&self.state);
+        PoolState {
+            age_ms: millis(self.created.elapsed()),
+            leases: self.leases(),
+            open: state.open,
+            idle: state.idle.len(),
+            opening: state.opening,
+            waiting: state.waiters.iter().filter(|waiter| !waiter.is_closed()).count(),
+        }
+    }
+}
+
+impl State {
+    pub(crate) fn fail_waiters(&mut self, why: LeaseError) {
+        for waiter in self.waiters.drain(..) {
+            drop(waiter.send(Err(why)));
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! The stores that this node has or had to do with: their pools and breakers.
+//!
+//! Admission rules of pools:
+//! - a store has one current pool; a lease takes it when it fits the route (engine, server, credential version, schema
+//!   version) and otherwise replaces it, unless the route is older than one that was seen before: then the route is read
+//!   again, so an old route never brings an old credential back;
+//! - a replaced pool serves the leases that it gave until they are dropped, or `drain_grace` is over;
+//! - when `max_pools` are open, the one that was leased longest ago and has no lease out is closed for the next.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use kernel::{StoreId, StoreStatus};
+use tokio::time::Instant;
+
+use crate::breaker::Breaker;
+use crate::error::LeaseError;
+use crate::lease::Lease;
+use crate::meter::{Eviction, count_evictions};
+use crate::node::{Node, lock};
+use crate::pool::Pool;
+use crate::route::{DatabaseRoute, Route};
+use crate::stats::Stats;
+
+/// How long a breaker that is closed again keeps its last error for `explain`.
+const KEEP_ERRORS: Duration = Duration::from_secs(600);
+
+/// One store on this node.
+pub(crate) struct Slot {
+    /// The lowest route version that still counts, shared with the directory's cache.
+    floor: Arc<AtomicI64>,
+    /// The highest route version that was leased.
+    version: AtomicI64,
+    pub(crate) breaker: Arc<Mutex<Breaker>>,
+    pools: Mutex<Pools>,
+}
+
+#[derive(Default)]
+struct Pools {
+    current: Option<Arc<Pool>>,
+    draining: Vec<Arc<Pool>>,
+    /// Set when the slot was taken out of the map: who still holds it must look again.
+    is_gone: bool,
+}
+
+pub(crate) struct Stores {
+    slots: DashMap<StoreId, Arc<Slot>>,
+    pools: AtomicUsize,
+    is_closed: AtomicBool,
+}
+
+/// The route is older than what is known: read it again.
+pub(crate) struct Outdated;
+
+impl Stores {
+    pub(crate) fn new() -> Self {
+        Self { slots: DashMap::new(), pools: AtomicUsize::new(0), is_closed: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn slot(&self, store: StoreId) -> Option<Arc<Slot>> {
+        self.slots.get(&store).map(|slot| Arc::clone(&slot))
+    }
+
+    fn all(&self) -> Vec<Arc<Slot>> {
+        self.slots.iter().map(|slot| Arc::clone(&slot)).collect()
+    }
+
+    /// Stores with a pool.
+    pub(crate) fn with_pools(&self) -> Vec<StoreId> {
+        self.slots.iter().filter(|slot| lock(&slot.pools).current.is_some()).map(|slot| *slot.key()).collect()
+    }
+
+    /// A lease on the pool that fits `route`. `floor` is asked for only when the store is new here.
+    pub(crate) fn lease(
+        &self,
+        node: &Arc<Node>,
+        route: &Arc<Route>,
+        is_served: bool,
+        floor: impl FnOnce() -> Arc<AtomicI64>,
+    ) -> Result<Result<Lease, LeaseError>, Outdated> {
+        if self.is_closed.load(Ordering::SeqCst) {
+            return Ok(Err(LeaseError::ShuttingDown));
+        }
+        let slot = match self.slot(route.store_id) {
+            Some(slot) => slot,
+            None => self.new_slot(route.store_id, floor()),
+        };
+        if route.version < slot.floor.load(Ordering::SeqCst) {
+            return Err(Outdated);
+        }
+        if is_served && !route.is_served() {
+            return Ok(Err(LeaseError::NotServing { status: route.status }));
+        }
+        let Some(database) = &route.database else { return Ok(Err(LeaseError::NoDatabase)) };
+        let mut pools = lock(&slot.pools);
+        if pools.is_gone {
+            return Err(Outdated);
+        }
+        if let Some(pool) = &pools.current
+            && slot.version.load(Ordering::SeqCst) == route.version
+            && pool.fits(database)
+        {
+            return Ok(Ok(Lease::new(Arc::clone(pool), Arc::clone(route), is_served)));
+        }
+        slot.confirm(&mut pools, node, route, Some(database)).ok_or(Outdated)?;
+        if let Some(pool) = &pools.current {
+            return Ok(Ok(Lease::new(Arc::clone(pool), Arc::clone(route), is_served)));
+        }
+        drop(pools);
+        if !self.reserve_pool(node.config.max_pools) {
+            return Ok(Err(LeaseError::Busy { retry_after: Duration::from_secs(1) }));
+        }
+        let mut pools = lock(&slot.pools);
+        if pools.is_gone || pools.current.is_some() {
+            // Somebody was quicker; the second look finds what they made.
+            self.pools.fetch_sub(1, Ordering::SeqCst);
+            drop(pools);
+            return self.lease(node, route, is_served, || Arc::clone(&slot.floor));
+        }
+        let pool = Arc::new(Pool::new(Arc::clone(node), route, database, Arc::clone(&slot.breaker)));
+        pools.current = Some(Arc::clone(&pool));
+        Ok(Ok(Lease::new(pool, Arc::clone(route), is_served)))
+    }
+
+    /// Counts one more pool, closing another for it when needed and possible.
+    fn reserve_pool(&self, limit: usize) -> bool {
+        let one_more = |count: usize| (count < limit.max(1)).then_some(count + 1);
+        while self.pools.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more).is_err() {
+            if !self.close_idlest_pool() {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn new_slot(&self, store: StoreId, floor: Arc<AtomicI64>) -> Arc<Slot> {
+        let slot = self.slots.entry(store).or_insert_with(|| {
+            Arc::new(Slot {
+                floor,
+                version: AtomicI64::new(i64::MIN),
+                breaker: Arc::new(Mutex::new(Breaker::new())),
+                pools: Mutex::new(Pools::default()),
+            })
+        });
+        Arc::clone(&slot)
+    }
+
+    /// What a route that was read anew means for the store's pools.
+    pub(crate) fn reconcile(&self, node: &Arc<Node>, store: StoreId, route: Option<&Route>) {
+        let Some(slot) = self.slot(store) else { return };
+        let mut pools = lock(&slot.pools);
+        match route {
+            Some(route) => {
+                slot.confirm(&mut pools, node, route, route.database.as_ref());
+            }
+            None => slot.replace(&mut pools, node, Some(LeaseError::NoDatabase)),
+        }
+    }
+
+    /// Closes the least recently used idle connection of any pool but `asking`.
+    pub(crate) fn close_one_idle(&self, asking: &Arc<Pool>) {
+        // A second look, when the first one found was taken meanwhile.
+        for _ in 0..2 {
+            let mut oldest: Option<(Instant, Arc<Pool>)> = None;
+            for slot in &self.slots {
+                for pool in lock(&slot.pools).iter().filter(|pool| !Arc::ptr_eq(pool, asking)) {
+                    let Some(since) = pool.oldest_idle() else { continue };
+                    if oldest.as_ref().is_none_or(|(known, _)| since < *known) {
+                        oldest = Some((since, Arc::clone(pool)));
+                    }
+                }
+            }
+            let Some((_, pool)) = oldest else { return };
+            if pool.close_oldest_idle() {
+                return count_evictions(Eviction::MadeRoom, 1);
+            }
+        }
+    }
+
+    fn close_idlest_pool(&self) -> bool {
+        let mut idlest: Option<(Instant, Arc<Slot>)> = None;
+        for slot in &self.slots {
+            let pools = lock(&slot.pools);
+            let Some(pool) = pools.current.as_ref().filter(|pool| pool.leases() == 0) else { continue };
+            if idlest.as_ref().is_none_or(|(known, _)| pool.last_leased() < *known) {
+                idlest = Some((pool.last_leased(), Arc::clone(slot.value())));
+            }
+        }
+        let Some((_, slot)) = idlest else { return false };
+        let mut pools = lock(&slot.pools);
+        if let Some(pool) = pools.current.take_if(|pool| pool.leases() == 0) {
+            self.pools.fetch_sub(1, Ordering::SeqCst);
+            pool.drain(Duration::ZERO);
+            pools.draining.push(pool);
+            count_evictions(Eviction::PoolLimit, 1);
+        }
+        true
+    }
+
+    /// One round of the reaper.
+    pub(crate) fn reap(&self, node: &Node, now: Instant) {
+        let mut reaped = 0;
+        for slot in self.all() {
+            let mut pools = lock(&slot.pools);
+            reaped += pools.iter().map(|pool| pool.reap(now)).sum::<usize>();
+            let is_unused = |pool: &mut Arc<Pool>| {
+                pool.leases() == 0 && now.saturating_duration_since(pool.last_leased()) > node.config.pool_idle
+            };
+            if let Some(pool) = pools.current.take_if(is_unused) {
+                self.pools.fetch_sub(1, Ordering::SeqCst);
+                pool.drain(Duration::ZERO);
+                pools.draining.push(pool);
+                count_evictions(Eviction::PoolIdle, 1);
+            }
+            pools.draining.retain(|pool| pool.explain().open > 0 || pool.leases() > 0);
+        }
+        self.slots.retain(|_, slot| {
+            let mut pools = lock(&slot.pools);
+            pools.is_gone = pools.iter().next().is_none() && lock(&slot.breaker).is_forgettable(now, KEEP_ERRORS);
+            !pools.is_gone
+        });
+        count_evictions(Eviction::Reaped, reaped);
+    }
+
+    /// Gives no more leases; those that are out may go on until [`Stores::close`].
+    pub(crate) fn drain(&self, grace: Duration) {
+        self.is_closed.store(true, Ordering::SeqCst);
+        for slot in self.all() {
+            for pool in lock(&slot.pools).iter() {
+                pool.drain(grace);
+            }
+        }
+    }
+
+    /// Closes every pool for good.
+    pub(crate) fn close(&self) {
+        self.is_closed.store(true, Ordering::SeqCst);
+        for slot in self.all() {
+            for pool in lock(&slot.pools).iter() {
+                pool.close(LeaseError::ShuttingDown);
+            }
+        }
+        self.slots.clear();
+        self.pools.store(0, Ordering::SeqCst);
+    }
+
+    pub(crate) fn leases(&self) -> usize {
+        self.slots.iter().map(|slot| lock(&slot.pools).iter().map(|pool| pool.leases()).sum::<usize>()).sum()
+    }
+
+    pub(crate) fn stats(&self, node: &Node) -> Stats {
+        let mut stats = Stats { open: node.budget.in_use(), limit: node.budget.limit(), ..Stats::default() };
+        for slot in &self.slots {
+            let pools = lock(&slot.pools);
+            stats.pools += usize::from(pools.current.is_some());
+            stats.draining += pools.draining.len();
+            for state in pools.iter().map(|pool| pool.explain()) {
+                stats.leases += state.leases;
+                stats.idle += state.idle;
+                stats.waiting += state.waiting;
+            }
+        }
+        stats
+    }
+}
+
+impl Slot {
+    /// Brings the current pool in line with `route`; `None` when the route is older than one that was seen before.
+    fn confirm(
+        &self,
+        pools: &mut Pools,
+        node: &Arc<Node>,
+        route: &Route,
+        database: Option<&DatabaseRoute>,
+    ) -> Option<()> {
+        let known = self.version.load(Ordering::SeqCst);
+        if route.version < known || route.version < self.floor.load(Ordering::SeqCst) {
+            return None;
+        }
+        if route.version > known {
+            self.version.store(route.version, Ordering::SeqCst);
+            lock(&self.breaker).route_changed();
+        }
+        match (&pools.current, database) {
+            (Some(pool), Some(database)) if pool.fits(database) => pool.set_status(route.status),
+            (Some(_), Some(_)) => self.replace(pools, node, None),
+            (Some(_), None) => self.replace(pools, node, Some(LeaseError::NoDatabase)),
+            (None, _) => {}
+        }
+        // A store that is served no more is so for leases of an older pool, too.
+        if route.status != StoreStatus::Active {
+            for pool in &pools.draining {
+                pool.set_status(route.status);
+            }
+        }
+        Some(())
+    }
+
+    fn replace(&self, pools: &mut Pools, node: &Node, at_once: Option<LeaseError>) {
+        let Some(pool) = pools.current.take() else { return };
+        node.stores.pools.fetch_sub(1, Ordering::SeqCst);
+        count_evictions(Eviction::Replaced, 1);
+        match at_once {
+            Some(why) => pool.close(why),
+            None => pool.drain(node.config.drain_grace),
+        }
+        pools.draining.push(pool);
+    }
+
+    /// The current pool, and how many drain.
+    pub(crate) fn pools(&self) -> (Option<Arc<Pool>>, usize) {
+        let pools = lock(&self.pools);
+        (pools.current.clone(), pools.draining.len())
+    }
+}
+
+impl Pools {
+    fn iter(&self) -> impl Iterator<Item = &Arc<Pool>> {
+        self.current.iter().chain(&self.draining)
+    }
+}
