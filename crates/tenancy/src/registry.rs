@@ -78,7 +78,7 @@ impl Stores {
         node: &Arc<Node>,
         route: &Arc<Route>,
         is_served: bool,
-        floor: impl FnOnce() -> Arc<AtomicI64>,
+        floor: &dyn Fn() -> Arc<AtomicI64>,
     ) -> Result<Result<Lease, LeaseError>, Outdated> {
         if self.is_closed.load(Ordering::SeqCst) {
             return Ok(Err(LeaseError::ShuttingDown));
@@ -117,7 +117,7 @@ impl Stores {
             // Somebody was quicker; the second look finds what they made.
             self.pools.fetch_sub(1, Ordering::SeqCst);
             drop(pools);
-            return self.lease(node, route, is_served, || Arc::clone(&slot.floor));
+            return self.lease(node, route, is_served, floor);
         }
         let pool = Arc::new(Pool::new(Arc::clone(node), route, database, Arc::clone(&slot.breaker)));
         pools.current = Some(Arc::clone(&pool));

@@ -99,7 +99,7 @@ impl<D: Directory> Tenancy<D> {
     async fn lease_as(&self, route: &Arc<Route>, is_served: bool) -> Result<Lease, LeaseError> {
         let Inner { node, versions, stores, .. } = &*self.inner;
         let floor = || versions.floor(route.store_id);
-        if let Ok(lease) = node.stores.lease(node, route, is_served, floor) {
+        if let Ok(lease) = node.stores.lease(node, route, is_served, &floor) {
             return lease;
         }
         for _ in 0..ATTEMPTS {
@@ -108,7 +108,7 @@ impl<D: Directory> Tenancy<D> {
                 Ok(None) => return Err(LeaseError::NoDatabase),
                 Err(_) => return Err(LeaseError::DirectoryUnavailable),
             };
-            if let Ok(lease) = node.stores.lease(node, &newer, is_served, floor) {
+            if let Ok(lease) = node.stores.lease(node, &newer, is_served, &floor) {
                 return lease;
             }
         }

@@ -1,0 +1,13 @@
+//! The connection manager against a real server: one binary, one file per part of its promise.
+
+#[path = "it/directory.rs"]
+mod directory;
+#[path = "it/faults.rs"]
+mod faults;
+#[path = "it/limits.rs"]
+mod limits;
+#[path = "it/pools.rs"]
+mod pools;
+#[path = "it/sessions.rs"]
+mod sessions;
+mod support;

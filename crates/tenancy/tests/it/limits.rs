@@ -1,0 +1,143 @@
+//! Connections are counted as connections, and shared fairly.
+
+use std::time::Duration;
+
+use tenancy::{LeaseError, TenancyConfig};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::support::{Store, World, count_backends, echo, quick, read, run};
+
+/// Stores that share one role and one database, in which the server itself allows `limit` connections.
+async fn crowded(config: TenancyConfig, limit: usize, stores: usize) -> (World, Vec<Store>) {
+    let world = World::start(config).await;
+    let first = world.store().await;
+    let mut admin = world.cluster.admin("postgres").await;
+    run(&mut admin, &format!("alter database {} connection limit {limit}", first.credential.database)).await;
+    let credential = first.credential.clone();
+    let all = std::iter::once(first).chain((1..stores).map(|_| world.add(&credential))).collect();
+    (world, all)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_node_never_passes_its_limit_and_everybody_is_served() {
+    let config = TenancyConfig { max_connections: 3, tenure: Duration::from_millis(5), ..quick() };
+    let (world, stores) = crowded(config, 3, 12).await;
+    let mut tasks = JoinSet::new();
+    for (number, store) in stores.iter().enumerate() {
+        for task in 0..4_i64 {
+            let (tenancy, host) = (world.tenancy.clone(), store.host.clone());
+            tasks.spawn(async move {
+                for round in 0..8_i64 {
+                    let mine = i64::try_from(number).expect("small") * 10_000 + task * 100 + round;
+                    let route = tenancy.resolve_host(&host).await.expect("known");
+                    let lease = tenancy.lease(&route).await.expect("served");
+                    let mut connection = lease.acquire().await.expect("a connection in time");
+                    let (answer,): (i64,) = connection.fetch_one(echo(mine, 0.001)).await.expect("an answer");
+                    assert_eq!(answer, mine);
+                }
+            });
+        }
+    }
+    let mut admin = world.cluster.admin("postgres").await;
+    let mut most = 0;
+    while !tasks.is_empty() {
+        tokio::select! {
+            Some(done) = tasks.join_next() => done.expect("no task fails"),
+            count = count_backends(&mut admin, &stores[0].credential.database) => most = most.max(count),
+        }
+    }
+    assert!((1..=3).contains(&most), "{most} backends");
+    for store in &stores {
+        let explained = world.tenancy.explain(store.id).await.expect("something is known");
+        assert!(explained.last_error.is_none(), "the server never had to refuse: {explained:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_on_one_store_does_not_starve_another() {
+    let config = TenancyConfig { max_connections: 2, tenure: Duration::from_millis(20), ..quick() };
+    let (world, stores) = crowded(config, 2, 2).await;
+    let mut flood = JoinSet::new();
+    for _ in 0..200 {
+        let lease = world.lease(&stores[0]).await;
+        flood.spawn(async move {
+            loop {
+                if let Ok(mut connection) = lease.acquire().await {
+                    drop(connection.fetch_one::<(i64,)>(echo(1, 0.002)).await);
+                }
+            }
+        });
+    }
+    let quiet = world.lease(&stores[1]).await;
+    let mut slowest = Duration::ZERO;
+    for round in 0..10 {
+        let begun = Instant::now();
+        let mut connection = quiet.acquire().await.expect("its turn comes");
+        let (answer,): (i64,) = connection.fetch_one(echo(round, 0.0)).await.expect("an answer");
+        assert_eq!(answer, round);
+        slowest = slowest.max(begun.elapsed());
+    }
+    flood.shutdown().await;
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_connection_of_another_store_makes_room() {
+    let config = TenancyConfig { max_connections: 2, ..quick() };
+    let (world, stores) = crowded(config, 2, 5).await;
+    for store in stores.iter().chain(&stores) {
+        let mut connection = world.lease(store).await.acquire().await.expect("a connection");
+        assert!(connection.fetch_one::<(i32,)>(read("select 1")).await.is_ok());
+    }
+    assert!(world.tenancy.stats().open <= 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waiting_is_bounded_in_time_and_in_number() {
+    let config = TenancyConfig {
+        max_connections_per_store: 1,
+        max_waiting_per_store: 2,
+        acquire_timeout: Duration::from_millis(100),
+        ..quick()
+    };
+    let world = World::start(TenancyConfig { acquire_timeout: Duration::from_secs(10), ..config.clone() }).await;
+    let store = world.store().await;
+    let tenancy = tenancy::Tenancy::new(
+        crate::support::directory::Dir(std::sync::Arc::clone(&world.master)),
+        std::sync::Arc::clone(&world.keys),
+        config,
+    );
+    let route = tenancy.resolve_host(&store.host).await.expect("known");
+    let lease = tenancy.lease(&route).await.expect("served");
+    let held = loop {
+        // A busy machine may need longer than the short timeout for its first connection.
+        if let Ok(connection) = lease.acquire().await {
+            break connection;
+        }
+    };
+    let begun = Instant::now();
+    let (one, two, three) = tokio::join!(lease.acquire(), lease.acquire(), async {
+        let answer = lease.acquire().await;
+        (answer, begun.elapsed())
+    });
+    assert!(matches!(one, Err(LeaseError::Busy { .. })) && matches!(two, Err(LeaseError::Busy { .. })));
+    assert!(matches!(three.0, Err(LeaseError::Busy { .. })) && three.1 < Duration::from_millis(90), "no third place");
+    assert!(begun.elapsed() >= Duration::from_millis(100));
+    drop(held);
+    assert!(lease.acquire().await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_goes_away_takes_no_connection_with_it() {
+    let world = World::start(TenancyConfig { max_connections_per_store: 2, ..quick() }).await;
+    let store = world.store().await;
+    let lease = world.lease(&store).await;
+    for _ in 0..50 {
+        let patience = Duration::from_micros(kernel::random::below(3000));
+        drop(tokio::time::timeout(patience, lease.acquire()).await);
+    }
+    let both = [lease.acquire().await.expect("one"), lease.acquire().await.expect("two")];
+    assert!(world.backends(&store).await <= 2);
+    drop(both);
+}
