@@ -1,1 +1,20 @@
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
 
+pub mod cart;
+pub mod catalog;
+pub mod checkout;
+pub mod content;
+mod field;
+pub mod import;
+pub mod migrate;
+pub mod order;
+pub mod seed;
+pub mod settings;
+mod sql;
+mod stored;
+pub mod totals;
+pub mod upkeep;
+
+pub use field::FieldError;
+pub use migrate::{LATEST_VERSION, SCHEMA, SchemaError, SchemaState, inspect, migrate};

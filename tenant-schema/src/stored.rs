@@ -1,0 +1,102 @@
+//! How ids, currencies and states stand in a store's database: as text, the same in every engine.
+
+use kernel::Currency;
+use sqlx::error::BoxDynError;
+use sqlx::postgres::{PgTypeInfo, PgValueRef};
+use sqlx::{Decode, Postgres, Type};
+
+/// A column of text that reads as a `T`: `#[sqlx(try_from = "Stored<ProductId>")]`.
+#[derive(Debug)]
+pub(crate) struct Stored<T>(pub(crate) T);
+
+/// What can be read from its stored text.
+pub(crate) trait FromStored: Sized {
+    fn from_stored(text: &str) -> Option<Self>;
+}
+
+impl<T> Type<Postgres> for Stored<T> {
+    fn type_info() -> PgTypeInfo {
+        <str as Type<Postgres>>::type_info()
+    }
+
+    fn compatible(column: &PgTypeInfo) -> bool {
+        <str as Type<Postgres>>::compatible(column)
+    }
+}
+
+impl<'r, T: FromStored> Decode<'r, Postgres> for Stored<T> {
+    fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
+        let text = <&str as Decode<'r, Postgres>>::decode(value)?;
+        T::from_stored(text).map(Self).ok_or_else(|| "the stored text is of another kind than its column".into())
+    }
+}
+
+impl FromStored for Currency {
+    fn from_stored(text: &str) -> Option<Self> {
+        Self::parse(text).ok()
+    }
+}
+
+impl From<Stored<Self>> for Currency {
+    fn from(stored: Stored<Self>) -> Self {
+        stored.0
+    }
+}
+
+macro_rules! stored_ids {
+    ($($name:ident)+) => {$(
+        impl FromStored for kernel::$name {
+            fn from_stored(text: &str) -> Option<Self> {
+                text.parse().ok()
+            }
+        }
+
+        impl From<Stored<Self>> for kernel::$name {
+            fn from(stored: Stored<Self>) -> Self {
+                stored.0
+            }
+        }
+    )+};
+}
+
+stored_ids! {
+    StoreId ProductId OptionId OptionValueId VariantId MediaId CategoryId PageId LocationId CartId CartLineId OrderId
+    OrderLineId CustomerId
+}
+
+/// An enum that is stored, answered and filtered by the same words.
+macro_rules! stored_enum {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+        pub enum $name {
+            $($(#[$variant_doc])* #[serde(rename = $text)] $variant,)+
+        }
+
+        impl $name {
+            /// The word that the database and the API use.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)+
+                }
+            }
+        }
+
+        impl $crate::stored::FromStored for $name {
+            fn from_stored(text: &str) -> Option<Self> {
+                match text {
+                    $($text => Some(Self::$variant),)+
+                    _ => None,
+                }
+            }
+        }
+
+        impl From<$crate::stored::Stored<Self>> for $name {
+            fn from(stored: $crate::stored::Stored<Self>) -> Self {
+                stored.0
+            }
+        }
+    };
+}
+pub(crate) use stored_enum;
