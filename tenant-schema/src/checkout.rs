@@ -161,6 +161,10 @@ pub async fn checkout(
                 Err(error) => return Err(error.into()),
             },
             Err(CheckoutError::Db(error)) if sql::is_retryable(&error) => tx.rollback().await?,
+            Err(CheckoutError::Db(error)) if sql::is_lock_timeout(&error) => {
+                tx.rollback().await?;
+                return Err(CheckoutError::Contended);
+            }
             Err(error) => {
                 tx.rollback().await?;
                 return Err(error);

@@ -67,6 +67,11 @@ pub(crate) async fn run(conn: &mut Connection, statement: &impl SqlxBinder) -> R
     conn.execute(query(Kind::Write, conn.engine(), statement)).await
 }
 
+/// Whether a statement gave up waiting for another transaction's lock.
+pub(crate) fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref() == Some("55P03")
+}
+
 /// Whether a transaction that failed so may be run again from its start: a serialization failure or a deadlock.
 pub(crate) fn is_retryable(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);

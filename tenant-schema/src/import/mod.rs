@@ -11,7 +11,8 @@
 //! - A row without option values, SKU and price is a further picture.
 //! - A column that is missing keeps what is stored; a blank field in a column that is there empties it. A blank price is
 //!   an error, so that nothing is sold for nothing by mistake. A blank status is `active`, a blank "published" is yes.
-//! - `Title`/`Default Title` means no options. With the stored options, variants that the file does not mention stay; with
+//! - The first row of a product that is there already may speak of the product alone; blank option names keep the stored
+//!   ones. `Title`/`Default Title` means no options. With the stored options, variants that the file does not mention stay; with
 //!   other options they go, since they no longer fit their product.
 //! - Without an inventory tracker stock is not counted; the quantity is kept all the same.
 //! - Texts are stored as they are. HTML is untrusted and is sanitised by whoever puts it into a page.

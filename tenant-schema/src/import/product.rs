@@ -210,6 +210,10 @@ fn read_option_names(reader: &mut Reader<'_>, first: &Row, stored: Option<&Produ
         return Vec::new();
     }
     let names: Vec<Option<&str>> = (0..3).map(field).collect();
+    if let Some(stored) = stored.filter(|_| names.iter().all(Option::is_none)) {
+        // Names are not repeated where nothing is said of them: variants are not thrown away by a blank.
+        return stored.options.clone();
+    }
     let count = names.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
     if let Some(gap) = names[..count].iter().position(Option::is_none) {
         let message = "options are named from the first on, without a gap";
@@ -237,13 +241,14 @@ fn read_variants<'r>(
     let (mut combinations, mut skus) = (HashSet::new(), HashSet::new());
     for (at, row) in group.rows.iter().enumerate() {
         let says = |column| reader.header.filled(row, column).is_some();
-        let is_variant = at == 0
+        // The first row of a product that is there already may speak of the product alone.
+        let is_variant = (at == 0 && (stored.is_none() || names.is_empty()))
             || (0..3).any(|option| says(Column::OptionValue(option)))
             || says(Column::Sku)
             || says(Column::Price);
         if !is_variant {
             let is_picture = says(Column::ImageSrc) || says(Column::VariantImage);
-            if !is_picture {
+            if at > 0 && !is_picture {
                 reader.refuse(row, None, "row-empty", "the row has neither a variant nor a picture");
             }
             continue;

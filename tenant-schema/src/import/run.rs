@@ -90,6 +90,7 @@ pub async fn products_import(
         import.finish(group).await?;
     }
     progress(ImportProgress { bytes: stream.bytes(), rows: import.report.rows, products: import.products });
+    import.report.errors.sort_by_key(|error| error.line);
     import.report.catalog_version = catalog::catalog_version(&mut lease.acquire().await?).await?;
     Ok(import.report)
 }
