@@ -19,6 +19,19 @@ pub struct IdError {
 const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 const ENCODED_LEN: usize = 26;
 
+const NO_DIGIT: u8 = 0xff;
+
+/// What each byte stands for. Store databases keep ids as text, so every row read turns some back into bits.
+const DIGITS: [u8; 256] = {
+    let mut digits = [NO_DIGIT; 256];
+    let mut value = 0;
+    while value < 32 {
+        digits[ALPHABET[value as usize] as usize] = value;
+        value += 1;
+    }
+    digits
+};
+
 /// A new version 7 UUID for the moment `now`.
 fn new_uuid(now: DateTime<Utc>) -> Uuid {
     let millis = u64::try_from(now.timestamp_millis()).unwrap_or(0);
@@ -43,8 +56,11 @@ fn decode(text: &str) -> Option<Uuid> {
     }
     let mut number: u128 = 0;
     for byte in bytes {
-        let digit = ALPHABET.iter().position(|known| known == byte)?;
-        number = (number << 5) | u128::try_from(digit).ok()?;
+        let digit = DIGITS[usize::from(*byte)];
+        if digit == NO_DIGIT {
+            return None;
+        }
+        number = (number << 5) | u128::from(digit);
     }
     Some(Uuid::from_u128(number))
 }

@@ -72,11 +72,17 @@ impl Currency {
     /// [`MoneyError::Currency`] when it is no active code of ISO 4217.
     pub fn parse(code: &str) -> Result<Self, MoneyError> {
         let bytes: [u8; 3] = code.as_bytes().try_into().map_err(|_| MoneyError::Currency)?;
-        if KNOWN.split_ascii_whitespace().any(|known| known == code) {
-            Ok(Self(bytes))
-        } else {
-            Err(MoneyError::Currency)
+        // Every row of a product list brings a code: the list of codes is sorted, each with one space after it.
+        let (mut low, mut high) = (0, KNOWN.len().div_ceil(4));
+        while low < high {
+            let middle = usize::midpoint(low, high);
+            match KNOWN.as_bytes()[4 * middle..4 * middle + 3].cmp(&bytes) {
+                std::cmp::Ordering::Equal => return Ok(Self(bytes)),
+                std::cmp::Ordering::Less => low = middle + 1,
+                std::cmp::Ordering::Greater => high = middle,
+            }
         }
+        Err(MoneyError::Currency)
     }
 
     /// The code.
@@ -191,6 +197,18 @@ mod tests {
 
     fn minor(text: &str) -> Result<i64, MoneyError> {
         Money::parse_price(text, Currency::USD).map(|money| money.minor)
+    }
+
+    #[test]
+    fn every_known_currency_is_found_and_nothing_between() {
+        let codes: Vec<&str> = super::KNOWN.split_ascii_whitespace().collect();
+        assert!(codes.is_sorted() && super::KNOWN.len() == 4 * codes.len() - 1);
+        for code in &codes {
+            assert_eq!(Currency::parse(code).map(|currency| currency.to_string()).as_deref(), Ok(*code));
+        }
+        for code in ["", "AAA", "EU", "EUX", "ZZZ", "eur", " EU", "D E"] {
+            assert_eq!(Currency::parse(code), Err(MoneyError::Currency), "{code}");
+        }
     }
 
     #[test]
