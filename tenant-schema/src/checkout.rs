@@ -243,7 +243,8 @@ async fn place(
     if input.expected_total_minor.is_some_and(|expected| expected != sums.total_minor) {
         return Err(CheckoutError::PriceChanged { total_minor: sums.total_minor });
     }
-    // Locks are taken in one order by every checkout: key, cart, customer, stock by variant, counter, catalogue.
+    // Every checkout takes its locks in one order: key, cart, customer, stock by variant, catalogue, counter. A product
+    // write takes the catalogue before the stock; where the two meet, the server ends one and it is tried again.
     let customer = customer_of(tx, input, now).await?;
     reserve(tx, &lines, cart.currency, now).await?;
     let number = next_number(tx).await?;

@@ -234,6 +234,39 @@ async fn fifty_parallel_checkouts_of_a_stock_of_ten_make_exactly_ten_orders() {
 }
 
 #[tokio::test]
+async fn checkouts_and_imports_of_one_product_do_not_fail_each_other() {
+    use tenant_schema::import::{ImportOptions, products_import};
+    let store = Arc::new(Store::empty().await);
+    save(&store, &plain("tea", 500, 20)).await.unwrap();
+    let tea = variant(&store, "tea").await;
+    let mut carts = Vec::new();
+    for _ in 0..20 {
+        let new = new_cart(&store).await;
+        add(&store, &new, tea, 1).await.unwrap();
+        carts.push(new);
+    }
+    let mut tasks = tokio::task::JoinSet::new();
+    for (n, new) in carts.into_iter().enumerate() {
+        let store = Arc::clone(&store);
+        tasks.spawn(async move { complete(&store, &new, &format!("key-{n}")).await.map(drop) });
+    }
+    for quantity in 20..30 {
+        let file = format!("Handle,Title,SKU,Price,Inventory quantity\ntea,Tea,SKU-tea,5.00,{quantity}\n");
+        let report = products_import(&store.lease, file.as_bytes(), ImportOptions::new(), now(), |_| {}).await.unwrap();
+        assert_eq!(report.errors, []);
+    }
+    for outcome in tasks.join_all().await {
+        outcome.unwrap();
+    }
+    let (orders, reserved) = ("select count(*) from orders", "select sum(reserved)::bigint from inventory_levels");
+    assert_eq!((store.number(orders).await, store.number(reserved).await), (20, 20));
+    // Whoever came last, the list says what the stock says.
+    let is_right = "select count(*) from products p join product_variants v on v.product_id = p.id
+        join inventory_levels l on l.variant_id = v.id where p.is_available = (l.stocked > l.reserved)";
+    assert_eq!(store.number(is_right).await, 1);
+}
+
+#[tokio::test]
 async fn what_is_sold_beyond_its_stock_or_without_stock_is_never_out() {
     let store = Store::empty().await;
     let mut beyond = plain("beyond", 100, 0);

@@ -193,6 +193,24 @@ async fn the_list_of_errors_is_bounded_and_their_number_is_not() {
 }
 
 #[tokio::test]
+#[ignore = "long: 50,000 rows, twice"]
+async fn fifty_thousand_rows_import_and_import_again() {
+    let store = Store::empty().await;
+    let mut file =
+        "Handle,Title,Option1 Name,Option1 Value,Variant SKU,Variant Price,Variant Inventory Qty\n".to_owned();
+    for n in 0..20_000 {
+        writeln!(file, "h-{n},Title {n},Size,S,S-{n}-1,9.99,5\nh-{n},,,M,S-{n}-2,9.99,5").unwrap();
+        if n % 2 == 0 {
+            writeln!(file, "h-{n},,,L,S-{n}-3,9.99,5").unwrap();
+        }
+    }
+    let first = import(&store, &file).await;
+    assert_eq!((first.rows, first.products_created, first.errors_total), (50_000, 20_000, 0));
+    let second = import(&store, &file).await;
+    assert_eq!((second.products_unchanged, second.variants_unchanged), (20_000, 50_000));
+}
+
+#[tokio::test]
 async fn real_files_import_when_they_are_there() {
     for (file, products, variants) in [("apparel.csv", 20, 22), ("jewelery.csv", 20, 23)] {
         let Some(path) = shared_data(&format!("shopify-csv/{file}")) else {
