@@ -1,18 +1,20 @@
 //! How a store's database is reached. Sealed at rest, opened in the moment of connecting, wiped after it.
 
 use std::fmt;
+use std::future::Future;
 use std::time::Duration;
 
 use kernel::{Engine, StoreId};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
-use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
+use sqlx::{ConnectOptions as _, Connection as _};
 use tokio::time::timeout;
 use vault::{Aad, KeyRing, OpenError, Purpose, Sealed};
 use zeroize::Zeroizing;
 
 use crate::error::{Cause, ConnectError};
+use crate::link;
 
 /// What the server sees us as.
 const APPLICATION_NAME: &str = "tenantry";
@@ -155,16 +157,85 @@ impl Credential {
     /// [`ConnectError`], `Timeout` after `limit`.
     pub async fn connect(&self, limit: Duration) -> Result<PgConnection, ConnectError> {
         let options = self.pg_options();
-        match timeout(limit, options.connect()).await {
-            Ok(Ok(connection)) => Ok(connection),
-            Ok(Err(error)) => Err(ConnectError::from(&error)),
-            Err(_) => Err(ConnectError::new(Cause::Timeout)),
-        }
+        within(limit, options.connect()).await
+    }
+
+    /// Makes sure that a connection is one session of the server, for provisioning: two that are open at once must not
+    /// share the server's side, as they do behind a transaction pooler, which mixes up answers.
+    ///
+    /// # Errors
+    /// `TransactionPooler` when they share it, or why they could not be opened within `limit` each.
+    pub async fn check_session_mode(&self, limit: Duration) -> Result<(), ConnectError> {
+        let mut one = self.connect(limit).await?;
+        let two = self.connect(limit).await;
+        let verdict = match two {
+            Ok(mut two) => {
+                let backends = async { Ok((link::backend_of(&mut one).await?, link::backend_of(&mut two).await?)) };
+                let verdict = within(limit, backends).await.and_then(|(first, second)| {
+                    (first != second).then_some(()).ok_or(ConnectError::new(Cause::TransactionPooler))
+                });
+                drop(timeout(limit, two.close()).await);
+                verdict
+            }
+            Err(error) => Err(error),
+        };
+        drop(timeout(limit, one.close()).await);
+        verdict
+    }
+}
+
+async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, ConnectError> {
+    match timeout(limit, work).await {
+        Ok(result) => result.map_err(|error| ConnectError::from(&error)),
+        Err(_) => Err(ConnectError::new(Cause::Timeout)),
     }
 }
 
 impl fmt::Debug for Credential {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.debug_struct("Credential").field("engine", &self.engine).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Credential, TlsMode};
+    use kernel::{Engine, StoreId};
+    use secrecy::{ExposeSecret as _, SecretString};
+    use vault::{KeyRing, OpenError};
+
+    fn credential(ca_pem: Option<String>) -> Credential {
+        Credential {
+            engine: Engine::Postgresql,
+            host: "db.example".into(),
+            port: 5432,
+            username: "tea".into(),
+            password: SecretString::from("p\"ä\\ss\u{0}\n"),
+            database: "tea".into(),
+            tls: TlsMode::VerifyFull,
+            ca_pem,
+        }
+    }
+
+    #[test]
+    fn a_credential_opens_as_it_was_sealed_and_for_its_store_only() {
+        let ring = KeyRing::single(vault::generate_key().expose_secret()).expect("a key");
+        let ids = ["sto_00000000000000000000000001", "sto_00000000000000000000000002"];
+        let [store, other] = ids.map(|id| id.parse::<StoreId>().expect("an id"));
+        for ca_pem in [None, Some("-----BEGIN".to_owned())] {
+            let given = credential(ca_pem);
+            let sealed = given.seal(&ring, store, 3);
+            let opened = Credential::open(&ring, &sealed, store, 3).expect("it opens");
+            assert_eq!(opened.password.expose_secret(), given.password.expose_secret());
+            assert_eq!((opened.host, opened.port, opened.username), (given.host, given.port, given.username));
+            assert_eq!((opened.database, opened.tls, opened.ca_pem), (given.database, given.tls, given.ca_pem));
+            assert_eq!(Credential::open(&ring, &sealed, other, 3).err(), Some(OpenError::Damaged));
+            assert_eq!(Credential::open(&ring, &sealed, store, 4).err(), Some(OpenError::Damaged));
+        }
+    }
+
+    #[test]
+    fn debug_shows_neither_the_password_nor_where_it_leads() {
+        assert_eq!(format!("{:?}", credential(None)), "Credential { engine: Postgresql, .. }");
     }
 }

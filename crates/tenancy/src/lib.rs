@@ -20,7 +20,7 @@ pub mod query;
 mod registry;
 pub mod route;
 pub mod stats;
-pub mod tenancy;
+mod tenancy;
 mod unknown;
 
 pub use config::{BreakerConfig, DirectoryConfig, TenancyConfig};

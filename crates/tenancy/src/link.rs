@@ -31,6 +31,15 @@ pub(crate) enum Ping {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Backend(String);
 
+/// Names the server's side, and lets it be told apart after the server was restarted, too.
+const BACKEND: &str = "select pg_backend_pid()::text || '/' || extract(epoch from pg_postmaster_start_time())::text";
+
+/// What names the server's side of `connection`, asked in the simple protocol: prepared statements fail behind a pooler.
+pub(crate) async fn backend_of(connection: &mut PgConnection) -> Result<Backend, sqlx::Error> {
+    let row = sqlx::raw_sql(BACKEND).fetch_one(connection).await?;
+    row.try_get(0).map(Backend)
+}
+
 /// The session setup of every engine, written once.
 pub(crate) struct Setup {
     postgres: Arc<str>,
@@ -47,8 +56,7 @@ impl Setup {
         }
         session.push_str(&format!(
             "set statement_timeout = {}; set lock_timeout = {}; set idle_in_transaction_session_timeout = {}; \
-             set time zone 'UTC'; \
-             select pg_backend_pid()::text || '/' || extract(epoch from pg_postmaster_start_time())::text",
+             set time zone 'UTC'; {BACKEND}",
             config.statement_timeout.as_millis(),
             config.lock_timeout.as_millis(),
             config.idle_in_transaction_timeout.as_millis(),

@@ -40,12 +40,15 @@ pub(crate) async fn open(pool: Arc<Pool>) {
     let Some(permit) = wait_for_permit(&pool).await else { return };
     let deadline = Instant::now() + pool.node.config.connect_timeout;
     let result = timeout_at(deadline, connect(&pool)).await.unwrap_or(Err(ConnectError::new(Cause::Timeout)));
-    let result = match result {
-        Ok((_, ref backend)) if lock(&pool.state).backends.contains(backend) => {
-            Err(ConnectError::new(Cause::TransactionPooler))
+    let result = result.and_then(|(link, backend)| {
+        // Looked up and noted at once: of two that open together the second must find the first.
+        let mut state = lock(&pool.state);
+        if state.backends.contains(&backend) {
+            return Err(ConnectError::new(Cause::TransactionPooler));
         }
-        other => other,
-    };
+        state.backends.push(backend.clone());
+        Ok((link, backend))
+    });
     match result {
         Ok((link, backend)) => {
             place.is_kept = true;
@@ -115,7 +118,7 @@ fn hand_over(pool: &Arc<Pool>, link: Link, backend: Backend, permit: Permit) {
         let mut state = lock(&pool.state);
         state.opening -= 1;
         state.established += 1;
-        state.backends.push(backend.clone());
+        state.is_pooled = false;
         lock(&pool.breaker).succeeded();
     }
     pool.release(Box::new(Physical { link, backend, permit, opened: now, expires, since: now }));
@@ -128,6 +131,7 @@ fn refuse(pool: &Arc<Pool>, error: ConnectError) {
     let now = Instant::now();
     let is_pooler = error.cause == Cause::TransactionPooler;
     let mut state = lock(&pool.state);
+    state.is_pooled |= is_pooler;
     let mut breaker = lock(&pool.breaker);
     breaker.failed(error, now, &pool.node.config.breaker);
     let refusal = breaker.refusal(now);

@@ -58,6 +58,8 @@ pub(crate) struct State {
     pub(crate) backends: Vec<Backend>,
     pub(crate) phase: Phase,
     pub(crate) status: StoreStatus,
+    /// A pooler was found out: what is lent is not kept when it comes back.
+    pub(crate) is_pooled: bool,
     /// Connections unused since before this moment may have died with another.
     pub(crate) suspect_before: Option<Instant>,
 }
@@ -98,6 +100,7 @@ impl Pool {
                 backends: Vec::new(),
                 phase: Phase::Open,
                 status: route.status,
+                is_pooled: false,
                 suspect_before: None,
             }),
             line: AtomicUsize::new(0),
@@ -244,7 +247,7 @@ impl Pool {
             let is_for_others = budget.has_waiters()
                 && budget.others_lack(&self.line)
                 && (is_lent_long || state.waiters.iter().all(oneshot::Sender::is_closed));
-            if is_over || is_for_others || now >= physical.expires {
+            if is_over || is_for_others || state.is_pooled || now >= physical.expires {
                 state.established -= 1;
                 drop(state);
                 return self.finish(physical, Farewell::Polite);

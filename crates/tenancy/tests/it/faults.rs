@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::support::pooler;
 use crate::support::{Store, World, eventually, quick, read, run, write};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -125,6 +126,29 @@ async fn causes_are_told_apart() {
     assert_eq!(nowhere.connect(limit).await.expect_err("nobody there").cause, Cause::Refused);
     run(&mut admin, &format!("alter role {name} connection limit 0")).await;
     assert_eq!(store.credential.connect(limit).await.expect_err("full").cause, Cause::TooManyConnections);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_pooler_is_found_out_and_refused() {
+    let world = World::start(quick()).await;
+    let store = world.store().await;
+    let (port, _pooler) = pooler::start().await;
+    let mut credential = store.credential.clone();
+    credential.port = port;
+    let limit = Duration::from_secs(5);
+    assert_eq!(credential.check_session_mode(limit).await.expect_err("a pooler").cause, Cause::TransactionPooler);
+    assert_eq!(store.credential.check_session_mode(limit).await, Ok(()));
+
+    let pooled = world.add(&credential);
+    let lease = world.lease(&pooled).await;
+    let held = lease.acquire().await.expect("one alone looks sound");
+    let refused = |result: Result<tenancy::Connection, LeaseError>| {
+        matches!(result, Err(LeaseError::Unavailable { cause: Cause::TransactionPooler, .. }))
+    };
+    assert!(refused(lease.acquire().await), "two do not");
+    drop(held);
+    eventually("and the first is given up", || async { world.tenancy.stats().open == 0 }).await;
+    assert!(refused(lease.acquire().await));
 }
 
 /// A server that takes connections and never says a word.

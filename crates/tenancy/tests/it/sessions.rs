@@ -209,3 +209,19 @@ async fn a_dropped_query_never_answers_the_next_borrower() {
     assert_eq!(world.tenancy.shutdown(Duration::from_secs(10)).await, 0);
     eventually("nothing is left", || async { world.backends(&store).await == 0 }).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dropped_query_is_counted_until_the_server_ends_it_and_its_connection_is_not_lent_again() {
+    let (world, store) = one_connection().await;
+    let lease = world.lease(&store).await;
+    let before = pid(&lease).await;
+    let mut connection = lease.acquire().await.expect("a connection");
+    let asked = timeout(Duration::from_millis(50), connection.fetch_all::<(i64,)>(echo(1, 0.5))).await;
+    assert!(asked.is_err(), "given up while the server works");
+    drop(connection);
+    assert_eq!(world.tenancy.stats().open, 1, "the server still counts it, so do we");
+    let begun = tokio::time::Instant::now();
+    assert_ne!(pid(&lease).await, before);
+    assert!(begun.elapsed() > Duration::from_millis(200), "the one place was taken until the server was done");
+    assert_eq!(world.backends(&store).await, 1);
+}
