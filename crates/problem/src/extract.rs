@@ -1,0 +1,177 @@
+//! Extractors that refuse with a [`Problem`].
+
+use axum::extract::rejection::{BytesRejection, FailedToBufferBody, PathRejection, QueryRejection};
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::response::{IntoResponse, Response};
+use http::request::Parts;
+use http::{HeaderMap, StatusCode, header};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::Problem;
+
+/// A JSON body, in both directions.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Json<T>(pub T);
+
+impl<T: Serialize> IntoResponse for Json<T> {
+    fn into_response(self) -> Response {
+        axum::Json(self.0).into_response()
+    }
+}
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        if !is_json(request.headers()) {
+            return Err(Problem::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported-media-type",
+                "The body has another type than expected",
+            )
+            .detail("Send the body as JSON, with `Content-Type: application/json`."));
+        }
+        let bytes = axum::body::Bytes::from_request(request, state).await.map_err(|refused| from_bytes(&refused))?;
+        from_slice(&bytes).map(Self)
+    }
+}
+
+/// Reads a JSON body that was already collected, with the same refusals as [`Json`].
+///
+/// # Errors
+/// 400 `malformed-json`, or 422 `invalid-input` with a pointer to the field of the wrong type or unknown name.
+pub(crate) fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let pointer = pointer(error.path());
+        let cause = error.into_inner();
+        match cause.classify() {
+            serde_json::error::Category::Data => Problem::invalid().field(pointer, "invalid", without_position(&cause)),
+            _ => malformed(&cause),
+        }
+    })?;
+    reader.end().map_err(|cause| malformed(&cause))?;
+    Ok(value)
+}
+
+fn malformed(cause: &serde_json::Error) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "malformed-json", "The body is not well-formed JSON").detail(format!(
+        "Reading stopped at line {}, column {}.",
+        cause.line(),
+        cause.column()
+    ))
+}
+
+/// serde's message without " at line 1 column 2", which means nothing beside a pointer.
+fn without_position(cause: &serde_json::Error) -> String {
+    let text = cause.to_string();
+    text.rsplit_once(" at line ").map_or(text.clone(), |(message, _)| message.to_owned())
+}
+
+fn pointer(path: &serde_path_to_error::Path) -> String {
+    use serde_path_to_error::Segment;
+    let mut pointer = String::new();
+    for segment in path {
+        pointer.push('/');
+        match segment {
+            Segment::Seq { index } => pointer.push_str(&index.to_string()),
+            Segment::Map { key } => pointer.push_str(&key.replace('~', "~0").replace('/', "~1")),
+            Segment::Enum { variant } => pointer.push_str(variant),
+            Segment::Unknown => pointer.push('?'),
+        }
+    }
+    pointer
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+fn from_bytes(refused: &BytesRejection) -> Problem {
+    match refused {
+        BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => too_large(),
+        _ => Problem::new(StatusCode::BAD_REQUEST, "body-unreadable", "The body could not be read to its end"),
+    }
+}
+
+fn too_large() -> Problem {
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "The body is larger than this route reads")
+}
+
+/// Parts of the path.
+#[derive(Debug, Clone, Copy)]
+pub struct Path<T>(pub T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match axum::extract::Path::<T>::from_request_parts(parts, state).await {
+            Ok(axum::extract::Path(value)) => Ok(Self(value)),
+            Err(PathRejection::FailedToDeserializePathParams(refused)) => {
+                Err(Problem::new(StatusCode::BAD_REQUEST, "malformed-path", "A part of the path is not valid")
+                    .detail(refused.body_text()))
+            }
+            Err(_) => Err(Problem::internal()),
+        }
+    }
+}
+
+/// Parameters of the query.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Query<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match axum::extract::Query::<T>::from_request_parts(parts, state).await {
+            Ok(axum::extract::Query(value)) => Ok(Self(value)),
+            Err(QueryRejection::FailedToDeserializeQueryString(refused)) => {
+                let text = refused.body_text();
+                let text = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text).to_owned();
+                let name = text.split(':').next().filter(|name| !name.contains(' ')).unwrap_or_default().to_owned();
+                Err(Problem::new(StatusCode::BAD_REQUEST, "invalid-query", "A query parameter is not valid")
+                    .field(name, "invalid", text))
+            }
+            Err(_) => Err(Problem::internal()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::from_slice;
+    use crate::Problem;
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields, rename_all = "camelCase")]
+    #[expect(dead_code, reason = "only its reading is tested")]
+    struct Body {
+        name: String,
+        lines: Vec<u8>,
+    }
+
+    fn refusal(text: &str) -> Problem {
+        from_slice::<Body>(text.as_bytes()).expect_err("refused")
+    }
+
+    #[test]
+    fn a_wrong_type_is_named_by_its_pointer() {
+        let problem = refusal(r#"{"name": "a", "lines": [1, "x"]}"#);
+        assert_eq!((problem.status().as_u16(), problem.code()), (422, "invalid-input"));
+        assert_eq!(problem.errors()[0].pointer, "/lines/1");
+        assert!(!problem.errors()[0].detail.contains("line 1"), "{}", problem.errors()[0].detail);
+    }
+
+    #[test]
+    fn an_unknown_field_and_broken_json_are_told_apart() {
+        assert_eq!(refusal(r#"{"name": "a", "lines": [], "isAdmin": true}"#).code(), "invalid-input");
+        assert_eq!(refusal(r#"{"name": "a", "#).code(), "malformed-json");
+        assert_eq!(refusal(r#"{"name": "a", "lines": []} x"#).code(), "malformed-json");
+        assert_eq!(refusal("\u{feff}{}").code(), "malformed-json");
+    }
+}
