@@ -1,0 +1,52 @@
+//! The server that all tests of one process share: started once, gone with the process however it ends.
+
+use std::path::PathBuf;
+
+use tokio::sync::OnceCell;
+
+use crate::{Postgres, PostgresOptions, Profile};
+
+static SHARED: OnceCell<Postgres> = OnceCell::const_new();
+/// Enough for a test binary that opens pools on many stores at once.
+const MAX_CONNECTIONS: u32 = 400;
+
+/// The shared server; the first call starts it, in a folder of this process below the system's temporary one.
+///
+/// # Panics
+/// When it does not start: a test cannot go on without it, and the message says what to do.
+pub async fn shared_postgres() -> &'static Postgres {
+    SHARED
+        .get_or_init(|| async {
+            sweep();
+            let mut options = PostgresOptions::new(folder(std::process::id()), Profile::Test);
+            options.bin_dir = bin_dir();
+            options.max_connections = MAX_CONNECTIONS;
+            Postgres::start(options).await.unwrap_or_else(|error| panic!("the test server did not start: {error}"))
+        })
+        .await
+}
+
+fn folder(process: u32) -> PathBuf {
+    std::env::temp_dir().join(format!("tenantry-test-{process}"))
+}
+
+/// Removes what earlier test runs have left: their server went with them, their folder could not.
+fn sweep() {
+    let Ok(entries) = std::fs::read_dir(std::env::temp_dir()) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some(process) = name.strip_prefix("tenantry-test-").and_then(|rest| rest.parse::<u32>().ok()) else {
+            continue;
+        };
+        if !PathBuf::from(format!("/proc/{process}")).exists()
+            && let Err(error) = std::fs::remove_dir_all(entry.path())
+        {
+            tracing::warn!(%error, "cannot remove {}", entry.path().display());
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "where `cargo xtask test` says that it has put PostgreSQL's programs")]
+fn bin_dir() -> Option<PathBuf> {
+    std::env::var("PG_BINDIR").ok().filter(|path| !path.is_empty()).map(PathBuf::from)
+}
