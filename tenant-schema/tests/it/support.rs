@@ -1,12 +1,11 @@
-//! A private PostgreSQL that lives as long as any test uses it, and stores on it that are leased as in production.
+//! Stores on the shared test server, leased as in production.
 
-use std::os::unix::fs::{MetadataExt as _, chown};
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
+use devkit::Postgres;
+use devkit::testing::shared_postgres;
 use kernel::{Currency, Engine, Hostname, StoreId, StoreStatus};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tenancy::{
@@ -17,102 +16,24 @@ use tenant_schema::migrate;
 use tenant_schema::seed::{SeedInput, SeedOwner, seed};
 use vault::KeyRing;
 
-/// An unprivileged user that every Linux has: PostgreSQL refuses to run as root.
-const NOBODY: u32 = 65534;
-
-struct Cluster {
-    bin: PathBuf,
-    dir: tempfile::TempDir,
-}
-
-static RUNNING: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
-
-impl Cluster {
-    fn shared() -> Arc<Self> {
-        let mut running = RUNNING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(cluster) = running.upgrade() {
-            return cluster;
-        }
-        let cluster = Arc::new(Self::start());
-        *running = Arc::downgrade(&cluster);
-        cluster
-    }
-
-    fn start() -> Self {
-        let cluster = Self { bin: newest_binaries(), dir: tempfile::Builder::new().prefix("tns").tempdir().unwrap() };
-        if is_root() {
-            chown(cluster.dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();
-        }
-        let data = cluster.data();
-        cluster.run("initdb", &["-D", &data, "-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8"]);
-        let socket = cluster.dir.path().display();
-        let options = format!(
-            "-k {socket} -c listen_addresses= -c fsync=off -c synchronous_commit=off -c full_page_writes=off \
-             -c max_connections=300"
-        );
-        let log = format!("{socket}/log");
-        cluster.run("pg_ctl", &["-D", &data, "-o", &options, "-l", &log, "-w", "start"]);
-        cluster
-    }
-
-    fn data(&self) -> String {
-        self.dir.path().join("data").display().to_string()
-    }
-
-    fn run(&self, program: &str, args: &[&str]) {
-        let mut command = Command::new(self.bin.join(program));
-        command.args(args).current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        if is_root() {
-            command.uid(NOBODY).gid(NOBODY);
-        }
-        let status = command.status().unwrap();
-        assert!(status.success(), "{program} failed");
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        self.run("pg_ctl", &["-D", &self.data(), "-m", "immediate", "-w", "stop"]);
-    }
-}
-
-fn is_root() -> bool {
-    std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
-}
-
-fn newest_binaries() -> PathBuf {
-    let versions = std::fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL's programs are installed");
-    let bins = versions.flatten().map(|version| version.path().join("bin"));
-    bins.filter(|bin| bin.join("postgres").exists()).max().expect("PostgreSQL's programs are installed")
-}
-
 /// A database of its own on the shared server.
 pub(crate) struct Database {
-    cluster: Arc<Cluster>,
+    postgres: &'static Postgres,
     name: String,
 }
 
 impl Database {
     pub(crate) async fn create() -> Self {
-        let database =
-            Self { cluster: Cluster::shared(), name: format!("t_{}", StoreId::new(now()).to_string().to_lowercase()) };
+        let postgres = shared_postgres().await;
+        let database = Self { postgres, name: format!("t_{}", StoreId::new(now()).to_string().to_lowercase()) };
         let mut server = database.connect_to("postgres").await;
         server.execute(AssertSqlSafe(format!("create database {}", database.name))).await.unwrap();
         server.close().await.unwrap();
         database
     }
 
-    fn host(&self) -> String {
-        self.cluster.dir.path().display().to_string()
-    }
-
     async fn connect_to(&self, name: &str) -> PgConnection {
-        let options = sqlx::postgres::PgConnectOptions::new_without_pgpass()
-            .host(&self.host())
-            .username("postgres")
-            .database(name)
-            .ssl_mode(sqlx::postgres::PgSslMode::Disable);
-        PgConnection::connect_with(&options).await.unwrap()
+        PgConnection::connect(&self.postgres.url(name)).await.unwrap()
     }
 
     /// A connection of its own, past the connection manager.
@@ -170,12 +91,13 @@ impl Store {
         database.migrate().await;
         let id = StoreId::new(now());
         let ring = Arc::new(KeyRing::parse("test:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap());
+        let (username, password) = database.postgres.superuser();
         let credential = Credential {
             engine: Engine::Postgresql,
-            host: database.host(),
-            port: 5432,
-            username: "postgres".to_owned(),
-            password: "unused".into(),
+            host: "127.0.0.1".to_owned(),
+            port: database.postgres.port(),
+            username: username.to_owned(),
+            password: password.into(),
             database: database.name.clone(),
             tls: TlsMode::Disable,
             ca_pem: None,

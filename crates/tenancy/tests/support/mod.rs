@@ -21,7 +21,7 @@ use directory::{Dir, Master};
 
 /// One server, one fake master, one connection manager, and stores with databases of their own.
 pub(crate) struct World {
-    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) cluster: Cluster,
     pub(crate) master: Arc<Master>,
     pub(crate) keys: Arc<KeyRing>,
     pub(crate) tenancy: Tenancy<Dir>,
@@ -36,7 +36,7 @@ pub(crate) struct Store {
 
 impl World {
     pub(crate) async fn start(config: TenancyConfig) -> Self {
-        let cluster = Cluster::shared();
+        let cluster = Cluster::shared().await;
         let master = Arc::new(Master::default());
         let keys =
             Arc::new(KeyRing::parse(secrecy::ExposeSecret::expose_secret(&vault::generate_key())).expect("a key"));
