@@ -1,1 +1,21 @@
+#![doc = include_str!("../README.md")]
 
+pub mod audit;
+pub mod catalog;
+pub mod cli;
+pub mod config;
+pub mod cx;
+pub mod directory;
+pub mod hostnames;
+pub mod http;
+pub mod idempotency;
+pub mod identity;
+pub mod jobs;
+pub mod master;
+pub mod ops;
+pub mod provisioning;
+pub mod serve;
+pub mod servers;
+pub mod storefront;
+pub mod stores;
+pub mod telemetry;

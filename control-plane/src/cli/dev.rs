@@ -1,0 +1,237 @@
+//! `tenantry dev`: everything on one machine. A private PostgreSQL under a data folder, master migrated, a database server
+//! registered, a demo owner and a demo store with products; then it serves. A second start takes up where the first stopped.
+
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Args, FromArgMatches as _};
+use devkit::{Postgres, PostgresOptions, Profile};
+use kernel::{StoreStatus, SystemClock};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::{Deserialize, Serialize};
+
+use super::output::{Printed, print};
+use super::wait_for_signal;
+use crate::audit::Actor;
+use crate::config::Config;
+use crate::cx::Cx;
+use crate::provisioning::{self, NewDatabase, RunState};
+use crate::servers::{self, NewServer, ServerError};
+use crate::stores::{self, Store};
+use crate::{identity, master, serve, telemetry};
+
+const DEMO_EMAIL: &str = "demo@example.com";
+const DEMO_SLUG: &str = "demo-tea";
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
+
+#[derive(Args)]
+pub(super) struct DevArgs {
+    /// Where the private PostgreSQL and the secrets of this machine are kept
+    #[arg(long, env = "DEV_DATA", default_value = "data")]
+    data: PathBuf,
+    /// A folder with PostgreSQL's programs, when they are at no usual place
+    #[arg(long, env = "PG_BINDIR")]
+    pg_bindir: Option<PathBuf>,
+    /// Use this master database instead of a private PostgreSQL; its login must be able to create databases and roles
+    #[arg(long, env = "MASTER_DB_URL", hide_env_values = true)]
+    master_db_url: Option<SecretString>,
+    /// Where the public listener answers
+    #[arg(long, env = "LISTEN", default_value = "127.0.0.1:8080")]
+    listen: String,
+    /// Where health and metrics are answered
+    #[arg(long, env = "INTERNAL_LISTEN", default_value = "127.0.0.1:8081")]
+    internal_listen: String,
+}
+
+/// What is made up once for this machine and kept.
+#[derive(Serialize, Deserialize)]
+struct Secrets {
+    encryption_key: String,
+    jwt_secret: String,
+    demo_password: String,
+}
+
+pub(super) async fn run(args: DevArgs) -> Result<ExitCode, anyhow::Error> {
+    std::fs::create_dir_all(&args.data)
+        .with_context(|| format!("cannot make the data folder {}", args.data.display()))?;
+    let data = args.data.canonicalize()?;
+    let secrets = secrets(&data.join("secrets.json"))?;
+    let (postgres, admin_url) = match &args.master_db_url {
+        Some(url) => (None, url.clone()),
+        None => {
+            let mut options = PostgresOptions::new(data.join("postgres"), Profile::Dev);
+            options.bin_dir.clone_from(&args.pg_bindir);
+            let postgres = Postgres::start(options).await?;
+            let url = SecretString::from(postgres.url("postgres"));
+            (Some(postgres), url)
+        }
+    };
+    let outcome = serve_demo(&args, &secrets, postgres.as_ref(), &admin_url).await;
+    if let Some(postgres) = postgres {
+        postgres.stop().await?;
+    }
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+async fn serve_demo(
+    args: &DevArgs,
+    secrets: &Secrets,
+    postgres: Option<&Postgres>,
+    admin_url: &SecretString,
+) -> Result<(), anyhow::Error> {
+    let master_url = match postgres {
+        Some(postgres) => {
+            master::create(admin_url).await?;
+            SecretString::from(postgres.url("tenantry_master"))
+        }
+        None => admin_url.clone(),
+    };
+    let config = config(args, secrets, &master_url)?;
+    master::migrate(&config.master).await?;
+    let metrics = telemetry::init_metrics()?;
+    let node = serve::Node::start(config, Arc::new(SystemClock), metrics).await?;
+    let prepared = prepare(&node.cx, secrets, admin_url).await;
+    let outcome = match prepared {
+        Ok(store) => {
+            announce(&node, &store, secrets)?;
+            wait_for_signal().await.map_err(Into::into)
+        }
+        Err(error) => Err(error),
+    };
+    tracing::info!("shutting down");
+    node.stop().await;
+    outcome
+}
+
+fn config(args: &DevArgs, secrets: &Secrets, master_url: &SecretString) -> Result<Config, anyhow::Error> {
+    let command = Config::augment_args(clap::Command::new("dev"));
+    let matches = command.try_get_matches_from([
+        "dev",
+        "--master-db-url",
+        master_url.expose_secret(),
+        "--encryption-key",
+        &secrets.encryption_key,
+        "--jwt-secret",
+        &secrets.jwt_secret,
+        "--listen",
+        &args.listen,
+        "--internal-listen",
+        &args.internal_listen,
+        "--allow-private-databases",
+        "true",
+    ])?;
+    Ok(Config::from_arg_matches(&matches)?)
+}
+
+fn secrets(path: &Path) -> Result<Secrets, anyhow::Error> {
+    if path.exists() {
+        let text = std::fs::read_to_string(path)?;
+        return serde_json::from_str(&text)
+            .with_context(|| format!("{} cannot be read; remove it together with the data folder", path.display()));
+    }
+    let secrets = Secrets {
+        encryption_key: vault::generate_key().expose_secret().to_owned(),
+        jwt_secret: kernel::random::token(),
+        demo_password: kernel::random::token().chars().filter(char::is_ascii_alphanumeric).take(16).collect(),
+    };
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(serde_json::to_string_pretty(&secrets)?.as_bytes())?;
+    file.sync_all()?;
+    Ok(secrets)
+}
+
+/// Registers the server, the owner and the store that are not there yet, and waits until the store is served.
+async fn prepare(cx: &Cx, secrets: &Secrets, admin_url: &SecretString) -> Result<Store, anyhow::Error> {
+    let new = NewServer {
+        name: "local".to_owned(),
+        url: admin_url.clone(),
+        region: Some("local".to_owned()),
+        max_stores: 1000,
+        max_connections: 80,
+    };
+    match servers::add(cx, Actor::System, new).await {
+        Ok(_) | Err(ServerError::NameTaken) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let password = SecretString::from(secrets.demo_password.clone());
+    let store = match identity::login(cx, DEMO_EMAIL, password.clone(), None).await {
+        Ok(owner) => {
+            let (mine, _) = stores::list(cx, owner.user.id, None, None, None).await?;
+            mine.into_iter()
+                .find(|store| store.slug == DEMO_SLUG)
+                .context("the demo owner has no demo store; remove the data folder")?
+        }
+        Err(identity::IdentityError::InvalidCredentials) => {
+            let new = identity::NewUser {
+                email: DEMO_EMAIL.to_owned(),
+                password,
+                first_name: "Demo".to_owned(),
+                last_name: "Owner".to_owned(),
+                store_name: Some("Demo Tea".to_owned()),
+            };
+            let made = identity::register(cx, new).await?;
+            identity::admin_grant(cx, DEMO_EMAIL).await?;
+            made.store.context("registering with a store name makes a store")?
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if store.status == StoreStatus::PendingDatabase {
+        provisioning::connect(cx, Actor::System, store.id, NewDatabase::Managed { region: None }, true).await?;
+    }
+    wait_until_served(cx, store).await
+}
+
+async fn wait_until_served(cx: &Cx, store: Store) -> Result<Store, anyhow::Error> {
+    let mut news = cx.run_events.subscribe();
+    let waiting = async {
+        loop {
+            let now = stores::find(cx, store.id).await?;
+            if now.status != StoreStatus::Provisioning {
+                return Ok(now);
+            }
+            let run = provisioning::latest(cx, store.id).await?;
+            if run.run.state == RunState::Failed {
+                let step = run.failed_step();
+                let part = |text: Option<&String>| text.cloned().unwrap_or_default();
+                anyhow::bail!(
+                    "preparing the demo store failed: {} {}",
+                    part(step.and_then(|step| step.error.as_ref())),
+                    part(step.and_then(|step| step.advice.as_ref())),
+                );
+            }
+            // A lost notification costs a second, not the start.
+            let _ = tokio::time::timeout(Duration::from_secs(1), news.recv()).await;
+        }
+    };
+    tokio::time::timeout(READY_TIMEOUT, waiting)
+        .await
+        .context("the demo store was not ready in time; see the log above")?
+}
+
+fn announce(node: &serve::Node, store: &Store, secrets: &Secrets) -> Result<(), anyhow::Error> {
+    let (port, internal) = (node.address.port(), node.internal_address);
+    let host = store.hostname.as_deref().unwrap_or_default();
+    let printed = Printed::new(serde_json::Value::Null)
+        .line("")
+        .line("Tenantry is ready.")
+        .line("")
+        .line(format!("  storefront   http://{host}:{port}/store/v1/products"))
+        .line(format!("  API          http://localhost:{port}/api      docs: http://localhost:{port}/docs"))
+        .line(format!("  internal     http://{internal}/health/ready   http://{internal}/metrics"))
+        .line(format!("  demo login   {DEMO_EMAIL} / {}", secrets.demo_password))
+        .line("")
+        .line(format!("  curl http://{host}:{port}/store/v1/products"))
+        .line(format!("  curl http://{host}:{port}/store/v1/products?q=green\\&sort=price"))
+        .line(format!(
+            "  curl -H 'content-type: application/json' -d '{{\"email\":\"{DEMO_EMAIL}\",\"password\":\"{}\"}}' http://localhost:{port}/api/auth/login",
+            secrets.demo_password
+        ))
+        .line("")
+        .line("Ctrl-C ends everything; the next start takes it up again.");
+    print(false, &printed)
+}

@@ -1,0 +1,420 @@
+//! The commands. A command and its route share one operation; what a script would read comes as `--json` on stdout, log
+//! lines go to stderr. Exit codes: 0 done, 1 failed, 2 not understood, 3 the doctor found something.
+
+mod dev;
+mod output;
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Args, Parser, Subcommand};
+use kernel::{StoreId, SystemClock};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Serialize;
+
+use crate::audit::Actor;
+use crate::catalog;
+use crate::config::{Config, HostArgs, KeyArgs, LimitArgs, LogArgs, MasterArgs};
+use crate::cx::OpsCx;
+use crate::http::errors::chain;
+use crate::ops::routes::{OpsStoreView, ServerView, default_max_connections, default_max_stores};
+use crate::provisioning::{self, NewDatabase};
+use crate::servers::{self, NewServer};
+use crate::{identity, master, ops, serve, stores, telemetry};
+
+pub use output::refuse;
+use output::{Printed, print};
+
+/// The control plane for database-per-store commerce.
+#[derive(Parser)]
+#[command(name = "tenantry", version, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    log: LogArgs,
+    /// Answer with JSON on stdout
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run everything on this machine: a private PostgreSQL and a demo store
+    Dev(dev::DevArgs),
+    /// Serve the API, the storefronts and the jobs
+    Serve(Box<Config>),
+    /// Bring a database up to date
+    #[command(subcommand)]
+    Migrate(Migrate),
+    /// Keys that seal credentials, and secrets that sign tokens
+    #[command(subcommand)]
+    Keys(Keys),
+    /// People who run the platform
+    #[command(subcommand)]
+    Admin(Admin),
+    /// Servers on which store databases are created
+    #[command(subcommand)]
+    Servers(Servers),
+    /// Stores
+    #[command(subcommand)]
+    Stores(Stores),
+    /// Products of a store
+    #[command(subcommand)]
+    Products(Products),
+    /// Why something is as it is
+    #[command(subcommand)]
+    Explain(Explain),
+    /// Look for what is wrong or left behind; changes nothing
+    Doctor(OpsArgs),
+    /// Print the API description
+    Openapi,
+}
+
+#[derive(Subcommand)]
+enum Migrate {
+    /// The master database
+    Master(MasterArgs),
+}
+
+#[derive(Subcommand)]
+enum Keys {
+    /// Make a key for ENCRYPTION_KEY and a secret for JWT_SECRET
+    Generate,
+}
+
+#[derive(Subcommand)]
+enum Admin {
+    /// Give the platform role to somebody who is registered
+    Grant {
+        email: String,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
+}
+
+#[derive(Subcommand)]
+enum Servers {
+    /// Register a server
+    Add {
+        name: String,
+        /// The administrator's: postgres://admin:password@host:5432/postgres. Better given as the variable: arguments show in
+        /// the list of processes
+        #[arg(long, env = "SERVER_URL", hide_env_values = true)]
+        url: SecretString,
+        #[arg(long)]
+        region: Option<String>,
+        /// The most stores that are placed on it
+        #[arg(long, default_value_t = default_max_stores())]
+        max_stores: i32,
+        /// The most connections of all nodes together
+        #[arg(long, default_value_t = default_max_connections())]
+        max_connections: i32,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
+    /// List the servers
+    List(OpsArgs),
+    /// Stop placing new stores on a server
+    Drain {
+        /// Name or id
+        server: String,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
+}
+
+#[derive(Subcommand)]
+enum Stores {
+    /// List the stores, newest first
+    List {
+        /// 1 to 100
+        #[arg(long)]
+        limit: Option<u8>,
+        /// `nextCursor` of the page before
+        #[arg(long)]
+        cursor: Option<String>,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
+    /// Show a store
+    Show {
+        store: StoreId,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
+    /// Give a store a managed database, or retry its failed run
+    Provision {
+        store: StoreId,
+        #[arg(long)]
+        region: Option<String>,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
+    /// Close a store; its storefront answers 503
+    Suspend {
+        store: StoreId,
+        /// Kept in the audit trail and shown to the owner
+        #[arg(long)]
+        reason: String,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
+    /// Open a suspended store again
+    Resume {
+        store: StoreId,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
+}
+
+#[derive(Subcommand)]
+enum Products {
+    /// Import a Shopify product CSV
+    Import {
+        store: StoreId,
+        file: PathBuf,
+        /// Only say what would happen
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
+}
+
+#[derive(Subcommand)]
+enum Explain {
+    /// What a request with this Host header gets
+    Host {
+        name: String,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
+}
+
+/// What a command needs to act.
+#[derive(Args, Clone)]
+pub struct OpsArgs {
+    #[command(flatten)]
+    master: MasterArgs,
+    #[command(flatten)]
+    keys: KeyArgs,
+    #[command(flatten, next_help_heading = "Hosts")]
+    hosts: HostArgs,
+    #[command(flatten, next_help_heading = "Limits")]
+    limits: LimitArgs,
+    /// Lets owners connect databases at private addresses and without TLS
+    #[arg(long, env = "ALLOW_PRIVATE_DATABASES", default_value_t = false, action = clap::ArgAction::Set)]
+    allow_private_databases: bool,
+}
+
+impl OpsArgs {
+    fn context(self) -> Result<OpsCx, anyhow::Error> {
+        Ok(OpsCx::new(
+            self.master,
+            &self.keys,
+            self.hosts,
+            self.limits,
+            self.allow_private_databases,
+            Arc::new(SystemClock),
+        )?)
+    }
+}
+
+/// Runs a command to its end.
+pub fn run(cli: Cli) -> ExitCode {
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        return refuse("another TLS provider is installed");
+    }
+    if let Err(error) = telemetry::init_logs(&cli.log) {
+        return refuse(&format!("LOG is not valid: {error}"));
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return refuse(&format!("the runtime cannot start: {error}")),
+    };
+    match runtime.block_on(act(cli)) {
+        Ok(code) => code,
+        Err(error) => output::failed(&error),
+    }
+}
+
+async fn act(cli: Cli) -> Result<ExitCode, anyhow::Error> {
+    let json = cli.json;
+    let done = match cli.command {
+        Command::Dev(args) => return dev::run(args).await,
+        Command::Serve(config) => return serve_until_signal(*config).await,
+        Command::Migrate(Migrate::Master(args)) => {
+            let applied = master::migrate(&args).await?;
+            Printed::new(serde_json::json!({ "applied": applied, "version": master::wanted_version() })).line(format!(
+                "applied {applied} migrations; the master database is at version {}",
+                master::wanted_version()
+            ))
+        }
+        Command::Keys(Keys::Generate) => {
+            let (key, secret) = (vault::generate_key(), kernel::random::token());
+            let key = key.expose_secret();
+            Printed::new(serde_json::json!({ "ENCRYPTION_KEY": key, "JWT_SECRET": secret }))
+                .line(format!("ENCRYPTION_KEY={key}"))
+                .line(format!("JWT_SECRET={secret}"))
+        }
+        Command::Openapi => {
+            let document = crate::http::openapi::document().to_pretty_json()?;
+            return print(json, &Printed::text(document)).map(|()| ExitCode::SUCCESS);
+        }
+        Command::Doctor(args) => {
+            let cx = args.context()?;
+            let findings = ops::doctor(&cx).await;
+            cx.close().await;
+            let findings = findings?;
+            let is_well = findings.iter().all(|finding| finding.is_ok);
+            print(json, &output::findings(&findings)?)?;
+            return Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::from(3) });
+        }
+        other => operate(other).await?,
+    };
+    print(json, &done).map(|()| ExitCode::SUCCESS)
+}
+
+/// The commands that act on master and close what they opened.
+async fn operate(command: Command) -> Result<Printed, anyhow::Error> {
+    let (args, command) = match command {
+        Command::Admin(Admin::Grant { email, ops }) => (ops, Operation::AdminGrant { email }),
+        Command::Servers(Servers::Add { name, url, region, max_stores, max_connections, ops }) => {
+            (ops, Operation::ServerAdd(NewServer { name, url, region, max_stores, max_connections }))
+        }
+        Command::Servers(Servers::List(ops)) => (ops, Operation::ServerList),
+        Command::Servers(Servers::Drain { server, ops }) => (ops, Operation::ServerDrain { server }),
+        Command::Stores(Stores::List { limit, cursor, ops }) => (ops, Operation::StoreList { limit, cursor }),
+        Command::Stores(Stores::Show { store, ops }) => (ops, Operation::StoreShow { store }),
+        Command::Stores(Stores::Provision { store, region, ops }) => (ops, Operation::StoreProvision { store, region }),
+        Command::Stores(Stores::Suspend { store, reason, ops }) => (ops, Operation::StoreSuspend { store, reason }),
+        Command::Stores(Stores::Resume { store, ops }) => (ops, Operation::StoreResume { store }),
+        Command::Products(Products::Import { store, file, dry_run, ops }) => {
+            (ops, Operation::ProductImport { store, file, dry_run })
+        }
+        Command::Explain(Explain::Host { name, ops }) => (ops, Operation::ExplainHost { name }),
+        Command::Dev(_)
+        | Command::Serve(_)
+        | Command::Migrate(_)
+        | Command::Keys(_)
+        | Command::Doctor(_)
+        | Command::Openapi => {
+            unreachable!("`act` runs these itself")
+        }
+    };
+    let cx = args.context()?;
+    let done = command.run(&cx).await;
+    cx.close().await;
+    done
+}
+
+enum Operation {
+    AdminGrant { email: String },
+    ServerAdd(NewServer),
+    ServerList,
+    ServerDrain { server: String },
+    StoreList { limit: Option<u8>, cursor: Option<String> },
+    StoreShow { store: StoreId },
+    StoreProvision { store: StoreId, region: Option<String> },
+    StoreSuspend { store: StoreId, reason: String },
+    StoreResume { store: StoreId },
+    ProductImport { store: StoreId, file: PathBuf, dry_run: bool },
+    ExplainHost { name: String },
+}
+
+impl Operation {
+    async fn run(self, cx: &OpsCx) -> Result<Printed, anyhow::Error> {
+        Ok(match self {
+            Self::AdminGrant { email } => {
+                let user = identity::admin_grant(cx, &email).await?;
+                let line = format!("{} is now a platform admin", user.email);
+                Printed::new(serde_json::to_value(identity::routes::UserView::from(user))?).line(line)
+            }
+            Self::ServerAdd(new) => output::server(&ServerView::from(servers::add(cx, Actor::Cli, new).await?))?,
+            Self::ServerList => {
+                let servers: Vec<ServerView> = servers::list(cx).await?.into_iter().map(Into::into).collect();
+                output::servers(&servers)?
+            }
+            Self::ServerDrain { server } => {
+                output::server(&ServerView::from(servers::drain(cx, Actor::Cli, &server).await?))?
+            }
+            Self::StoreList { limit, cursor } => {
+                let (stores, next) = stores::list_all(cx, None, cursor.as_deref(), limit).await?;
+                let stores: Vec<OpsStoreView> = stores.into_iter().map(Into::into).collect();
+                output::stores(&stores, next.as_deref())?
+            }
+            Self::StoreShow { store } => {
+                let view = OpsStoreView::from(stores::find(cx, store).await?);
+                let run = provisioning::latest(cx, store).await.ok();
+                output::store(&view, run.map(provisioning::routes::RunView::from))?
+            }
+            Self::StoreProvision { store, region } => {
+                let latest = provisioning::latest(cx, store).await.ok().map(|latest| latest.run.state);
+                let run = if latest == Some(provisioning::RunState::Failed) {
+                    provisioning::retry(cx, Actor::Cli, store).await?
+                } else {
+                    provisioning::connect(cx, Actor::Cli, store, NewDatabase::Managed { region }, false).await?
+                };
+                let line = format!("run {} is {}; a serving node works it off", run.run.id, run.run.state.as_str());
+                Printed::new(serde_json::to_value(provisioning::routes::RunView::from(run))?).line(line)
+            }
+            Self::StoreSuspend { store, reason } => {
+                output::store(&OpsStoreView::from(stores::suspend(cx, Actor::Cli, store, &reason).await?), None)?
+            }
+            Self::StoreResume { store } => {
+                output::store(&OpsStoreView::from(stores::resume(cx, Actor::Cli, store).await?), None)?
+            }
+            Self::ProductImport { store, file, dry_run } => import(cx, store, &file, dry_run).await?,
+            Self::ExplainHost { name } => output::explanation(&ops::explain_host(cx, &name).await?)?,
+        })
+    }
+}
+
+async fn import(cx: &OpsCx, store: StoreId, path: &PathBuf, dry_run: bool) -> Result<Printed, anyhow::Error> {
+    let file = tokio::fs::File::open(path)
+        .await
+        .map_err(|error| anyhow::anyhow!("cannot read {}: {error}", path.display()))?;
+    let show = std::io::stderr().is_terminal();
+    let mut shown = 0;
+    let progress = |at: tenant_schema::import::ImportProgress| {
+        if show && at.rows >= shown + 1000 {
+            shown = at.rows;
+            tracing::info!("{} rows, {} products", at.rows, at.products);
+        }
+    };
+    let report = catalog::import(cx, Actor::Cli, store, file, dry_run, progress).await?;
+    output::import(&report, dry_run)
+}
+
+/// Serves until SIGINT or SIGTERM, then drains.
+async fn serve_until_signal(config: Config) -> Result<ExitCode, anyhow::Error> {
+    let metrics = telemetry::init_metrics()?;
+    let node = serve::Node::start(config, Arc::new(SystemClock), metrics).await?;
+    wait_for_signal().await?;
+    tracing::info!("shutting down");
+    node.stop().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn wait_for_signal() -> Result<(), std::io::Error> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
+/// The message of an error with its sources, for people.
+fn explain_error(error: &anyhow::Error) -> String {
+    chain(error.as_ref())
+}
+
+/// A value as JSON.
+fn json_of<T: Serialize>(value: &T) -> Result<serde_json::Value, anyhow::Error> {
+    Ok(serde_json::to_value(value)?)
+}

@@ -1,0 +1,224 @@
+//! What commands print: lines for people, or JSON for scripts. The one place that writes to stdout and stderr by itself.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use super::{explain_error, json_of};
+use crate::catalog::ImportReport;
+use crate::ops::routes::{OpsStoreView, ServerView};
+use crate::ops::{Finding, HostExplanation};
+use crate::provisioning::routes::RunView;
+
+/// An answer in both forms.
+pub(super) struct Printed {
+    json: Option<serde_json::Value>,
+    lines: Vec<String>,
+}
+
+impl Printed {
+    pub(super) fn new(json: serde_json::Value) -> Self {
+        Self { json: Some(json), lines: Vec::new() }
+    }
+
+    /// Text that is the same in both forms.
+    pub(super) fn text(text: String) -> Self {
+        Self { json: None, lines: vec![text] }
+    }
+
+    pub(super) fn line(mut self, line: impl Into<String>) -> Self {
+        self.lines.push(line.into());
+        self
+    }
+}
+
+pub(super) fn print(json: bool, printed: &Printed) -> Result<(), anyhow::Error> {
+    let text = match &printed.json {
+        Some(value) if json => serde_json::to_string_pretty(value)?,
+        _ => printed.lines.join("\n"),
+    };
+    match writeln!(std::io::stdout(), "{text}") {
+        // A reader that has seen enough is no failure.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+/// Says why a command was not understood.
+pub fn refuse(why: &str) -> ExitCode {
+    say(&format!("error: {why}"));
+    ExitCode::from(2)
+}
+
+/// Says why a command failed.
+pub(super) fn failed(error: &anyhow::Error) -> ExitCode {
+    say(&format!("error: {}", explain_error(error)));
+    ExitCode::FAILURE
+}
+
+fn say(text: &str) {
+    // When even stderr is gone there is nobody left to tell.
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Rows under a head, in columns as wide as they need to be.
+fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> Vec<String> {
+    let mut widths = head.map(str::len);
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |cells: [&str; N]| {
+        let padded: Vec<String> = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        padded.join("  ").trim_end().to_owned()
+    };
+    let mut lines = vec![line(head)];
+    lines.extend(rows.iter().map(|row| line(std::array::from_fn(|at| row[at].as_str()))));
+    lines
+}
+
+pub(super) fn servers(servers: &[ServerView]) -> Result<Printed, anyhow::Error> {
+    let rows: Vec<[String; 7]> = servers
+        .iter()
+        .map(|server| {
+            [
+                server.name.clone(),
+                server.engine.to_string(),
+                server.region.clone().unwrap_or_default(),
+                format!("{}:{}", server.host, server.port),
+                format!("{:?}", server.status).to_lowercase(),
+                format!("{}/{}", server.stores, server.max_stores),
+                server.max_connections.to_string(),
+            ]
+        })
+        .collect();
+    let lines = table(["NAME", "ENGINE", "REGION", "ADDRESS", "STATUS", "STORES", "CONNECTIONS"], &rows);
+    Ok(Printed { json: Some(serde_json::json!({ "data": json_of(&servers)? })), lines })
+}
+
+pub(super) fn server(server: &ServerView) -> Result<Printed, anyhow::Error> {
+    let mut printed = servers(std::slice::from_ref(server))?;
+    printed.json = Some(json_of(server)?);
+    Ok(printed)
+}
+
+pub(super) fn stores(stores: &[OpsStoreView], next_cursor: Option<&str>) -> Result<Printed, anyhow::Error> {
+    let rows: Vec<[String; 4]> = stores
+        .iter()
+        .map(|store| {
+            [
+                store.id.to_string(),
+                store.status.to_string(),
+                store.hostname.clone().unwrap_or_default(),
+                store.name.clone(),
+            ]
+        })
+        .collect();
+    let mut lines = table(["ID", "STATUS", "HOSTNAME", "NAME"], &rows);
+    if let Some(cursor) = next_cursor {
+        lines.push(format!("more: --cursor {cursor}"));
+    }
+    let json = serde_json::json!({ "data": json_of(&stores)?, "meta": { "nextCursor": next_cursor } });
+    Ok(Printed { json: Some(json), lines })
+}
+
+pub(super) fn store(store: &OpsStoreView, run: Option<RunView>) -> Result<Printed, anyhow::Error> {
+    let mut json = json_of(store)?;
+    let mut lines = vec![
+        format!("{}  {}", store.id, store.name),
+        format!(
+            "status    {}{}",
+            store.status,
+            store.status_reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default()
+        ),
+        format!("hostname  {}", store.hostname.as_deref().unwrap_or("none")),
+        format!("created   {}", store.created_at.to_rfc3339()),
+    ];
+    if let Some(run) = run {
+        let run = json_of(&run)?;
+        lines.push(format!(
+            "last run  {} {}",
+            run["id"].as_str().unwrap_or_default(),
+            run["state"].as_str().unwrap_or_default()
+        ));
+        for step in run["steps"].as_array().into_iter().flatten() {
+            let mut line = format!(
+                "  {:<18}{}",
+                step["name"].as_str().unwrap_or_default(),
+                step["state"].as_str().unwrap_or_default()
+            );
+            if let Some(error) = step["error"].as_object() {
+                let part =
+                    |name: &str| error.get(name).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
+                line.push_str(&format!("  {}: {} {}", part("code"), part("detail"), part("advice")));
+            }
+            lines.push(line);
+        }
+        json["lastRun"] = run;
+    }
+    Ok(Printed { json: Some(json), lines })
+}
+
+pub(super) fn findings(findings: &[Finding]) -> Result<Printed, anyhow::Error> {
+    let mut lines = Vec::new();
+    for finding in findings {
+        let mark = if finding.is_ok { "ok  " } else { "FAIL" };
+        lines.push(format!("{mark}  {:<12}{}", finding.check, finding.detail));
+        if let Some(advice) = finding.advice {
+            lines.push(format!("      {:<12}-> {advice}", ""));
+        }
+    }
+    Ok(Printed { json: Some(serde_json::json!({ "data": json_of(&findings)? })), lines })
+}
+
+pub(super) fn explanation(explanation: &HostExplanation) -> Result<Printed, anyhow::Error> {
+    let mut lines = vec![
+        format!("given       {}", explanation.given),
+        format!("normalized  {}", explanation.normalized),
+        format!("decision    {}", explanation.decision),
+    ];
+    if let Some(store) = &explanation.store {
+        lines.push(format!("store       {}  {}  {}", store.id, store.status, store.name));
+        if let Some(reason) = &store.status_reason {
+            lines.push(format!("reason      {reason}"));
+        }
+        lines.push(format!("route       version {}, hostnames {}", store.route_version, store.hostnames.join(", ")));
+        let version = |version: Option<i64>| version.map_or("none".to_owned(), |version| version.to_string());
+        lines.push(format!(
+            "schema      {} of wanted {}",
+            version(store.schema_version),
+            version(store.wanted_schema_version)
+        ));
+        if let Some(error) = &store.last_run_error {
+            lines.push(format!("last run    failed at {error}"));
+        }
+    }
+    if let Some(database) = &explanation.database {
+        let state = if database.is_reachable {
+            "reachable".to_owned()
+        } else {
+            format!("not reachable: {}", database.cause.as_deref().unwrap_or("unknown"))
+        };
+        lines.push(format!("database    {state} ({} ms)", database.connect_ms));
+    }
+    Ok(Printed { json: Some(json_of(explanation)?), lines })
+}
+
+pub(super) fn import(report: &ImportReport, dry_run: bool) -> Result<Printed, anyhow::Error> {
+    let json = json_of(report)?;
+    let count = |name: &str| json[name].as_u64().unwrap_or_default();
+    let verb = if dry_run { "would import" } else { "imported" };
+    let mut lines = vec![format!(
+        "{verb} {} rows: {} products created, {} updated, {} unchanged, {} failed",
+        count("rows"),
+        count("productsCreated"),
+        count("productsUpdated"),
+        count("productsUnchanged"),
+        count("productsFailed"),
+    )];
+    for error in json["errors"].as_array().into_iter().flatten() {
+        let part = |name: &str| error[name].as_str().unwrap_or_default().to_owned();
+        lines.push(format!("line {}, {}: {}", error["line"], part("column"), part("message")));
+    }
+    Ok(Printed { json: Some(json), lines })
+}

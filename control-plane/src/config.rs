@@ -1,0 +1,236 @@
+//! Configuration: every option is also an environment variable; `.env.example` lists them all, and a test holds it so.
+
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Args;
+use kernel::Hostname;
+use secrecy::{ExposeSecret as _, SecretString};
+
+/// What every command that talks to the master database needs.
+#[derive(Args, Clone)]
+pub struct MasterArgs {
+    /// The master database, in session mode (no transaction pooler): postgres://user:password@host:port/database
+    #[arg(long, env = "MASTER_DB_URL", hide_env_values = true)]
+    pub master_db_url: SecretString,
+    /// The most connections that one process opens to the master database
+    #[arg(long, env = "MASTER_MAX_CONNECTIONS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=1000))]
+    pub master_max_connections: u32,
+}
+
+/// The keys that seal credentials.
+#[derive(Args, Clone)]
+pub struct KeyArgs {
+    /// One key: base64 of 32 bytes (`tenantry keys generate` makes one)
+    #[arg(long, env = "ENCRYPTION_KEY", hide_env_values = true)]
+    pub encryption_key: Option<SecretString>,
+    /// A ring of keys, kid:base64,kid:base64; the first one seals, all of them open. Wins over ENCRYPTION_KEY
+    #[arg(long, env = "ENCRYPTION_KEYS", hide_env_values = true)]
+    pub encryption_keys: Option<SecretString>,
+}
+
+impl KeyArgs {
+    /// The key ring.
+    ///
+    /// # Errors
+    /// A sentence that names the variable, never its value.
+    pub fn ring(&self) -> Result<vault::KeyRing, ConfigError> {
+        let (name, ring) = match (&self.encryption_keys, &self.encryption_key) {
+            (Some(ring), _) => ("ENCRYPTION_KEYS", vault::KeyRing::parse(ring.expose_secret())),
+            (None, Some(key)) => ("ENCRYPTION_KEY", vault::KeyRing::single(key.expose_secret())),
+            (None, None) => {
+                return Err(ConfigError::Missing { name: "ENCRYPTION_KEY", how: "run `tenantry keys generate`" });
+            }
+        };
+        ring.map_err(|error| ConfigError::Invalid { name, why: error.to_string() })
+    }
+}
+
+/// Where the product answers and which names are its own.
+#[derive(Args, Clone, Debug)]
+pub struct HostArgs {
+    /// Where the public listener answers
+    #[arg(long, env = "LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// Where health, metrics and the TLS question are answered; never reachable from outside
+    #[arg(long, env = "INTERNAL_LISTEN", default_value = "127.0.0.1:8081")]
+    pub internal_listen: SocketAddr,
+    /// The domain below which every store gets a hostname of its own
+    #[arg(long, env = "PLATFORM_DOMAIN", default_value = "stores.localhost", value_parser = Hostname::from_str)]
+    pub platform_domain: Hostname,
+    /// Hosts on which the API and the console answer, separated by commas [default: localhost, 127.0.0.1, [::1] and
+    /// PLATFORM_DOMAIN itself]
+    #[arg(long, env = "PLATFORM_HOSTS", value_delimiter = ',')]
+    pub platform_hosts: Vec<String>,
+    /// Addresses of proxies whose X-Forwarded-* headers count, separated by commas
+    #[arg(long, env = "TRUSTED_PROXIES", value_delimiter = ',')]
+    pub trusted_proxies: Vec<IpAddr>,
+}
+
+/// Limits: everything that can wait has a time limit, everything that grows has a bound.
+#[derive(Args, Clone, Debug)]
+pub struct LimitArgs {
+    /// The most open connections on the public listener
+    #[arg(long, env = "MAX_CLIENT_CONNECTIONS", default_value_t = 10_000)]
+    pub max_client_connections: usize,
+    /// The longest that an ordinary request may take, in milliseconds
+    #[arg(long, env = "REQUEST_TIMEOUT_MS", default_value = "15000", value_parser = millis)]
+    pub request_timeout: Duration,
+    /// The longest that a product import may take, in milliseconds
+    #[arg(long, env = "IMPORT_TIMEOUT_MS", default_value = "600000", value_parser = millis)]
+    pub import_timeout: Duration,
+    /// The largest body of an ordinary request, in bytes
+    #[arg(long, env = "BODY_LIMIT_BYTES", default_value_t = 256 * 1024)]
+    pub body_limit_bytes: usize,
+    /// The largest product file, in bytes
+    #[arg(long, env = "IMPORT_LIMIT_BYTES", default_value_t = 128 * 1024 * 1024)]
+    pub import_limit_bytes: usize,
+    /// How many product imports run at one time; further ones are asked to come again
+    #[arg(long, env = "MAX_IMPORTS", default_value_t = 4)]
+    pub max_imports: usize,
+    /// The most connections to one store's database
+    #[arg(long, env = "STORE_MAX_CONNECTIONS", default_value_t = 8)]
+    pub store_max_connections: usize,
+    /// The most connections to all store databases together
+    #[arg(long, env = "NODE_MAX_CONNECTIONS", default_value_t = 200)]
+    pub node_max_connections: usize,
+    /// The most stores that have a pool at one time
+    #[arg(long, env = "MAX_OPEN_POOLS", default_value_t = 1000)]
+    pub max_open_pools: usize,
+    /// How long a store's idle connection is kept, in milliseconds
+    #[arg(long, env = "STORE_IDLE_TIMEOUT_MS", default_value = "60000", value_parser = millis)]
+    pub store_idle_timeout: Duration,
+    /// How long a request waits for a connection to its store's database, in milliseconds
+    #[arg(long, env = "STORE_ACQUIRE_TIMEOUT_MS", default_value = "2000", value_parser = millis)]
+    pub store_acquire_timeout: Duration,
+    /// How long connecting to a store's database may take, in milliseconds
+    #[arg(long, env = "STORE_CONNECT_TIMEOUT_MS", default_value = "3000", value_parser = millis)]
+    pub store_connect_timeout: Duration,
+    /// How long one statement in a store's database may run, in milliseconds
+    #[arg(long, env = "STORE_STATEMENT_TIMEOUT_MS", default_value = "5000", value_parser = millis)]
+    pub store_statement_timeout: Duration,
+    /// How long a resolved hostname is believed before master is asked again, in milliseconds
+    #[arg(long, env = "ROUTE_TTL_MS", default_value = "30000", value_parser = millis)]
+    pub route_ttl: Duration,
+    /// How long a resolved hostname is still served while master is down, in milliseconds: the stated staleness
+    #[arg(long, env = "ROUTE_MAX_STALE_MS", default_value = "600000", value_parser = millis)]
+    pub route_max_stale: Duration,
+    /// How many distinct unknown hostnames a second may reach master
+    #[arg(long, env = "UNKNOWN_HOSTS_PER_SECOND", default_value_t = 50)]
+    pub unknown_hosts_per_second: u32,
+    /// How many password hashes are computed at one time
+    #[arg(long, env = "PASSWORD_HASHERS", default_value_t = 2)]
+    pub password_hashers: usize,
+    /// How many sign-in requests one address may make a minute
+    #[arg(long, env = "AUTH_REQUESTS_PER_MINUTE", default_value_t = 30)]
+    pub auth_requests_per_minute: u32,
+    /// How many provisioning runs one process works on at one time
+    #[arg(long, env = "JOB_CONCURRENCY", default_value_t = 4)]
+    pub job_concurrency: usize,
+    /// How long shutting down waits for requests in flight, in milliseconds
+    #[arg(long, env = "SHUTDOWN_GRACE_MS", default_value = "10000", value_parser = millis)]
+    pub shutdown_grace: Duration,
+}
+
+/// What `tenantry serve` needs.
+#[derive(Args, Clone)]
+pub struct Config {
+    #[command(flatten)]
+    pub master: MasterArgs,
+    #[command(flatten)]
+    pub keys: KeyArgs,
+    #[command(flatten)]
+    pub hosts: HostArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    /// What access tokens are signed with: at least 32 characters
+    #[arg(long, env = "JWT_SECRET", hide_env_values = true)]
+    pub jwt_secret: SecretString,
+    /// How long an access token is good for, in seconds
+    #[arg(long, env = "ACCESS_TOKEN_TTL_S", default_value = "900", value_parser = seconds)]
+    pub access_token_ttl: Duration,
+    /// How long a device stays signed in without being used, in seconds
+    #[arg(long, env = "REFRESH_TOKEN_TTL_S", default_value = "2592000", value_parser = seconds)]
+    pub refresh_token_ttl: Duration,
+    /// Lets owners connect databases at private, loopback and link-local addresses, and without TLS
+    #[arg(long, env = "ALLOW_PRIVATE_DATABASES", default_value_t = false, action = clap::ArgAction::Set)]
+    pub allow_private_databases: bool,
+}
+
+/// How log lines look and which are written.
+#[derive(Args, Clone, Debug)]
+pub struct LogArgs {
+    /// Which log lines are written, in the syntax of tracing's EnvFilter
+    #[arg(long, env = "LOG", default_value = "info", global = true)]
+    pub log: String,
+    /// `text` for people, `json` for machines
+    #[arg(long, env = "LOG_FORMAT", default_value = "text", global = true)]
+    pub log_format: LogFormat,
+}
+
+/// The form of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// One readable line.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+/// Configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A variable is needed and not there.
+    #[error("{name} is not set: {how}")]
+    Missing { name: &'static str, how: &'static str },
+    /// A variable holds something unusable.
+    #[error("{name} is not valid: {why}")]
+    Invalid { name: &'static str, why: String },
+}
+
+fn millis(text: &str) -> Result<Duration, String> {
+    text.parse().map(Duration::from_millis).map_err(|_| "expected a whole number of milliseconds".to_owned())
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    text.parse().map(Duration::from_secs).map_err(|_| "expected a whole number of seconds".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use clap::CommandFactory as _;
+
+    use crate::cli::Cli;
+
+    /// The variables of a command and of those below it.
+    fn collect(command: &clap::Command, into: &mut BTreeSet<String>) {
+        for argument in command.get_arguments() {
+            into.extend(argument.get_env().map(|name| name.to_string_lossy().into_owned()));
+        }
+        for below in command.get_subcommands() {
+            collect(below, into);
+        }
+    }
+
+    #[test]
+    fn the_example_names_every_variable_once_with_a_comment() {
+        let mut known = BTreeSet::new();
+        collect(&Cli::command(), &mut known);
+        let mut named = BTreeMap::new();
+        let mut comment = false;
+        for line in include_str!("../../.env.example").lines() {
+            match line.trim_start_matches('#').split_once('=') {
+                Some((name, _)) if !name.starts_with(' ') => {
+                    assert!(comment, "{name} has no comment above it");
+                    assert!(named.insert(name.to_owned(), ()).is_none(), "{name} stands there twice");
+                    comment = false;
+                }
+                _ => comment = line.starts_with("# "),
+            }
+        }
+        assert_eq!(named.into_keys().collect::<BTreeSet<_>>(), known);
+    }
+}

@@ -1,0 +1,177 @@
+//! What operations work with: [`OpsCx`] for everything a command or a job needs, [`Cx`] for a serving node on top of it.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use kernel::{Clock, RunId, StoreId};
+use sqlx::PgPool;
+use tenancy::config::DirectoryConfig;
+use tenancy::{StoreChange, Tenancy, TenancyConfig};
+use tokio::sync::{Semaphore, broadcast};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use vault::KeyRing;
+
+use crate::config::{Config, ConfigError, HostArgs, KeyArgs, LimitArgs, MasterArgs};
+use crate::directory::MasterDirectory;
+use crate::identity::limits::AuthLimits;
+use crate::identity::passwords::Passwords;
+use crate::identity::tokens::Signer;
+use crate::master::{self, MasterError};
+
+/// The connection manager over master's directory.
+pub type Stores = Tenancy<MasterDirectory>;
+
+/// What commands, jobs and requests have in common.
+#[derive(Clone)]
+pub struct OpsCx(Arc<OpsParts>);
+
+pub struct OpsParts {
+    pub master: PgPool,
+    pub master_args: MasterArgs,
+    pub clock: Arc<dyn Clock>,
+    pub keys: Arc<KeyRing>,
+    pub stores: Stores,
+    pub hosts: HostArgs,
+    pub limits: LimitArgs,
+    pub allow_private_databases: bool,
+    /// Product imports of this process that run at one time.
+    pub imports: Semaphore,
+    /// Everything spawned, so that shutting down waits for it.
+    pub tasks: TaskTracker,
+    pub shutdown: CancellationToken,
+}
+
+impl Deref for OpsCx {
+    type Target = OpsParts;
+
+    fn deref(&self) -> &OpsParts {
+        &self.0
+    }
+}
+
+impl OpsCx {
+    /// Builds the parts; connects to nothing yet.
+    ///
+    /// # Errors
+    /// When an option cannot be used.
+    pub fn new(
+        master_args: MasterArgs,
+        keys: &KeyArgs,
+        hosts: HostArgs,
+        limits: LimitArgs,
+        allow_private_databases: bool,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, MasterError> {
+        let master = master::pool(&master_args)?;
+        let keys = Arc::new(keys.ring()?);
+        let config = TenancyConfig {
+            max_connections_per_store: limits.store_max_connections,
+            max_connections: limits.node_max_connections,
+            max_pools: limits.max_open_pools,
+            acquire_timeout: limits.store_acquire_timeout,
+            connect_timeout: limits.store_connect_timeout,
+            statement_timeout: limits.store_statement_timeout,
+            idle_timeout: limits.store_idle_timeout,
+            directory: DirectoryConfig {
+                refresh: limits.route_ttl,
+                max_stale: limits.route_max_stale,
+                unknown_per_second: limits.unknown_hosts_per_second,
+                ..DirectoryConfig::default()
+            },
+            ..TenancyConfig::default()
+        };
+        let stores = Tenancy::new(MasterDirectory::new(master.clone()), Arc::clone(&keys), config);
+        let imports = Semaphore::new(limits.max_imports);
+        let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+        Ok(Self(Arc::new(OpsParts {
+            master,
+            master_args,
+            clock,
+            keys,
+            stores,
+            hosts,
+            limits,
+            allow_private_databases,
+            imports,
+            tasks,
+            shutdown,
+        })))
+    }
+
+    /// Tells this process of a change that was just committed, ahead of the notification that all processes get.
+    pub fn announce(&self, store_id: StoreId, route_version: i64) {
+        self.stores.apply(StoreChange { store_id, route_version, hostnames: Vec::new() });
+    }
+
+    /// Closes what is open, within the grace period.
+    pub async fn close(&self) {
+        self.shutdown.cancel();
+        self.stores.shutdown(self.limits.shutdown_grace).await;
+        self.tasks.close();
+        if tokio::time::timeout(self.limits.shutdown_grace, self.tasks.wait()).await.is_err() {
+            tracing::warn!("{} tasks were still running when the grace period ended", self.tasks.len());
+        }
+        self.master.close().await;
+    }
+}
+
+/// A serving node.
+#[derive(Clone)]
+pub struct Cx(Arc<Parts>);
+
+pub struct Parts {
+    ops: OpsCx,
+    pub config: Config,
+    pub passwords: Passwords,
+    pub signer: Signer,
+    pub limits: AuthLimits,
+    pub platform: crate::http::authority::PlatformHosts,
+    /// Runs whose event log has grown; a watcher that lags reads the table anyway.
+    pub run_events: broadcast::Sender<RunId>,
+}
+
+impl Deref for Cx {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+impl Deref for Parts {
+    type Target = OpsCx;
+
+    fn deref(&self) -> &OpsCx {
+        &self.ops
+    }
+}
+
+impl Cx {
+    /// Builds a node; connects to nothing yet.
+    ///
+    /// # Errors
+    /// When an option cannot be used.
+    pub fn new(config: Config, clock: Arc<dyn Clock>) -> Result<Self, MasterError> {
+        let signer = Signer::new(&config.jwt_secret, config.access_token_ttl)?;
+        let platform = crate::http::authority::PlatformHosts::new(&config.hosts)?;
+        let limits = AuthLimits::new(config.limits.auth_requests_per_minute);
+        let passwords = Passwords::new(config.limits.password_hashers)
+            .map_err(|error| ConfigError::Invalid { name: "PASSWORD_HASHERS", why: error.to_string() })?;
+        let ops = OpsCx::new(
+            config.master.clone(),
+            &config.keys,
+            config.hosts.clone(),
+            config.limits.clone(),
+            config.allow_private_databases,
+            clock,
+        )?;
+        let run_events = broadcast::Sender::new(1024);
+        Ok(Self(Arc::new(Parts { ops, config, passwords, signer, limits, platform, run_events })))
+    }
+
+    /// The part that commands and jobs use.
+    pub fn ops(&self) -> &OpsCx {
+        &self.ops
+    }
+}

@@ -1,0 +1,97 @@
+//! SQL of routes.
+
+use kernel::{Engine, Hostname, ServerId, StoreId, StoreStatus};
+use sqlx::PgConnection;
+use tenancy::{DatabaseRoute, Route, StoreChange};
+use vault::Sealed;
+
+struct RouteRow {
+    store_id: StoreId,
+    status: StoreStatus,
+    route_version: i64,
+    engine: Option<Engine>,
+    server_id: Option<ServerId>,
+    schema_version: Option<i64>,
+    sealed: Option<Vec<u8>>,
+    credential_version: Option<i32>,
+}
+
+impl TryFrom<RouteRow> for Route {
+    type Error = sqlx::Error;
+
+    fn try_from(row: RouteRow) -> Result<Self, sqlx::Error> {
+        let database = match (row.engine, row.sealed, row.credential_version) {
+            (Some(engine), Some(sealed), Some(credential_version)) => Some(DatabaseRoute {
+                engine,
+                server: row.server_id,
+                schema_version: row.schema_version.unwrap_or_default(),
+                sealed: Sealed::from_bytes(sealed).map_err(|error| sqlx::Error::Decode(error.into()))?,
+                credential_version,
+            }),
+            _ => None,
+        };
+        Ok(Self { store_id: row.store_id, status: row.status, version: row.route_version, database })
+    }
+}
+
+pub async fn route_by_hostname(conn: &mut PgConnection, hostname: &str) -> Result<Option<Route>, sqlx::Error> {
+    let row = sqlx::query_as!(
+        RouteRow,
+        r#"select s.id as "store_id: StoreId", s.status as "status: StoreStatus", s.route_version,
+                  d.engine as "engine?: Engine", d.server_id as "server_id?: ServerId", d.schema_version,
+                  d.sealed as "sealed?", d.credential_version as "credential_version?"
+           from hostnames h
+           join stores s on s.id = h.store_id
+           left join store_databases d on d.store_id = s.id
+           where h.hostname = $1 and s.status <> 'deleted'"#,
+        hostname,
+    )
+    .fetch_optional(conn)
+    .await?;
+    row.map(TryInto::try_into).transpose()
+}
+
+pub async fn route_by_store(conn: &mut PgConnection, store: StoreId) -> Result<Option<Route>, sqlx::Error> {
+    let row = sqlx::query_as!(
+        RouteRow,
+        r#"select s.id as "store_id: StoreId", s.status as "status: StoreStatus", s.route_version,
+                  d.engine as "engine?: Engine", d.server_id as "server_id?: ServerId", d.schema_version,
+                  d.sealed as "sealed?", d.credential_version as "credential_version?"
+           from stores s
+           left join store_databases d on d.store_id = s.id
+           where s.id = $1 and s.status <> 'deleted'"#,
+        store.as_uuid(),
+    )
+    .fetch_optional(conn)
+    .await?;
+    row.map(TryInto::try_into).transpose()
+}
+
+/// One entry of the change log.
+pub async fn store_change(conn: &mut PgConnection, seq: i64) -> Result<Option<StoreChange>, sqlx::Error> {
+    let row = sqlx::query!(
+        r#"select store_id as "store_id: StoreId", route_version, hostnames from store_changes where seq = $1"#,
+        seq
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(row.map(|row| StoreChange {
+        store_id: row.store_id,
+        route_version: row.route_version,
+        hostnames: row.hostnames.iter().filter_map(|name| Hostname::parse(name).ok()).collect(),
+    }))
+}
+
+/// Forgets changes that every node has heard of or has replaced by a full re-read, in a bounded batch.
+pub async fn store_changes_purge(
+    conn: &mut PgConnection,
+    before: chrono::DateTime<chrono::Utc>,
+) -> Result<u64, sqlx::Error> {
+    let done = sqlx::query!(
+        "delete from store_changes where seq in (select seq from store_changes where at < $1 order by at limit 1000)",
+        before
+    )
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected())
+}

@@ -1,0 +1,9 @@
+//! HTTP: which host a request is for, who sends it, what every answer has in common.
+
+pub mod auth;
+pub mod authority;
+pub mod entry;
+pub mod errors;
+pub mod internal;
+pub mod openapi;
+pub mod server;

@@ -1,0 +1,212 @@
+//! HTTP of identity.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use kernel::{OrganizationId, StoreId, UserId};
+use problem::{Json, Problem, ProblemBody};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::{MemberRole, Membership, NewUser, Principal, Tokens, User};
+use crate::cx::Cx;
+use crate::http::auth::RateLimited;
+use crate::stores::routes::StoreView;
+
+pub fn router() -> OpenApiRouter<Cx> {
+    OpenApiRouter::new()
+        .routes(routes!(auth_register))
+        .routes(routes!(auth_login))
+        .routes(routes!(auth_refresh))
+        .routes(routes!(auth_logout))
+        .routes(routes!(auth_me))
+}
+
+/// A person.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UserView {
+    pub id: UserId,
+    pub email: String,
+    pub first_name: String,
+    pub last_name: String,
+    /// `admin` for people who run the platform.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub platform_role: Option<String>,
+}
+
+impl From<User> for UserView {
+    fn from(user: User) -> Self {
+        let User { id, email, first_name, last_name, platform_role } = user;
+        Self { id, email, first_name, last_name, platform_role }
+    }
+}
+
+/// An organization and your role in it.
+#[derive(Serialize, ToSchema)]
+pub struct OrganizationView {
+    pub id: OrganizationId,
+    pub name: String,
+    pub role: MemberRole,
+}
+
+impl From<Membership> for OrganizationView {
+    fn from(Membership { id, name, role }: Membership) -> Self {
+        Self { id, name, role }
+    }
+}
+
+/// What to act with.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TokensView {
+    /// Send it as `Authorization: Bearer …`.
+    pub access_token: String,
+    /// Good for one use at `/api/auth/refresh`.
+    pub refresh_token: String,
+    /// Seconds until the access token expires.
+    pub expires_in: u64,
+}
+
+impl From<Tokens> for TokensView {
+    fn from(tokens: Tokens) -> Self {
+        Self {
+            access_token: tokens.access.expose_secret().to_owned(),
+            refresh_token: tokens.refresh.expose_secret().to_owned(),
+            expires_in: tokens.expires_in.as_secs(),
+        }
+    }
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RegisterBody {
+    #[schema(example = "ada@example.com")]
+    email: String,
+    #[schema(value_type = String, format = Password, min_length = 8, max_length = 256)]
+    password: SecretString,
+    #[schema(example = "Ada")]
+    first_name: String,
+    #[schema(example = "Lovelace")]
+    last_name: String,
+    /// Creates a first store of this name.
+    #[schema(example = "Ada's Tea")]
+    store_name: Option<String>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct RegisteredView {
+    user: UserView,
+    organization: OrganizationView,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store: Option<StoreView>,
+    tokens: TokensView,
+}
+
+/// Register
+///
+/// Creates you, your organization and, when `storeName` is given, your first store, all or nothing, and signs you in.
+#[utoipa::path(post, path = "/api/auth/register", tag = "auth", operation_id = "auth_register", request_body = RegisterBody,
+    responses((status = 201, body = RegisteredView), (status = 409, body = ProblemBody), (status = 422, body = ProblemBody), (status = 429, body = ProblemBody)))]
+async fn auth_register(
+    _limit: RateLimited,
+    State(cx): State<Cx>,
+    Json(body): Json<RegisterBody>,
+) -> Result<(StatusCode, Json<RegisteredView>), Problem> {
+    let RegisterBody { email, password, first_name, last_name, store_name } = body;
+    let made = super::register(&cx, NewUser { email, password, first_name, last_name, store_name }).await?;
+    let view = RegisteredView {
+        user: made.user.into(),
+        organization: made.organization.into(),
+        store: made.store.map(StoreView::from),
+        tokens: made.tokens.into(),
+    };
+    Ok((StatusCode::CREATED, Json(view)))
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LoginBody {
+    #[schema(example = "ada@example.com")]
+    email: String,
+    #[schema(value_type = String, format = Password)]
+    password: SecretString,
+    /// Makes tokens that name this store, for clients that act on one store only.
+    store_id: Option<StoreId>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct LoggedInView {
+    user: UserView,
+    organizations: Vec<OrganizationView>,
+    tokens: TokensView,
+}
+
+/// Log in
+#[utoipa::path(post, path = "/api/auth/login", tag = "auth", operation_id = "auth_login", request_body = LoginBody,
+    responses((status = 200, body = LoggedInView), (status = 401, body = ProblemBody), (status = 429, body = ProblemBody)))]
+async fn auth_login(
+    _limit: RateLimited,
+    State(cx): State<Cx>,
+    Json(body): Json<LoginBody>,
+) -> Result<Json<LoggedInView>, Problem> {
+    cx.limits.check_account(&body.email)?;
+    let done = super::login(&cx, &body.email, body.password, body.store_id).await?;
+    Ok(Json(LoggedInView {
+        user: done.user.into(),
+        organizations: done.organizations.into_iter().map(Into::into).collect(),
+        tokens: done.tokens.into(),
+    }))
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RefreshBody {
+    #[schema(value_type = String)]
+    refresh_token: SecretString,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct RefreshedView {
+    tokens: TokensView,
+}
+
+/// Trade a refresh token for new tokens
+///
+/// A refresh token is good for one use. Using one again ends the session.
+#[utoipa::path(post, path = "/api/auth/refresh", tag = "auth", operation_id = "auth_refresh", request_body = RefreshBody,
+    responses((status = 200, body = RefreshedView), (status = 401, body = ProblemBody), (status = 429, body = ProblemBody)))]
+async fn auth_refresh(
+    _limit: RateLimited,
+    State(cx): State<Cx>,
+    Json(body): Json<RefreshBody>,
+) -> Result<Json<RefreshedView>, Problem> {
+    let tokens = super::refresh(&cx, body.refresh_token.expose_secret()).await?;
+    Ok(Json(RefreshedView { tokens: tokens.into() }))
+}
+
+/// Log out
+///
+/// Ends the session at once: neither its access tokens nor its refresh token work any more.
+#[utoipa::path(post, path = "/api/auth/logout", tag = "auth", operation_id = "auth_logout", security(("bearer" = [])),
+    responses((status = 204), (status = 401, body = ProblemBody)))]
+async fn auth_logout(by: Principal, State(cx): State<Cx>) -> Result<StatusCode, Problem> {
+    super::logout(&cx, &by).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct MeView {
+    user: UserView,
+    organizations: Vec<OrganizationView>,
+}
+
+/// Who am I
+#[utoipa::path(get, path = "/api/auth/me", tag = "auth", operation_id = "auth_me", security(("bearer" = [])),
+    responses((status = 200, body = MeView), (status = 401, body = ProblemBody)))]
+async fn auth_me(by: Principal, State(cx): State<Cx>) -> Result<Json<MeView>, Problem> {
+    let organizations = crate::identity::memberships(&cx, by.user.id).await?;
+    Ok(Json(MeView { user: by.user.into(), organizations: organizations.into_iter().map(Into::into).collect() }))
+}

@@ -1,0 +1,139 @@
+//! The job queue: `graphile_worker` in master, so a job is queued by the transaction that makes it necessary.
+//!
+//! Jobs of a process that died are taken up again in seconds: its own recovery gives a dead worker's jobs back, and the
+//! sweeper queues every unfinished run that nobody shows a sign of life for.
+
+mod db;
+
+use std::time::Duration;
+
+use graphile_worker::{WorkerBuildError, WorkerOptions};
+use serde::Serialize;
+use sqlx::PgConnection;
+
+use crate::config::MasterArgs;
+use crate::cx::{Cx, OpsCx};
+use crate::http::errors::chain;
+use crate::provisioning::jobs::WorkRun;
+use crate::{directory, idempotency, identity, provisioning};
+
+const SCHEMA: &str = "graphile_worker";
+const HEARTBEAT: Duration = Duration::from_secs(2);
+const SWEEP: Duration = Duration::from_secs(3);
+/// A run is left lying when its worker was silent for so long.
+const STALE: chrono::Duration = chrono::Duration::seconds(8);
+const HOUSEKEEPING: Duration = Duration::from_secs(600);
+
+/// Why the worker cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum JobsError {
+    #[error("the job queue cannot be prepared")]
+    Build(#[from] WorkerBuildError),
+    #[error("database error")]
+    Db(#[from] sqlx::Error),
+}
+
+/// What jobs work with, as the queue's library hands it to them.
+#[derive(Clone)]
+pub struct OpsExtension(pub OpsCx);
+
+impl std::fmt::Debug for OpsExtension {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("OpsExtension")
+    }
+}
+
+/// Makes the queue's tables; part of migrating master.
+pub async fn migrate(args: &MasterArgs) -> Result<(), sqlx::Error> {
+    let pool = crate::master::pool(args).map_err(|error| sqlx::Error::Configuration(error.into()))?;
+    let made = WorkerOptions::default().schema(SCHEMA).pg_pool(pool.clone()).init().await;
+    pool.close().await;
+    made.map(|_| ()).map_err(|error| sqlx::Error::Protocol(chain(&error)))
+}
+
+/// Queues a job within the caller's transaction. Of one key at most one waits: asking again while it waits changes nothing.
+pub async fn add<T: Serialize>(
+    tx: &mut PgConnection,
+    identifier: &str,
+    payload: &T,
+    key: &str,
+) -> Result<(), sqlx::Error> {
+    let payload = serde_json::to_value(payload).map_err(|error| sqlx::Error::Encode(error.into()))?;
+    db::job_add(tx, identifier, &payload, key).await
+}
+
+/// Starts the worker, the sweeper and the housekeeper of this node.
+///
+/// # Errors
+/// When the queue's tables cannot be reached.
+pub async fn start(cx: &Cx) -> Result<(), JobsError> {
+    let ops = cx.ops().clone();
+    let stop = cx.shutdown.clone();
+    let worker = WorkerOptions::default()
+        .schema(SCHEMA)
+        .concurrency(cx.config.limits.job_concurrency)
+        .poll_interval(Duration::from_secs(1))
+        .pg_pool(cx.master.clone())
+        .add_extension(OpsExtension(ops.clone()))
+        .define_job::<WorkRun>()
+        .heartbeat_interval(HEARTBEAT)
+        .sweep_interval(SWEEP)
+        .sweep_threshold(Duration::from_secs(10))
+        .recovery_delay(Duration::from_secs(1))
+        .listen_os_shutdown_signals(false)
+        .shutdown_signal(Box::pin(async move { stop.cancelled().await }))
+        .shutdown_grace_period(cx.config.limits.shutdown_grace)
+        .init()
+        .await?;
+    // Whatever was unfinished when the last process ended; a run that another node works on is left alone by its lock.
+    requeue(&ops, chrono::Duration::zero()).await?;
+    cx.tasks.spawn(async move {
+        if let Err(error) = worker.run().await {
+            tracing::error!(error = chain(&error), "the job worker ended");
+        }
+    });
+    cx.tasks.spawn(every(
+        ops.clone(),
+        SWEEP,
+        "requeueing unfinished runs",
+        |cx| async move { requeue(&cx, STALE).await },
+    ));
+    cx.tasks.spawn(every(ops, HOUSEKEEPING, "housekeeping", |cx| async move { keep_house(&cx).await }));
+    Ok(())
+}
+
+async fn requeue(cx: &OpsCx, silent_for: chrono::Duration) -> Result<(), sqlx::Error> {
+    let mut tx = cx.master.begin().await?;
+    for id in provisioning::db::runs_stale(&mut tx, cx.clock.now() - silent_for).await? {
+        provisioning::jobs::enqueue(&mut tx, id).await?;
+        tracing::info!(run.id = %id, "queued unfinished run {id} again");
+    }
+    tx.commit().await
+}
+
+/// Deletes what has served its time, a bounded batch of each kind.
+async fn keep_house(cx: &OpsCx) -> Result<(), sqlx::Error> {
+    let now = cx.clock.now();
+    let mut master = cx.master.acquire().await?;
+    identity::db::sessions_purge(&mut master, now - chrono::Duration::days(7)).await?;
+    idempotency::purge(&mut master, now - chrono::Duration::days(7)).await?;
+    directory::db::store_changes_purge(&mut master, now - chrono::Duration::days(1)).await?;
+    Ok(())
+}
+
+async fn every<F>(cx: OpsCx, period: Duration, what: &'static str, work: impl Fn(OpsCx) -> F)
+where
+    F: Future<Output = Result<(), sqlx::Error>>,
+{
+    let shutdown = cx.shutdown.clone();
+    shutdown
+        .run_until_cancelled(async {
+            loop {
+                tokio::time::sleep(period).await;
+                if let Err(error) = work(cx.clone()).await {
+                    tracing::warn!(error = chain(&error), "{what} failed and is tried again");
+                }
+            }
+        })
+        .await;
+}

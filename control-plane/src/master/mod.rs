@@ -1,0 +1,157 @@
+//! The master database: its pool, the check that it is in session mode, and its migrations.
+
+mod db;
+
+use std::time::Duration;
+
+use secrecy::{ExposeSecret as _, SecretString};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions as _, Connection as _, Executor as _, PgConnection, PgPool};
+
+use crate::config::{ConfigError, MasterArgs};
+
+/// Every migration of the master database, compiled in.
+pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("../migrations-master");
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+const MIGRATE_LOCK_TIMEOUT: Duration = Duration::from_secs(60);
+/// Set after connecting, so that it works behind any proxy; a statement of ours that takes longer is a defect.
+const SESSION_SETTINGS: &str = "set statement_timeout = '10s'; set lock_timeout = '5s'; \
+     set idle_in_transaction_session_timeout = '30s'; set timezone = 'UTC'";
+
+/// Why the master database cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum MasterError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("the master database cannot be reached")]
+    Unreachable(#[source] sqlx::Error),
+    #[error("connecting to the master database took more than {} s", CONNECT_TIMEOUT.as_secs())]
+    TimedOut,
+    #[error(
+        "MASTER_DB_URL leads through a transaction pooler: two open connections share one backend. Use the session mode of the \
+         pooler, or the server itself; LISTEN, advisory locks and prepared statements need it"
+    )]
+    TransactionPooler,
+    #[error(
+        "the master database has no schema, or an older one (found version {found:?}, wanted {wanted}): run `tenantry migrate master`"
+    )]
+    NotMigrated { found: Option<i64>, wanted: i64 },
+    #[error("another process held the migration lock of the master database for {} s", MIGRATE_LOCK_TIMEOUT.as_secs())]
+    Locked,
+    #[error("a migration of the master database failed")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+    #[error("database error")]
+    Db(#[from] sqlx::Error),
+}
+
+/// The pool of the master database. Nothing is connected yet.
+///
+/// # Errors
+/// When the URL is no PostgreSQL URL.
+pub fn pool(args: &MasterArgs) -> Result<PgPool, MasterError> {
+    Ok(PgPoolOptions::new()
+        .max_connections(args.master_max_connections)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .after_connect(|connection, _| {
+            Box::pin(async move {
+                connection.execute(SESSION_SETTINGS).await?;
+                Ok(())
+            })
+        })
+        .connect_lazy_with(options(args)?))
+}
+
+/// One connection beside the pool, for listening, long locks and migrations.
+///
+/// # Errors
+/// When the server is unreachable or answers too slowly.
+pub async fn connect(args: &MasterArgs) -> Result<PgConnection, MasterError> {
+    tokio::time::timeout(CONNECT_TIMEOUT, options(args)?.connect())
+        .await
+        .map_err(|_| MasterError::TimedOut)?
+        .map_err(MasterError::Unreachable)
+}
+
+fn options(args: &MasterArgs) -> Result<PgConnectOptions, MasterError> {
+    let invalid = |_| ConfigError::Invalid {
+        name: "MASTER_DB_URL",
+        why: "expected postgres://user:password@host:port/database".to_owned(),
+    };
+    let options: PgConnectOptions = args.master_db_url.expose_secret().parse().map_err(invalid)?;
+    Ok(options.application_name("tenantry").extra_float_digits(None).disable_statement_logging())
+}
+
+/// Proves what the process relies on: reachable, in session mode, migrated.
+///
+/// # Errors
+/// Says which of it does not hold.
+pub async fn check(args: &MasterArgs) -> Result<(), MasterError> {
+    let mut first = connect(args).await?;
+    let mut second = connect(args).await?;
+    let (one, two) = (db::backend_pid(&mut first).await?, db::backend_pid(&mut second).await?);
+    second.close().await?;
+    if one == two {
+        return Err(MasterError::TransactionPooler);
+    }
+    let found = db::applied(&mut first).await?.map(|(version, _)| version);
+    first.close().await?;
+    let wanted = wanted_version();
+    // A newer schema is fine: migrations expand before they contract, so an old node serves beside a new one.
+    if found.is_some_and(|found| found >= wanted) { Ok(()) } else { Err(MasterError::NotMigrated { found, wanted }) }
+}
+
+/// The version that this program was built with.
+pub fn wanted_version() -> i64 {
+    MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or_default()
+}
+
+/// Applies what is missing; safe to run on several nodes at once. Returns how many migrations were applied.
+///
+/// The lock is tried, not waited for: PostgreSQL does not finish a concurrent index build while another session waits in an
+/// advisory lock. The connection is closed in every outcome, since a failed run leaves sqlx's own lock on it.
+///
+/// # Errors
+/// When a migration fails or another process holds the lock for too long.
+pub async fn migrate(args: &MasterArgs) -> Result<usize, MasterError> {
+    const LOCK: i64 = 0x7465_6e61_6e74_7279;
+    let mut connection = connect(args).await?;
+    let deadline = tokio::time::Instant::now() + MIGRATE_LOCK_TIMEOUT;
+    loop {
+        if db::try_lock(&mut connection, LOCK).await? {
+            break;
+        }
+        if tokio::time::Instant::now() > deadline {
+            return Err(MasterError::Locked);
+        }
+        tokio::time::sleep(Duration::from_millis(100 + kernel::random::below(100))).await;
+    }
+    let before = applied(&mut connection).await?;
+    let outcome = async {
+        MIGRATOR.run_direct(None, &mut connection, false).await?;
+        crate::jobs::migrate(args).await.map_err(MasterError::Db)?;
+        Ok::<_, MasterError>(applied(&mut connection).await? - before)
+    }
+    .await;
+    let closed = connection.close().await;
+    let applied = outcome?;
+    closed?;
+    Ok(applied)
+}
+
+async fn applied(connection: &mut PgConnection) -> Result<usize, sqlx::Error> {
+    let count = db::applied(connection).await?.map_or(0, |(_, count)| count);
+    Ok(usize::try_from(count).unwrap_or_default())
+}
+
+/// Makes the master database on a private server, of which `admin_url` is the administrator's.
+///
+/// # Errors
+/// When the server refuses.
+pub async fn create(admin_url: &SecretString) -> Result<(), MasterError> {
+    let mut admin = PgConnection::connect(admin_url.expose_secret()).await.map_err(MasterError::Unreachable)?;
+    let made = db::master_create(&mut admin).await;
+    admin.close().await?;
+    Ok(made?)
+}

@@ -1,0 +1,413 @@
+//! Provisioning: the durable list of steps that takes a store from `pending_database` to `active`.
+//!
+//! - Connecting commits the sealed credential, the run and its steps in one transaction, and only then answers 202: a
+//!   process killed at any line afterwards has everything it needs in master, and no job carries a secret.
+//! - One process works on a run at a time: it holds a session lock in master, which dies with it.
+//! - Every step may be done twice, and looks at what is there before it acts. What a step made, its undo removes, and
+//!   nothing else: a database is dropped only when it bears the mark of this store.
+//! - A store is served from the last step on, never earlier. A failed run keeps what it has made, unreachable, until it is
+//!   retried or cancelled.
+
+pub mod db;
+pub mod jobs;
+pub mod postgres;
+pub mod routes;
+pub mod run;
+pub mod steps;
+pub mod target;
+pub mod watch;
+
+use chrono::{DateTime, Utc};
+use kernel::{DatabaseId, Engine, Ident, RunId, ServerId, StoreId, StoreStatus, UserId};
+use problem::Problem;
+use secrecy::SecretString;
+use tenancy::{Credential, TlsMode};
+
+use crate::audit::{self, Actor, Subject};
+use crate::cx::OpsCx;
+use crate::servers;
+use crate::stores::{self, Store};
+
+pub use steps::StepName;
+pub use target::{Target, TargetError};
+
+/// Where a run is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, sqlx::Type, utoipa::ToSchema)]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub enum RunState {
+    Queued,
+    Running,
+    Succeeded,
+    Failed,
+    Cancelled,
+}
+
+impl RunState {
+    /// Whether nothing more will happen by itself.
+    pub fn is_finished(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// Where a step is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, sqlx::Type, utoipa::ToSchema)]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub enum StepState {
+    Pending,
+    Running,
+    Succeeded,
+    Failed,
+    Undone,
+}
+
+/// Whose database it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, sqlx::Type, utoipa::ToSchema)]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub enum DatabaseKind {
+    /// Made by us, on a server that ops registered.
+    Managed,
+    /// Brought by the owner.
+    Brought,
+}
+
+/// A run.
+#[derive(Debug, Clone)]
+pub struct Run {
+    pub id: RunId,
+    pub store_id: StoreId,
+    pub kind: DatabaseKind,
+    pub state: RunState,
+    pub attempts: i32,
+    pub is_cancelled: bool,
+    pub with_demo: bool,
+    pub created_at: DateTime<Utc>,
+    pub finished_at: Option<DateTime<Utc>>,
+}
+
+/// A step of a run.
+#[derive(Debug, Clone)]
+pub struct Step {
+    pub name: StepName,
+    pub state: StepState,
+    pub attempts: i32,
+    pub started_at: Option<DateTime<Utc>>,
+    pub finished_at: Option<DateTime<Utc>>,
+    pub error_code: Option<String>,
+    pub error: Option<String>,
+    pub advice: Option<String>,
+}
+
+/// A run with its steps, in order.
+#[derive(Debug, Clone)]
+pub struct RunWithSteps {
+    pub run: Run,
+    pub steps: Vec<Step>,
+}
+
+/// What an owner connects.
+pub enum NewDatabase {
+    /// One of ours, on the least-filled server, of `region` when given.
+    Managed { region: Option<String> },
+    /// The owner's own.
+    Brought(Target),
+}
+
+/// Why connecting, retrying or cancelling was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ProvisioningError {
+    #[error("there is no such store")]
+    StoreNotFound,
+    #[error("the store has a database")]
+    AlreadyConnected,
+    #[error("the store is {status}")]
+    WrongStatus { status: StoreStatus },
+    #[error("another run is preparing the store")]
+    InProgress { run: RunId },
+    #[error("the last run failed")]
+    LastRunFailed { run: RunId },
+    #[error("no server has room")]
+    NoCapacity,
+    #[error("the store has no run")]
+    NoRun,
+    #[error("the run is {}", state.as_str())]
+    WrongRunState { state: RunState, wanted: &'static str },
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    #[error("database error")]
+    Db(#[from] sqlx::Error),
+}
+
+/// Connects a database: commits what the run needs, queues it, and returns it. Connecting twice at once makes one run.
+pub async fn connect(
+    cx: &OpsCx,
+    actor: Actor,
+    store: StoreId,
+    wanted: NewDatabase,
+    with_demo: bool,
+) -> Result<RunWithSteps, ProvisioningError> {
+    let wanted = match wanted {
+        NewDatabase::Brought(target) => {
+            // Resolving a name takes time that no transaction should wait for; the check step does it again.
+            target::refuse_private(&target.credential.host, target.credential.port, cx.allow_private_databases).await?;
+            NewDatabase::Brought(target)
+        }
+        managed @ NewDatabase::Managed { .. } => managed,
+    };
+    let now = cx.clock.now();
+    let mut tx = cx.master.begin().await?;
+    // The lock on the store is what makes two connects one run.
+    let store = stores::db::store_lock(&mut tx, store).await?.ok_or(ProvisioningError::StoreNotFound)?;
+    let kind =
+        if matches!(wanted, NewDatabase::Managed { .. }) { DatabaseKind::Managed } else { DatabaseKind::Brought };
+    match (store.status, db::run_latest(&mut tx, store.id).await?) {
+        (StoreStatus::PendingDatabase, _) => {}
+        (StoreStatus::Provisioning, Some(latest)) if !latest.run.state.is_finished() && latest.run.kind == kind => {
+            return Ok(latest);
+        }
+        (StoreStatus::Provisioning, Some(latest)) if !latest.run.state.is_finished() => {
+            return Err(ProvisioningError::InProgress { run: latest.run.id });
+        }
+        // A run that failed before it made anything is simply replaced: that is what correcting a password looks like.
+        (StoreStatus::Provisioning, Some(latest))
+            if latest.run.state == RunState::Failed && !latest.has_made_something() =>
+        {
+            db::run_finish(&mut tx, latest.run.id, RunState::Cancelled, now).await?;
+            db::store_database_delete(&mut tx, store.id).await?;
+        }
+        (StoreStatus::Provisioning, Some(latest)) if latest.run.state == RunState::Failed => {
+            return Err(ProvisioningError::LastRunFailed { run: latest.run.id });
+        }
+        (StoreStatus::Active | StoreStatus::Maintenance | StoreStatus::Suspended, _) => {
+            return Err(ProvisioningError::AlreadyConnected);
+        }
+        (status, _) => return Err(ProvisioningError::WrongStatus { status }),
+    }
+
+    let database = match wanted {
+        NewDatabase::Managed { region } => place_managed(cx, &mut tx, &store, region.as_deref()).await?,
+        NewDatabase::Brought(target) => seal_brought(cx, &store, &target.credential, now),
+    };
+    db::store_database_insert(&mut tx, &database, now).await?;
+    stores::db::store_set_status(&mut tx, store.id, StoreStatus::Provisioning, None, now).await?;
+    let run = Run {
+        id: RunId::new(now),
+        store_id: store.id,
+        kind,
+        state: RunState::Queued,
+        attempts: 0,
+        is_cancelled: false,
+        with_demo,
+        created_at: now,
+        finished_at: None,
+    };
+    let by = if let Actor::User(user) = actor { Some(user) } else { None };
+    db::run_insert(&mut tx, &run, by).await?;
+    db::steps_insert(&mut tx, run.id, StepName::of(kind)).await?;
+    db::event_insert(&mut tx, run.id, "queued", serde_json::json!({ "state": RunState::Queued }), now).await?;
+    let data = serde_json::json!({ "runId": run.id, "kind": kind });
+    audit::record(&mut tx, now, actor, "database_connect", Subject::store(store.organization_id, store.id), data)
+        .await?;
+    jobs::enqueue(&mut tx, run.id).await?;
+    let made = db::run_latest(&mut tx, store.id).await?.ok_or(ProvisioningError::NoRun)?;
+    tx.commit().await?;
+    Ok(made)
+}
+
+/// Takes a failed run up again, from the step that failed.
+pub async fn retry(cx: &OpsCx, actor: Actor, store: StoreId) -> Result<RunWithSteps, ProvisioningError> {
+    restart(cx, actor, store, "provisioning_retry").await
+}
+
+/// Ends a run and undoes what it has made. The store is then as it was before connecting.
+pub async fn cancel(cx: &OpsCx, actor: Actor, store: StoreId) -> Result<RunWithSteps, ProvisioningError> {
+    restart(cx, actor, store, "provisioning_cancel").await
+}
+
+async fn restart(
+    cx: &OpsCx,
+    actor: Actor,
+    store: StoreId,
+    action: &'static str,
+) -> Result<RunWithSteps, ProvisioningError> {
+    let now = cx.clock.now();
+    let is_cancel = action == "provisioning_cancel";
+    let mut tx = cx.master.begin().await?;
+    let store = stores::db::store_lock(&mut tx, store).await?.ok_or(ProvisioningError::StoreNotFound)?;
+    let latest = db::run_latest(&mut tx, store.id).await?.ok_or(ProvisioningError::NoRun)?;
+    let wanted = if is_cancel { "queued, running or failed" } else { "failed" };
+    let is_open = matches!(latest.run.state, RunState::Queued | RunState::Running);
+    match latest.run.state {
+        RunState::Failed => {}
+        // Asking for what already happens changes nothing.
+        _ if is_open && is_cancel == latest.run.is_cancelled => return Ok(latest),
+        _ if is_open && is_cancel => {}
+        state => return Err(ProvisioningError::WrongRunState { state, wanted }),
+    }
+    // An unwinding that failed goes on unwinding: half-undone work is not taken up again.
+    let is_cancelled = is_cancel || latest.run.is_cancelled;
+    db::run_requeue(&mut tx, latest.run.id, is_cancelled).await?;
+    let kind = if is_cancelled { "cancelling" } else { "retried" };
+    db::event_insert(&mut tx, latest.run.id, kind, serde_json::json!({ "state": RunState::Queued }), now).await?;
+    let data = serde_json::json!({ "runId": latest.run.id });
+    audit::record(&mut tx, now, actor, action, Subject::store(store.organization_id, store.id), data).await?;
+    jobs::enqueue(&mut tx, latest.run.id).await?;
+    let run = db::run_latest(&mut tx, store.id).await?.ok_or(ProvisioningError::NoRun)?;
+    tx.commit().await?;
+    Ok(run)
+}
+
+/// The last run of a store.
+pub async fn latest(cx: &OpsCx, store: StoreId) -> Result<RunWithSteps, ProvisioningError> {
+    db::run_latest(&mut *cx.master.acquire().await?, store).await?.ok_or(ProvisioningError::NoRun)
+}
+
+impl RunWithSteps {
+    /// Whether a step left something behind that would have to be undone.
+    fn has_made_something(&self) -> bool {
+        let makes = |step: &Step| step.name.makes_something() && step.state != StepState::Pending;
+        self.steps.iter().any(makes)
+    }
+
+    /// The step that stopped the run.
+    pub fn failed_step(&self) -> Option<&Step> {
+        self.steps.iter().find(|step| step.state == StepState::Failed)
+    }
+}
+
+/// The database row of a store, sealed.
+pub struct NewStoreDatabase {
+    pub id: DatabaseId,
+    pub store_id: StoreId,
+    pub engine: Engine,
+    pub kind: DatabaseKind,
+    pub server_id: Option<ServerId>,
+    pub database_name: String,
+    pub role_name: String,
+    pub sealed: vault::Sealed,
+    pub credential_version: i32,
+}
+
+const FIRST_VERSION: i32 = 1;
+
+/// Chooses the least-filled server and makes up the credential that the first step will give to the role.
+async fn place_managed(
+    cx: &OpsCx,
+    tx: &mut sqlx::PgConnection,
+    store: &Store,
+    region: Option<&str>,
+) -> Result<NewStoreDatabase, ProvisioningError> {
+    let server =
+        servers::db::server_least_filled(tx, Engine::Postgresql, region).await?.ok_or(ProvisioningError::NoCapacity)?;
+    let admin = servers::open_credential(cx, &server).map_err(|_| ProvisioningError::NoCapacity)?;
+    let name = managed_name(store.id);
+    let credential = Credential {
+        engine: Engine::Postgresql,
+        host: admin.host,
+        port: admin.port,
+        username: name.as_str().to_owned(),
+        password: SecretString::from(kernel::random::token()),
+        database: name.as_str().to_owned(),
+        tls: admin.tls,
+        ca_pem: admin.ca_pem,
+    };
+    Ok(NewStoreDatabase {
+        id: DatabaseId::new(cx.clock.now()),
+        store_id: store.id,
+        engine: Engine::Postgresql,
+        kind: DatabaseKind::Managed,
+        server_id: Some(server.id),
+        database_name: credential.database.clone(),
+        role_name: credential.username.clone(),
+        sealed: credential.seal(&cx.keys, store.id, FIRST_VERSION),
+        credential_version: FIRST_VERSION,
+    })
+}
+
+fn seal_brought(cx: &OpsCx, store: &Store, credential: &Credential, now: DateTime<Utc>) -> NewStoreDatabase {
+    NewStoreDatabase {
+        id: DatabaseId::new(now),
+        store_id: store.id,
+        engine: credential.engine,
+        kind: DatabaseKind::Brought,
+        server_id: None,
+        database_name: credential.database.clone(),
+        role_name: credential.username.clone(),
+        sealed: credential.seal(&cx.keys, store.id, FIRST_VERSION),
+        credential_version: FIRST_VERSION,
+    }
+}
+
+/// The name of a managed store's database and of its role: `store_` and the id, which no other store can have.
+pub fn managed_name(store: StoreId) -> Ident {
+    let id = store.to_string().to_ascii_lowercase();
+    let bare = id.split_once('_').map_or(id.as_str(), |(_, bare)| bare);
+    Ident::new(format!("store_{bare}")).expect("an id is letters and digits")
+}
+
+/// Who asked, as the run keeps it.
+pub type RequestedBy = Option<UserId>;
+
+/// Whether TLS may be left out.
+pub fn allows_plain(mode: TlsMode, allow_private: bool) -> bool {
+    mode != TlsMode::Disable || allow_private
+}
+
+impl From<ProvisioningError> for Problem {
+    fn from(error: ProvisioningError) -> Self {
+        use axum::http::StatusCode as S;
+        let conflict = |code, title: &'static str, detail: &str| Self::new(S::CONFLICT, code, title).detail(detail);
+        match error {
+            ProvisioningError::StoreNotFound => Self::not_found(),
+            ProvisioningError::AlreadyConnected => conflict(
+                "already-connected",
+                "The store has a database",
+                "A store has one database; it is connected and prepared.",
+            ),
+            ProvisioningError::WrongStatus { status } => conflict(
+                "wrong-store-status",
+                "The store's status does not allow this",
+                &format!("The store is {status}."),
+            )
+            .member("status", status.as_str()),
+            ProvisioningError::InProgress { run } => conflict(
+                "provisioning-in-progress",
+                "Another run is preparing the store",
+                "Wait for it, or cancel it with POST /api/stores/{id}/provisioning/cancel.",
+            )
+            .member("runId", run.to_string()),
+            ProvisioningError::LastRunFailed { run } => conflict(
+                "provisioning-failed",
+                "The last run failed after it had made something",
+                "Retry it with POST /api/stores/{id}/provisioning/retry, or undo it with .../cancel and connect again.",
+            )
+            .member("runId", run.to_string()),
+            ProvisioningError::NoCapacity => {
+                Self::new(S::SERVICE_UNAVAILABLE, "no-capacity", "No database server has room for another store")
+                    .detail("Bring a database of your own, or try again later.")
+                    .retry_after(std::time::Duration::from_secs(300))
+            }
+            ProvisioningError::NoRun => Self::not_found(),
+            ProvisioningError::WrongRunState { state, wanted } => conflict(
+                "wrong-run-state",
+                "The run's state does not allow this",
+                &format!("The run is {}; it would have to be {wanted}.", state.as_str()),
+            )
+            .member("state", state.as_str()),
+            ProvisioningError::Target(error) => error.into(),
+            error @ ProvisioningError::Db(_) => crate::http::errors::unexpected(&error),
+        }
+    }
+}

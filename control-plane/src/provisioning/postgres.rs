@@ -1,0 +1,273 @@
+//! What provisioning does on a PostgreSQL server: the one place of dynamic SQL. Names are [`Ident`]s, the only literals are
+//! a password of our own making and ids.
+//!
+//! A managed store has a database and a login of its own, both named after its id. The database is cloned from a template
+//! that holds the schema of one version; the clone and everything in it belong to the store's login, and nobody else but the
+//! administrator may connect.
+
+use std::time::Duration;
+
+use kernel::ident::quote_literal;
+use kernel::{Ident, StoreId};
+use secrecy::{ExposeSecret as _, SecretString};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
+use tenancy::Credential;
+
+use super::steps::StepError;
+
+/// PostgreSQL 13.
+pub const MIN_VERSION: i32 = 130_000;
+/// Owns what is inside a template, so that one statement re-owns a clone without touching anything else of the server.
+const TEMPLATE_OWNER: &str = "tenantry_template";
+/// One process at a time builds templates on a server.
+const TEMPLATE_LOCK: i64 = 0x7465_6d70_6c61_7465;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a server and a login are like.
+pub struct Facts {
+    pub version: i32,
+    pub is_read_only: bool,
+    pub may_create: bool,
+}
+
+/// Sets the limits of a session that provisions; after connecting, since a pooler refuses start-up options.
+pub async fn set_limits(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    connection
+        .execute("set statement_timeout = '60s'; set lock_timeout = '10s'; set idle_in_transaction_session_timeout = '60s'; set timezone = 'UTC'")
+        .await?;
+    Ok(())
+}
+
+/// The backend that answers, asked in the simple protocol: behind a transaction pooler a prepared probe would itself fail.
+pub async fn backend_pid(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
+    sqlx::raw_sql("select pg_backend_pid()").fetch_one(connection).await?.try_get(0)
+}
+
+/// What there is to know before anything is changed.
+pub async fn facts(connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
+    let row = sqlx::query(
+        "select current_setting('server_version_num')::int4,
+                pg_is_in_recovery() or current_setting('transaction_read_only')::bool,
+                has_database_privilege(current_database(), 'create')",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(Facts { version: row.try_get(0)?, is_read_only: row.try_get(1)?, may_create: row.try_get(2)? })
+}
+
+fn template_name() -> Ident {
+    Ident::new(format!("tenantry_template_{}", tenant_schema::LATEST_VERSION)).expect("letters, digits and underscores")
+}
+
+/// The template of the newest schema version; built when the server has none. `connect` opens a database of that server.
+pub async fn ensure_template<F>(
+    admin: &mut PgConnection,
+    connect: impl Fn(&'static str) -> F,
+) -> Result<Ident, StepError>
+where
+    F: Future<Output = Result<Credential, StepError>>,
+{
+    let name = template_name();
+    if is_template_ready(admin, &name).await? {
+        return Ok(name);
+    }
+    // A session lock, held by the connection that the step closes in every outcome.
+    sqlx::query("select pg_advisory_lock($1)").bind(TEMPLATE_LOCK).execute(&mut *admin).await?;
+    let built = build_template(admin, &name, connect).await;
+    sqlx::query("select pg_advisory_unlock($1)").bind(TEMPLATE_LOCK).execute(&mut *admin).await?;
+    built.map(|()| name)
+}
+
+async fn is_template_ready(admin: &mut PgConnection, name: &Ident) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("select exists (select from pg_database where datname = $1 and datistemplate)")
+        .bind(name.as_str())
+        .fetch_one(admin)
+        .await
+}
+
+async fn build_template<F>(
+    admin: &mut PgConnection,
+    name: &Ident,
+    connect: impl Fn(&'static str) -> F,
+) -> Result<(), StepError>
+where
+    F: Future<Output = Result<Credential, StepError>>,
+{
+    if is_template_ready(admin, name).await? {
+        return Ok(());
+    }
+    let owner = Ident::new(TEMPLATE_OWNER).expect("a plain name");
+    ensure_group_role(admin, &owner).await?;
+    // A build that was killed in the middle leaves a database that is no template yet: ours to drop, by its name.
+    admin.execute(AssertSqlSafe(format!("drop database if exists {name}"))).await?;
+    admin.execute(AssertSqlSafe(format!("create database {name}"))).await?;
+    admin.execute(AssertSqlSafe(format!("revoke connect, temporary on database {name} from public"))).await?;
+    admin.execute(AssertSqlSafe(format!("grant create on database {name} to {owner}"))).await?;
+
+    let mut credential = connect("").await?;
+    credential.database = name.as_str().to_owned();
+    let mut inside = credential.connect(CONNECT_TIMEOUT).await?;
+    let migrated = async {
+        set_limits(&mut inside).await?;
+        inside.execute("revoke create on schema public from public").await?;
+        inside.execute(AssertSqlSafe(format!("set role {owner}"))).await?;
+        tenant_schema::migrate(&mut inside).await.map_err(|error| StepError {
+            source: Some(Box::new(error)),
+            ..StepError::new(
+                "template-failed",
+                "The schema's template could not be built.",
+                "This is on our side; ask support.",
+            )
+        })
+    }
+    .await;
+    // A template must have no connection when it is cloned.
+    let closed = inside.close().await;
+    migrated?;
+    closed?;
+    // Being a template is the mark of being whole: it is set last.
+    admin
+        .execute(AssertSqlSafe(format!("alter database {name} with allow_connections false is_template true")))
+        .await?;
+    Ok(())
+}
+
+/// A role that owns things and cannot log in, with the administrator as a member.
+async fn ensure_group_role(admin: &mut PgConnection, name: &Ident) -> Result<(), sqlx::Error> {
+    if !role_exists(admin, name).await? {
+        admin.execute(AssertSqlSafe(format!("create role {name} nologin"))).await?;
+    }
+    let is_member: bool =
+        sqlx::query_scalar("select pg_has_role($1, 'member')").bind(name.as_str()).fetch_one(&mut *admin).await?;
+    if !is_member {
+        admin.execute(AssertSqlSafe(format!("grant {name} to current_user"))).await?;
+    }
+    Ok(())
+}
+
+async fn role_exists(admin: &mut PgConnection, name: &Ident) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("select exists (select from pg_roles where rolname = $1)")
+        .bind(name.as_str())
+        .fetch_one(admin)
+        .await
+}
+
+/// The store's login with this password: created, or given the password again when an earlier attempt had created it.
+pub async fn ensure_role(admin: &mut PgConnection, name: &Ident, password: &SecretString) -> Result<(), StepError> {
+    let literal = quote_literal(password.expose_secret())
+        .ok_or_else(|| StepError::new("unexpected", "The made-up password is not usable.", "Retry."))?;
+    // The statement holds the password: the server must not write it into its log, whatever it is set to log. Only a
+    // superuser may say so; where we are none, the provider's settings count.
+    let may_silence: bool =
+        sqlx::query_scalar("select rolsuper from pg_roles where rolname = current_user").fetch_one(&mut *admin).await?;
+    if may_silence {
+        admin.execute("set log_statement = 'none'; set log_min_duration_statement = -1; set log_min_error_statement = 'panic'").await?;
+    }
+    let verb = if role_exists(admin, name).await? { "alter" } else { "create" };
+    let options = "login nosuperuser nocreatedb nocreaterole noreplication noinherit";
+    admin.execute(AssertSqlSafe(format!("{verb} role {name} with {options} password {literal}"))).await?;
+    if may_silence {
+        admin.execute("reset log_statement; reset log_min_duration_statement; reset log_min_error_statement").await?;
+    }
+    Ok(())
+}
+
+/// The store's database: cloned from the template, or found again. One of this name without the store's mark is refused.
+pub async fn ensure_database(
+    admin: &mut PgConnection,
+    name: &Ident,
+    template: &Ident,
+    store: StoreId,
+) -> Result<(), StepError> {
+    if !database_exists(admin, name).await? {
+        admin.execute(AssertSqlSafe(format!("create database {name} template {template}"))).await?;
+    } else if !is_marked_or_bare(admin, name, store).await? {
+        return Err(StepError::new(
+            "database-in-use",
+            "A database of this name exists and is not this store's.",
+            "This is on our side; ask support.",
+        ));
+    }
+    let mark = quote_literal(&mark(store)).expect("an id has no backslash");
+    admin.execute(AssertSqlSafe(format!("comment on database {name} is {mark}"))).await?;
+    admin.execute(AssertSqlSafe(format!("revoke all on database {name} from public"))).await?;
+    admin.execute(AssertSqlSafe(format!("grant connect, create, temporary on database {name} to {name}"))).await?;
+    Ok(())
+}
+
+/// Gives everything inside the database to the store's login. `inside` is the administrator, connected to that database.
+pub async fn give_to_role(inside: &mut PgConnection, role: &Ident) -> Result<(), StepError> {
+    let owner = Ident::new(TEMPLATE_OWNER).expect("a plain name");
+    let may_already: bool =
+        sqlx::query_scalar("select pg_has_role($1, 'member')").bind(role.as_str()).fetch_one(&mut *inside).await?;
+    if !may_already {
+        inside.execute(AssertSqlSafe(format!("grant {role} to current_user"))).await?;
+    }
+    inside.execute(AssertSqlSafe(format!("reassign owned by {owner} to {role}"))).await?;
+    // A clone carries the grants of its template's owner along.
+    inside.execute(AssertSqlSafe(format!("revoke all on database {role} from {owner}"))).await?;
+    if !may_already {
+        inside.execute(AssertSqlSafe(format!("revoke {role} from current_user"))).await?;
+    }
+    Ok(())
+}
+
+/// Drops the database and the login of a store, if they bear its mark. Connections of ours are closed first by the caller's
+/// route change; others are ended, since nobody else may have any.
+pub async fn drop_store_database(admin: &mut PgConnection, name: &Ident, store: StoreId) -> Result<(), StepError> {
+    if database_exists(admin, name).await? {
+        if !is_marked_or_bare(admin, name, store).await? {
+            return Err(StepError::new(
+                "database-in-use",
+                "A database of this name exists and is not this store's.",
+                "This is on our side; ask support.",
+            ));
+        }
+        admin.execute(AssertSqlSafe(format!("drop database {name} with (force)"))).await?;
+    }
+    if role_exists(admin, name).await? {
+        admin.execute(AssertSqlSafe(format!("drop role {name}"))).await?;
+    }
+    Ok(())
+}
+
+/// Drops our schema out of a database that an owner brought; everything else in it stays.
+pub async fn drop_schema(connection: &mut PgConnection) -> Result<(), StepError> {
+    connection.execute("drop schema if exists tenantry cascade").await?;
+    Ok(())
+}
+
+async fn database_exists(admin: &mut PgConnection, name: &Ident) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
+        .bind(name.as_str())
+        .fetch_one(admin)
+        .await
+}
+
+/// A database bears the store's mark, or none yet because its maker was killed between cloning and marking. The name alone
+/// holds the store's id, so nobody else makes one by chance.
+async fn is_marked_or_bare(admin: &mut PgConnection, name: &Ident, store: StoreId) -> Result<bool, sqlx::Error> {
+    let found: Option<String> =
+        sqlx::query_scalar("select shobj_description(oid, 'pg_database') from pg_database where datname = $1")
+            .bind(name.as_str())
+            .fetch_one(admin)
+            .await?;
+    Ok(found.is_none_or(|found| found == mark(store)))
+}
+
+fn mark(store: StoreId) -> String {
+    format!("tenantry {store}")
+}
+
+/// Databases and roles of a server whose names are ours to give: stores' by name, and unfinished templates.
+pub async fn names_like_ours(admin: &mut PgConnection) -> Result<(Vec<String>, Vec<String>), sqlx::Error> {
+    let databases =
+        sqlx::query_scalar("select datname::text from pg_database where datname ~ '^store_[0-9a-z]{26}$' order by 1")
+            .fetch_all(&mut *admin)
+            .await?;
+    let roles =
+        sqlx::query_scalar("select rolname::text from pg_roles where rolname ~ '^store_[0-9a-z]{26}$' order by 1")
+            .fetch_all(admin)
+            .await?;
+    Ok((databases, roles))
+}

@@ -1,0 +1,272 @@
+//! HTTP of provisioning.
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, Utc};
+use kernel::{Engine, RunId, StoreId};
+use problem::{Json, Problem, ProblemBody};
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+use tenancy::TlsMode;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::target::TargetFields;
+use super::{DatabaseKind, NewDatabase, RunState, RunWithSteps, StepName, StepState, Target, watch};
+use crate::audit::Actor;
+use crate::cx::Cx;
+use crate::http::auth::{MemberOf, OwnerOf};
+use crate::stores::Store;
+
+pub fn router() -> OpenApiRouter<Cx> {
+    OpenApiRouter::new()
+        .routes(routes!(database_connect))
+        .routes(routes!(provisioning_get))
+        .routes(routes!(provisioning_watch))
+        .routes(routes!(provisioning_retry))
+        .routes(routes!(provisioning_cancel))
+}
+
+/// How much of TLS is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum TlsModeBody {
+    /// None; only where the installation allows it.
+    Disable,
+    /// Encrypted, to whoever answers.
+    Require,
+    /// Encrypted, to a holder of a certificate of a trusted authority.
+    VerifyCa,
+    /// Encrypted, to the host that the certificate names.
+    VerifyFull,
+}
+
+impl From<TlsModeBody> for TlsMode {
+    fn from(mode: TlsModeBody) -> Self {
+        match mode {
+            TlsModeBody::Disable => Self::Disable,
+            TlsModeBody::Require => Self::Require,
+            TlsModeBody::VerifyCa => Self::VerifyCa,
+            TlsModeBody::VerifyFull => Self::VerifyFull,
+        }
+    }
+}
+
+/// Either `{"managed": true}`, or an engine with a connection string, or an engine with the parts of a connection.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ConnectBody {
+    /// Asks for a database of ours.
+    #[schema(example = true)]
+    managed: Option<bool>,
+    /// Where a managed database shall be, as ops named it.
+    region: Option<String>,
+    engine: Option<Engine>,
+    /// `postgres://user:password@host:5432/database?sslmode=verify-full`; reserved characters percent-encoded.
+    #[schema(value_type = Option<String>, format = Password)]
+    connection_string: Option<SecretString>,
+    host: Option<String>,
+    port: Option<u16>,
+    username: Option<String>,
+    #[schema(value_type = Option<String>, format = Password)]
+    password: Option<SecretString>,
+    database: Option<String>,
+    tls: Option<TlsModeBody>,
+    /// The authority that signed the server's certificate, as PEM.
+    ca_pem: Option<String>,
+    /// Fills the store with made-up products.
+    demo_products: Option<bool>,
+}
+
+impl ConnectBody {
+    fn read(self, allow_private: bool) -> Result<(NewDatabase, bool), Problem> {
+        let demo = self.demo_products.unwrap_or(false);
+        let has_fields = self.host.is_some()
+            || self.port.is_some()
+            || self.username.is_some()
+            || self.password.is_some()
+            || self.database.is_some();
+        let refused = |pointer, detail: &str| Err(Problem::invalid().field(pointer, "contradiction", detail));
+        let tls = self.tls.map(Into::into);
+        match (self.managed.unwrap_or(false), self.connection_string) {
+            (true, None) if !has_fields && self.engine.is_none_or(|engine| engine == Engine::Postgresql) => {
+                Ok((NewDatabase::Managed { region: self.region }, demo))
+            }
+            (true, _) => refused("/managed", "a managed database takes no connection of yours"),
+            (false, _) if self.engine.is_none() => Err(Problem::invalid().field(
+                "/engine",
+                "required",
+                "say {\"managed\": true}, or the engine of your database, such as postgresql",
+            )),
+            (false, _) if self.region.is_some() => refused("/region", "only a managed database has a region"),
+            (false, Some(_)) if has_fields => {
+                refused("/connectionString", "give the connection string or its parts, not both")
+            }
+            (false, Some(text)) => {
+                Ok((NewDatabase::Brought(Target::from_url(&text, tls, self.ca_pem, allow_private)?), demo))
+            }
+            (false, None) => {
+                let Self { host, port, username, password, database, ca_pem, .. } = self;
+                let fields = TargetFields { host, port, username, password, database, tls, ca_pem };
+                Ok((NewDatabase::Brought(Target::from_fields(fields, allow_private)?), demo))
+            }
+        }
+    }
+}
+
+/// Why a step failed.
+#[derive(Serialize, ToSchema)]
+pub struct StepErrorView {
+    code: String,
+    detail: String,
+    /// What to do.
+    advice: String,
+}
+
+/// A step of a run.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StepView {
+    name: StepName,
+    state: StepState,
+    attempts: i32,
+    started_at: Option<DateTime<Utc>>,
+    finished_at: Option<DateTime<Utc>>,
+    error: Option<StepErrorView>,
+}
+
+/// A provisioning run.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RunView {
+    id: RunId,
+    store_id: StoreId,
+    kind: DatabaseKind,
+    state: RunState,
+    /// Whether it is being undone, or was.
+    is_cancelled: bool,
+    attempts: i32,
+    created_at: DateTime<Utc>,
+    finished_at: Option<DateTime<Utc>>,
+    steps: Vec<StepView>,
+}
+
+impl From<RunWithSteps> for RunView {
+    fn from(RunWithSteps { run, steps }: RunWithSteps) -> Self {
+        let steps = steps
+            .into_iter()
+            .map(|step| StepView {
+                name: step.name,
+                state: step.state,
+                attempts: step.attempts,
+                started_at: step.started_at,
+                finished_at: step.finished_at,
+                error: step.error_code.map(|code| StepErrorView {
+                    code,
+                    detail: step.error.unwrap_or_default(),
+                    advice: step.advice.unwrap_or_default(),
+                }),
+            })
+            .collect();
+        Self {
+            id: run.id,
+            store_id: run.store_id,
+            kind: run.kind,
+            state: run.state,
+            is_cancelled: run.is_cancelled,
+            attempts: run.attempts,
+            created_at: run.created_at,
+            finished_at: run.finished_at,
+            steps,
+        }
+    }
+}
+
+/// A run, wrapped as the connecting client expects it.
+#[derive(Serialize, ToSchema)]
+pub struct RunEnvelope {
+    run: RunView,
+}
+
+/// Connect a database
+///
+/// Begins to prepare it and answers at once; watch the run. Connecting twice makes one run.
+#[utoipa::path(post, path = "/api/stores/{id}/connect-database", tag = "stores", operation_id = "database_connect", security(("bearer" = [])),
+    params(("id" = StoreId, Path)), request_body = ConnectBody,
+    responses((status = 202, body = RunEnvelope), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody),
+        (status = 409, body = ProblemBody), (status = 422, body = ProblemBody), (status = 503, body = ProblemBody)))]
+async fn database_connect(
+    owner: OwnerOf<Store>,
+    State(cx): State<Cx>,
+    Json(body): Json<ConnectBody>,
+) -> Result<(StatusCode, Json<RunEnvelope>), Problem> {
+    let (wanted, demo) = body.read(cx.allow_private_databases)?;
+    let run = super::connect(&cx, Actor::User(owner.by.user.id), owner.store.id, wanted, demo).await?;
+    Ok((StatusCode::ACCEPTED, Json(RunEnvelope { run: run.into() })))
+}
+
+/// The store's last provisioning run
+#[utoipa::path(get, path = "/api/stores/{id}/provisioning", tag = "stores", operation_id = "provisioning_get", security(("bearer" = [])),
+    params(("id" = StoreId, Path)), responses((status = 200, body = RunEnvelope), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody)))]
+async fn provisioning_get(member: MemberOf<Store>, State(cx): State<Cx>) -> Result<Json<RunEnvelope>, Problem> {
+    let run = super::latest(&cx, member.store.id).await?;
+    Ok(Json(RunEnvelope { run: run.into() }))
+}
+
+/// Watch the store's last provisioning run
+///
+/// Server-sent events `queued`, `step`, `retried`, `cancelling`, and at the end `succeeded`, `failed` or `cancelled`. Resumes
+/// after `Last-Event-ID`.
+#[utoipa::path(get, path = "/api/stores/{id}/provisioning/events", tag = "stores", operation_id = "provisioning_watch", security(("bearer" = [])),
+    params(("id" = StoreId, Path), ("Last-Event-ID" = Option<i64>, Header)),
+    responses((status = 200, content_type = "text/event-stream", body = String), (status = 400, body = ProblemBody),
+        (status = 401, body = ProblemBody), (status = 404, body = ProblemBody)))]
+async fn provisioning_watch(
+    member: MemberOf<Store>,
+    State(cx): State<Cx>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let after = match headers.get("last-event-id") {
+        None => 0,
+        Some(value) => value.to_str().ok().and_then(|text| text.trim().parse().ok()).ok_or_else(|| {
+            Problem::new(StatusCode::BAD_REQUEST, "invalid-last-event-id", "Last-Event-ID is not valid").field(
+                "Last-Event-ID",
+                "invalid",
+                "send the id of the last event that you have seen",
+            )
+        })?,
+    };
+    let run = super::latest(&cx, member.store.id).await?;
+    let stream = watch::stream(cx, run.run.id, after);
+    Ok(([("x-accel-buffering", "no"), ("cache-control", "no-store")], stream).into_response())
+}
+
+/// Retry the failed run
+///
+/// Goes on from the step that failed.
+#[utoipa::path(post, path = "/api/stores/{id}/provisioning/retry", tag = "stores", operation_id = "provisioning_retry", security(("bearer" = [])),
+    params(("id" = StoreId, Path)),
+    responses((status = 202, body = RunEnvelope), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody)))]
+async fn provisioning_retry(
+    owner: OwnerOf<Store>,
+    State(cx): State<Cx>,
+) -> Result<(StatusCode, Json<RunEnvelope>), Problem> {
+    let run = super::retry(&cx, Actor::User(owner.by.user.id), owner.store.id).await?;
+    Ok((StatusCode::ACCEPTED, Json(RunEnvelope { run: run.into() })))
+}
+
+/// Cancel the run
+///
+/// Undoes what it has made; the store is then as it was before connecting.
+#[utoipa::path(post, path = "/api/stores/{id}/provisioning/cancel", tag = "stores", operation_id = "provisioning_cancel", security(("bearer" = [])),
+    params(("id" = StoreId, Path)),
+    responses((status = 202, body = RunEnvelope), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody)))]
+async fn provisioning_cancel(
+    owner: OwnerOf<Store>,
+    State(cx): State<Cx>,
+) -> Result<(StatusCode, Json<RunEnvelope>), Problem> {
+    let run = super::cancel(&cx, Actor::User(owner.by.user.id), owner.store.id).await?;
+    Ok((StatusCode::ACCEPTED, Json(RunEnvelope { run: run.into() })))
+}

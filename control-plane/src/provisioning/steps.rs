@@ -1,0 +1,503 @@
+//! The steps of a run: what each does, and how it is undone.
+
+use std::time::Duration;
+
+use kernel::StoreStatus;
+use sqlx::Connection as _;
+use tenancy::{Cause, ConnectError, Credential};
+use tenant_schema::SchemaState;
+
+use super::db::{self, StoreDatabase};
+use super::{DatabaseKind, Run, postgres, target};
+use crate::cx::OpsCx;
+use crate::stores::{self, Store};
+use crate::{hostnames, identity, servers};
+
+/// How long a step may take before it counts as failed.
+pub const STEP_TIMEOUT: Duration = Duration::from_secs(120);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The steps by name, in the order in which they are done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, sqlx::Type, utoipa::ToSchema)]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub enum StepName {
+    /// A database and a login of the store's own, from the template.
+    CreateDatabase,
+    /// Reach, TLS, login, version, pooler mode, rights, and whose schema it is.
+    CheckConnection,
+    Migrate,
+    Seed,
+    /// Reads and writes as the storefront will.
+    SmokeTest,
+    MapHostname,
+    Activate,
+}
+
+impl StepName {
+    /// The steps of a run of this kind.
+    pub const fn of(kind: DatabaseKind) -> &'static [Self] {
+        const ALL: &[StepName] = &[
+            StepName::CreateDatabase,
+            StepName::CheckConnection,
+            StepName::Migrate,
+            StepName::Seed,
+            StepName::SmokeTest,
+            StepName::MapHostname,
+            StepName::Activate,
+        ];
+        match kind {
+            DatabaseKind::Managed => ALL,
+            DatabaseKind::Brought => ALL.split_at(1).1,
+        }
+    }
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::CreateDatabase => "create_database",
+            Self::CheckConnection => "check_connection",
+            Self::Migrate => "migrate",
+            Self::Seed => "seed",
+            Self::SmokeTest => "smoke_test",
+            Self::MapHostname => "map_hostname",
+            Self::Activate => "activate",
+        }
+    }
+
+    /// Whether it leaves something behind outside master.
+    pub const fn makes_something(self) -> bool {
+        match self {
+            Self::CreateDatabase | Self::Migrate | Self::Seed => true,
+            Self::CheckConnection | Self::SmokeTest | Self::MapHostname | Self::Activate => false,
+        }
+    }
+}
+
+/// Why a step failed: a stable code, what happened, and what to do. Never a secret, and of our own servers no address.
+#[derive(Debug, thiserror::Error)]
+#[error("{code}: {what}")]
+pub struct StepError {
+    pub code: &'static str,
+    pub what: String,
+    pub advice: &'static str,
+    /// Whether doing it again in a moment may help without anybody doing anything.
+    pub is_transient: bool,
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl StepError {
+    pub fn new(code: &'static str, what: impl Into<String>, advice: &'static str) -> Self {
+        Self { code, what: what.into(), advice, is_transient: false, source: None }
+    }
+
+    fn transient(mut self) -> Self {
+        self.is_transient = true;
+        self
+    }
+
+    fn because(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        self.source = Some(Box::new(source));
+        self
+    }
+}
+
+const OURS: &str = "Nothing to do for you: this is on our side. Retry, and if it fails again, ask support.";
+
+impl From<sqlx::Error> for StepError {
+    fn from(error: sqlx::Error) -> Self {
+        let is_io = matches!(error, sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::Protocol(_));
+        let step = match error.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref() {
+            Some("42501") => Self::new(
+                "missing-privilege",
+                "The login may not do what is needed.",
+                "Grant it: GRANT CREATE ON DATABASE <database> TO <login>;",
+            ),
+            Some("53100") => Self::new("disk-full", "The database server's disk is full.", "Make room, then retry."),
+            Some("57014") => {
+                Self::new("statement-timeout", "The database took too long.", "Look for load or locks, then retry.")
+                    .transient()
+            }
+            Some(code) if code.starts_with("08") || code.starts_with("57") || code.starts_with("53") => Self::new(
+                "database-unavailable",
+                "The database server is not available.",
+                "Check that it runs and has connections left, then retry.",
+            )
+            .transient(),
+            _ if is_io => Self::new(
+                "connection-lost",
+                "The connection to the database broke.",
+                "Check the network and the server, then retry.",
+            )
+            .transient(),
+            _ => Self::new("unexpected", "Something failed that should not.", OURS),
+        };
+        step.because(error)
+    }
+}
+
+impl From<ConnectError> for StepError {
+    fn from(error: ConnectError) -> Self {
+        let (code, what, advice) = match error.cause {
+            Cause::Refused => (
+                "refused",
+                "Nothing listens at this host and port.",
+                "Check host and port, and that the server listens on a public address.",
+            ),
+            Cause::Unreachable => (
+                "unreachable",
+                "The server cannot be reached.",
+                "Check the host's name, and that a firewall lets us in.",
+            ),
+            Cause::Timeout => {
+                ("timeout", "The server did not answer in time.", "Check that a firewall lets us in, then retry.")
+            }
+            Cause::WrongPassword => {
+                ("wrong-password", "The server refused the user or the password.", "Connect again with the right ones.")
+            }
+            Cause::Forbidden => (
+                "forbidden",
+                "This login may not enter this database.",
+                "Grant it: GRANT CONNECT ON DATABASE <database> TO <login>;",
+            ),
+            Cause::MissingDatabase => (
+                "missing-database",
+                "The server has no database of this name.",
+                "Create it, or connect again with the right name.",
+            ),
+            Cause::Tls => (
+                "tls",
+                "TLS could not be agreed on, or the certificate was not accepted.",
+                "Check the certificate's name and date; give its CA, or another TLS mode.",
+            ),
+            Cause::TooManyConnections => (
+                "too-many-connections",
+                "The server has no connection left.",
+                "Raise its limit or close others, then retry.",
+            ),
+            Cause::NotReady => {
+                ("not-ready", "The server is starting, stopping or recovering.", "Wait for it, then retry.")
+            }
+            Cause::TransactionPooler => transaction_pooler(),
+            Cause::Sealed => ("sealed", "The stored credential does not open.", OURS),
+            Cause::Protocol => {
+                ("protocol", "What answered is no PostgreSQL that we can talk to.", "Check host and port.")
+            }
+        };
+        let mut step = Self::new(code, what, advice);
+        step.is_transient =
+            matches!(error.cause, Cause::Unreachable | Cause::Timeout | Cause::TooManyConnections | Cause::NotReady);
+        step.because(error)
+    }
+}
+
+const fn transaction_pooler() -> (&'static str, &'static str, &'static str) {
+    (
+        "transaction-pooler",
+        "A pooler in transaction mode stands before the database; it can mix up answers.",
+        "Connect to the server itself, or use the pooler's session mode (often the same host at port 5432).",
+    )
+}
+
+/// What a step works with.
+pub struct StepCx<'a> {
+    pub cx: &'a OpsCx,
+    pub run: &'a Run,
+    pub store: Store,
+    pub database: StoreDatabase,
+    pub credential: Credential,
+}
+
+impl<'a> StepCx<'a> {
+    /// Reads what the run is about; `None` when the store's database row is gone.
+    pub async fn load(cx: &'a OpsCx, run: &'a Run) -> Result<Option<Self>, StepError> {
+        let mut master = cx.master.acquire().await?;
+        let Some(store) = stores::db::store_find(&mut master, run.store_id).await? else { return Ok(None) };
+        let Some(database) = db::store_database_find(&mut master, run.store_id).await? else { return Ok(None) };
+        let credential = Credential::open(&cx.keys, &database.sealed, run.store_id, database.credential_version)
+            .map_err(|error| StepError::new("sealed", "The stored credential does not open.", OURS).because(error))?;
+        Ok(Some(Self { cx, run, store, database, credential }))
+    }
+
+    async fn connect(&self) -> Result<sqlx::PgConnection, StepError> {
+        let mut connection = self.credential.connect(CONNECT_TIMEOUT).await?;
+        postgres::set_limits(&mut connection).await?;
+        Ok(connection)
+    }
+
+    /// A connection with the rights of the server's administrator, at `database` of that server.
+    async fn admin(&self, database: Option<&str>) -> Result<sqlx::PgConnection, StepError> {
+        let credential = self.admin_credential(database).await?;
+        let mut connection = credential.connect(CONNECT_TIMEOUT).await.map_err(|error| {
+            StepError::new("server-unavailable", "Our database server cannot be reached.", OURS)
+                .transient()
+                .because(error)
+        })?;
+        postgres::set_limits(&mut connection).await?;
+        Ok(connection)
+    }
+
+    async fn admin_credential(&self, database: Option<&str>) -> Result<Credential, StepError> {
+        let unusable = || StepError::new("server-unusable", "The database server that was chosen is not usable.", OURS);
+        let server_id = self.database.server_id.ok_or_else(unusable)?;
+        let server =
+            servers::db::server_find(&mut *self.cx.master.acquire().await?, server_id).await?.ok_or_else(unusable)?;
+        let mut credential = servers::open_credential(self.cx, &server).map_err(|error| unusable().because(error))?;
+        if let Some(database) = database {
+            credential.database = database.to_owned();
+        }
+        Ok(credential)
+    }
+
+    /// Does the step. May be done again at any time, also after it was killed in the middle.
+    pub async fn perform(&self, step: StepName) -> Result<(), StepError> {
+        match step {
+            StepName::CreateDatabase => self.create_database().await,
+            StepName::CheckConnection => self.check_connection().await,
+            StepName::Migrate => self.migrate().await,
+            StepName::Seed => self.seed().await,
+            StepName::SmokeTest => self.smoke_test().await,
+            StepName::MapHostname => self.map_hostname().await,
+            StepName::Activate => self.activate().await,
+        }
+    }
+
+    /// Removes what the step has made, and nothing else. May be done again, and when the step was never done.
+    pub async fn undo(&self, step: StepName) -> Result<(), StepError> {
+        match step {
+            StepName::CreateDatabase => {
+                let mut admin = self.admin(None).await?;
+                let undone =
+                    postgres::drop_store_database(&mut admin, &super::managed_name(self.store.id), self.store.id).await;
+                close(admin, undone).await
+            }
+            StepName::Migrate if self.run.kind == DatabaseKind::Brought => {
+                let mut connection = self.connect().await?;
+                let undone = async {
+                    match tenant_schema::inspect(&mut connection).await? {
+                        // Only what was begun for this store, and what was never given to any.
+                        SchemaState::Ours { store, .. } if store.is_none_or(|store| store == self.store.id) => {
+                            postgres::drop_schema(&mut connection).await
+                        }
+                        SchemaState::Empty
+                        | SchemaState::Foreign
+                        | SchemaState::Ours { .. }
+                        | SchemaState::Newer { .. } => Ok(()),
+                    }
+                }
+                .await;
+                close(connection, undone).await
+            }
+            // What these made goes with the database or the schema, or was there before the run.
+            StepName::Migrate
+            | StepName::Seed
+            | StepName::CheckConnection
+            | StepName::SmokeTest
+            | StepName::MapHostname => Ok(()),
+            StepName::Activate => Ok(()),
+        }
+    }
+
+    async fn create_database(&self) -> Result<(), StepError> {
+        let mut admin = self.admin(None).await?;
+        let made = async {
+            let template = postgres::ensure_template(&mut admin, |name| self.admin_credential(Some(name))).await?;
+            let name = super::managed_name(self.store.id);
+            postgres::ensure_role(&mut admin, &name, &self.credential.password).await?;
+            postgres::ensure_database(&mut admin, &name, &template, self.store.id).await
+        }
+        .await;
+        close(admin, made).await?;
+        // Owning what was cloned is settled inside the new database.
+        let mut inside = self.admin(Some(&self.database.database_name)).await?;
+        let owned = postgres::give_to_role(&mut inside, &super::managed_name(self.store.id)).await;
+        close(inside, owned).await
+    }
+
+    async fn check_connection(&self) -> Result<(), StepError> {
+        if self.run.kind == DatabaseKind::Brought {
+            target::refuse_private(&self.credential.host, self.credential.port, self.cx.allow_private_databases)
+                .await
+                .map_err(|error| {
+                    let code =
+                        if error == target::TargetError::Unresolvable { "unresolvable" } else { "private-address" };
+                    StepError::new(code, error.to_string(), "Connect again with a host that is public and resolves.")
+                })?;
+        }
+        let mut first = self.connect().await?;
+        let mut second = self.connect().await?;
+        let checked = self.check_server(&mut first, &mut second).await;
+        let checked = close(second, checked).await;
+        close(first, checked).await
+    }
+
+    async fn check_server(
+        &self,
+        first: &mut sqlx::PgConnection,
+        second: &mut sqlx::PgConnection,
+    ) -> Result<(), StepError> {
+        if postgres::backend_pid(first).await? == postgres::backend_pid(second).await? {
+            let (code, what, advice) = transaction_pooler();
+            return Err(StepError::new(code, what, advice));
+        }
+        let facts = postgres::facts(first).await?;
+        if facts.version < postgres::MIN_VERSION {
+            let what = format!("The server is PostgreSQL {}.", facts.version / 10_000);
+            return Err(StepError::new("version-too-old", what, "Use PostgreSQL 13 or later."));
+        }
+        if facts.is_read_only {
+            return Err(StepError::new(
+                "read-only",
+                "The server is a replica or read-only.",
+                "Connect to the primary server.",
+            ));
+        }
+        match tenant_schema::inspect(first).await? {
+            SchemaState::Empty if !facts.may_create => Err(StepError::new(
+                "missing-privilege",
+                "The login may not create a schema in this database.",
+                "Grant it: GRANT CREATE ON DATABASE <database> TO <login>;",
+            )),
+            SchemaState::Empty => Ok(()),
+            SchemaState::Ours { store, .. } if store.is_none_or(|store| store == self.store.id) => Ok(()),
+            SchemaState::Ours { .. } => Err(StepError::new(
+                "belongs-to-another-store",
+                "This database holds another store.",
+                "Every store needs a database of its own: connect another one.",
+            )),
+            SchemaState::Newer { version, .. } => Err(StepError::new(
+                "schema-too-new",
+                format!("The store's schema has version {version}, which is newer than this installation knows."),
+                "Connect it to an installation that is up to date.",
+            )),
+            SchemaState::Foreign => Err(StepError::new(
+                "schema-in-use",
+                "The database has a schema named tenantry that is not ours.",
+                "Rename or remove that schema, or connect another database. We do not touch it.",
+            )),
+        }
+    }
+
+    async fn migrate(&self) -> Result<(), StepError> {
+        let mut connection = self.connect().await?;
+        let migrated = tenant_schema::migrate(&mut connection).await.map_err(|error| {
+            StepError::new("migration-failed", "The store's schema could not be brought up to date.", OURS)
+                .because(error)
+        });
+        close(connection, migrated).await?;
+        let now = self.cx.clock.now();
+        let mut tx = self.cx.master.begin().await?;
+        db::store_database_set_schema_version(&mut tx, self.store.id, tenant_schema::LATEST_VERSION, now).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    async fn lease(&self) -> Result<tenancy::Lease, StepError> {
+        // The route as it is now, not as some cache has it: this run is what changes it.
+        self.cx.announce(self.store.id, self.store.route_version);
+        let route = self.cx.stores.resolve_store(self.store.id).await.map_err(|error| {
+            StepError::new("directory-unavailable", "The store could not be looked up.", OURS)
+                .transient()
+                .because(error)
+        })?;
+        self.cx.stores.lease_unserved(&route).await.map_err(lease_refused)
+    }
+
+    async fn seed(&self) -> Result<(), StepError> {
+        let owner = {
+            let mut master = self.cx.master.acquire().await?;
+            identity::db::user_of_store_creator(&mut master, self.store.id).await?
+        };
+        let input = tenant_schema::seed::SeedInput {
+            store_id: self.store.id,
+            name: self.store.name.clone(),
+            slug: self.store.slug.clone(),
+            currency: kernel::Currency::USD,
+            owner: tenant_schema::seed::SeedOwner {
+                user_id: owner.id.to_string(),
+                email: owner.email,
+                first_name: owner.first_name,
+                last_name: owner.last_name,
+            },
+            demo: self.run.with_demo,
+        };
+        let lease = self.lease().await?;
+        tenant_schema::seed::seed(&lease, &input, self.cx.clock.now()).await.map_err(|error| {
+            StepError::new("seed-failed", "The store's first data could not be written.", OURS)
+                .transient()
+                .because(error)
+        })
+    }
+
+    async fn smoke_test(&self) -> Result<(), StepError> {
+        let lease = self.lease().await?;
+        tenant_schema::seed::smoke_test(&lease, self.cx.clock.now()).await.map_err(|error| {
+            StepError::new("smoke-test-failed", "The store's database does not answer as it should.", OURS)
+                .transient()
+                .because(error)
+        })
+    }
+
+    async fn map_hostname(&self) -> Result<(), StepError> {
+        let taken = || StepError::new("hostname-taken", "The store's hostname belongs to another store.", OURS);
+        let slug = kernel::Slug::parse(&self.store.slug).map_err(|error| taken().because(error))?;
+        let hostname = hostnames::platform_hostname(&slug, &self.cx.hosts.platform_domain).ok_or_else(taken)?;
+        let now = self.cx.clock.now();
+        let mut tx = self.cx.master.begin().await?;
+        let known = hostnames::db::hostnames_of_store(&mut tx, self.store.id).await?;
+        let new = hostnames::NewHostname {
+            id: kernel::HostnameId::new(now),
+            hostname,
+            kind: hostnames::HostnameKind::Platform,
+            is_primary: known.is_empty(),
+        };
+        if !hostnames::db::hostname_ensure(&mut tx, self.store.id, &new, now).await? {
+            return Err(taken());
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+
+    async fn activate(&self) -> Result<(), StepError> {
+        let now = self.cx.clock.now();
+        let mut tx = self.cx.master.begin().await?;
+        let store = stores::db::store_lock(&mut tx, self.store.id).await?;
+        match store.map(|store| store.status) {
+            Some(StoreStatus::Provisioning) => {
+                stores::db::store_set_status(&mut tx, self.store.id, StoreStatus::Active, None, now).await?;
+            }
+            // Done before, or closed by ops meanwhile, which stays.
+            Some(StoreStatus::Active | StoreStatus::Suspended | StoreStatus::Maintenance) => {}
+            _ => {
+                return Err(StepError::new(
+                    "wrong-store-status",
+                    "The store's status does not allow serving it.",
+                    OURS,
+                ));
+            }
+        }
+        let store = stores::db::store_find(&mut tx, self.store.id).await?;
+        tx.commit().await?;
+        if let Some(store) = store {
+            self.cx.announce(store.id, store.route_version);
+        }
+        Ok(())
+    }
+}
+
+fn lease_refused(error: tenancy::LeaseError) -> StepError {
+    match error {
+        tenancy::LeaseError::Unavailable { cause, .. } => ConnectError { cause, sqlstate: None }.into(),
+        other => {
+            StepError::new("database-busy", "The store's database gave no connection.", OURS).transient().because(other)
+        }
+    }
+}
+
+/// Says good-bye to the server in every outcome, so that no lock or session outlives the step.
+async fn close<T>(connection: sqlx::PgConnection, outcome: Result<T, StepError>) -> Result<T, StepError> {
+    if let Err(error) = connection.close().await {
+        tracing::debug!(error = %error, "closing a connection failed");
+    }
+    outcome
+}

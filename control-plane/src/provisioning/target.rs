@@ -1,0 +1,343 @@
+//! What an owner types: a connection string or its parts, and the addresses that we refuse to call.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use kernel::Engine;
+use percent_encoding::percent_decode_str;
+use problem::Problem;
+use secrecy::{ExposeSecret as _, SecretString};
+use tenancy::{Credential, TlsMode};
+use url::Url;
+
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
+const DEFAULT_PORT: u16 = 5432;
+const MAX_LEN: usize = 4096;
+
+/// A database that an owner brings.
+pub struct Target {
+    pub credential: Credential,
+}
+
+/// The parts of a connection, as an owner types them one by one.
+pub struct TargetFields {
+    pub host: Option<String>,
+    pub port: Option<u16>,
+    pub username: Option<String>,
+    pub password: Option<SecretString>,
+    pub database: Option<String>,
+    pub tls: Option<TlsMode>,
+    pub ca_pem: Option<String>,
+}
+
+/// What is wrong with what was typed. Never repeats it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TargetError {
+    #[error("{detail}")]
+    Invalid { pointer: &'static str, code: &'static str, detail: String },
+    #[error("the host is at a private, loopback or link-local address")]
+    PrivateAddress,
+    #[error("the host's name does not resolve")]
+    Unresolvable,
+    #[error("a connection without TLS is not allowed")]
+    PlainRefused,
+}
+
+fn invalid(pointer: &'static str, code: &'static str, detail: impl Into<String>) -> TargetError {
+    TargetError::Invalid { pointer, code, detail: detail.into() }
+}
+
+impl Target {
+    /// Reads `postgres://user:password@host:port/database?sslmode=…`; a CA may come beside it.
+    ///
+    /// # Errors
+    /// [`TargetError`] naming the part that is wrong.
+    pub fn from_url(
+        text: &SecretString,
+        tls: Option<TlsMode>,
+        ca_pem: Option<String>,
+        allow_private: bool,
+    ) -> Result<Self, TargetError> {
+        const AT: &str = "/connectionString";
+        let text = text.expose_secret().trim();
+        if text.len() > MAX_LEN {
+            return Err(invalid(AT, "too-long", format!("must have at most {MAX_LEN} characters")));
+        }
+        let url = Url::parse(text)
+            .map_err(|_| invalid(AT, "malformed", "expected postgres://user:password@host:5432/database"))?;
+        if !matches!(url.scheme(), "postgres" | "postgresql") {
+            return Err(invalid(AT, "scheme", "the scheme must be postgres:// or postgresql://"));
+        }
+        let decode = |part: &str, what: &str| {
+            percent_decode_str(part)
+                .decode_utf8()
+                .map(std::borrow::Cow::into_owned)
+                .map_err(|_| invalid(AT, "encoding", format!("the {what} is not UTF-8 when decoded")))
+        };
+        let host =
+            url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| invalid(AT, "host", "names no host"))?;
+        let host = decode(host.trim_start_matches('[').trim_end_matches(']'), "host")?;
+        let username = decode(url.username(), "user")?;
+        let password = decode(url.password().unwrap_or_default(), "password")?;
+        let database = decode(url.path().strip_prefix('/').unwrap_or_default(), "database")?;
+        let mut mode = tls;
+        for (name, value) in url.query_pairs() {
+            match &*name {
+                "sslmode" | "ssl-mode" => {
+                    mode = Some(read_mode(&value).ok_or_else(|| {
+                        invalid(AT, "sslmode", "sslmode must be disable, require, verify-ca or verify-full")
+                    })?);
+                }
+                // Says who connects; ours is fixed.
+                "application_name" => {}
+                other => {
+                    return Err(invalid(
+                        AT,
+                        "parameter",
+                        format!("the parameter {} is not supported; leave it out", printable(other)),
+                    ));
+                }
+            }
+        }
+        let fields = TargetFields {
+            host: Some(host),
+            port: url.port(),
+            username: Some(username),
+            password: Some(password.into()),
+            database: Some(database),
+            tls: mode,
+            ca_pem,
+        };
+        Self::from_fields(fields, allow_private).map_err(|error| match error {
+            TargetError::Invalid { code, detail, .. } => TargetError::Invalid { pointer: AT, code, detail },
+            other => other,
+        })
+    }
+
+    /// Checks the parts of a connection.
+    ///
+    /// # Errors
+    /// [`TargetError`] naming the part that is wrong.
+    pub fn from_fields(fields: TargetFields, allow_private: bool) -> Result<Self, TargetError> {
+        let text = |value: Option<String>, pointer, what: &str| {
+            let value = value.unwrap_or_default();
+            match value.as_str() {
+                "" => Err(invalid(pointer, "required", format!("the {what} is missing"))),
+                text if text.len() > 255 || text.chars().any(char::is_control) => {
+                    Err(invalid(pointer, "malformed", format!("the {what} is not valid")))
+                }
+                _ => Ok(value),
+            }
+        };
+        let host = text(fields.host, "/host", "host")?;
+        // A path would make the driver open a socket in our own file system.
+        let is_name = kernel::Hostname::parse(&host).is_ok() || host.parse::<IpAddr>().is_ok();
+        if !is_name {
+            return Err(invalid("/host", "host", "the host must be a hostname or an IP address"));
+        }
+        let port = fields.port.unwrap_or(DEFAULT_PORT);
+        if port == 0 {
+            return Err(invalid("/port", "port", "the port must be 1 to 65535"));
+        }
+        let username = text(fields.username, "/username", "user")?;
+        let database = text(fields.database, "/database", "database")?;
+        let password = fields.password.unwrap_or_default();
+        if password.expose_secret().len() > 1024 || password.expose_secret().contains('\0') {
+            return Err(invalid("/password", "malformed", "the password is not valid"));
+        }
+        if fields
+            .ca_pem
+            .as_ref()
+            .is_some_and(|pem| pem.len() > 64 * 1024 || !pem.contains("-----BEGIN CERTIFICATE-----"))
+        {
+            return Err(invalid("/caPem", "malformed", "the CA must be PEM certificates, at most 64 KiB"));
+        }
+        // A public host's certificate is checked unless the owner says otherwise; private ones seldom have one.
+        let tls = fields.tls.unwrap_or(if allow_private && fields.ca_pem.is_none() {
+            TlsMode::Disable
+        } else {
+            TlsMode::VerifyFull
+        });
+        if !super::allows_plain(tls, allow_private) {
+            return Err(TargetError::PlainRefused);
+        }
+        let engine = Engine::Postgresql;
+        Ok(Self {
+            credential: Credential { engine, host, port, username, password, database, tls, ca_pem: fields.ca_pem },
+        })
+    }
+}
+
+fn read_mode(text: &str) -> Option<TlsMode> {
+    match text {
+        "disable" => Some(TlsMode::Disable),
+        "require" => Some(TlsMode::Require),
+        "verify-ca" => Some(TlsMode::VerifyCa),
+        "verify-full" => Some(TlsMode::VerifyFull),
+        _ => None,
+    }
+}
+
+fn printable(name: &str) -> String {
+    name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_' || *c == '-').take(40).collect()
+}
+
+/// Resolves `host` and refuses it when any of its addresses is not a public one: we are no way into our own network.
+///
+/// # Errors
+/// [`TargetError::PrivateAddress`] or [`TargetError::Unresolvable`].
+pub async fn refuse_private(host: &str, port: u16, allow_private: bool) -> Result<(), TargetError> {
+    if allow_private {
+        return Ok(());
+    }
+    let found = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((host, port))).await;
+    let Ok(Ok(addresses)) = found else { return Err(TargetError::Unresolvable) };
+    let addresses: Vec<IpAddr> = addresses.map(|address| address.ip()).collect();
+    if addresses.is_empty() {
+        return Err(TargetError::Unresolvable);
+    }
+    if addresses.iter().all(|address| is_public(*address)) { Ok(()) } else { Err(TargetError::PrivateAddress) }
+}
+
+/// Whether `address` is of the public internet (IANA's special-purpose registries; embedded IPv4 counts as IPv4).
+fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            let [a, b, c, _] = v4.octets();
+            let is_special = v4.is_private()
+                || v4.is_loopback()
+                || v4.is_link_local()
+                || v4.is_unspecified()
+                || v4.is_multicast()
+                || v4.is_broadcast()
+                || v4.is_documentation()
+                || a == 0
+                || a >= 240
+                || (a == 100 && (64..128).contains(&b))
+                || (a == 192 && b == 0 && c == 0)
+                || (a == 198 && (18..20).contains(&b));
+            !is_special
+        }
+        IpAddr::V6(v6) => {
+            let segments = v6.segments();
+            let embedded = match segments {
+                // ::ffff:a.b.c.d, ::a.b.c.d and NAT64's 64:ff9b::a.b.c.d.
+                [0, 0, 0, 0, 0, 0xffff | 0, high, low] if (high, low) != (0, 0) && (high, low) != (0, 1) => {
+                    Some((high, low))
+                }
+                [0x64, 0xff9b, 0, 0, 0, 0, high, low] => Some((high, low)),
+                // 6to4 carries its IPv4 in front.
+                [0x2002, high, low, ..] => Some((high, low)),
+                _ => None,
+            };
+            if let Some((high, low)) = embedded {
+                return is_public(IpAddr::V4(((u32::from(high) << 16) | u32::from(low)).into()));
+            }
+            // Only 2000::/3 is given out as global unicast; of that, documentation and Teredo are not hosts.
+            let is_global = segments[0] & 0xe000 == 0x2000;
+            let is_special =
+                (segments[0] == 0x2001 && (segments[1] == 0x0db8 || segments[1] == 0)) || segments[0] == 0x3fff;
+            is_global && !is_special
+        }
+    }
+}
+
+impl From<TargetError> for Problem {
+    fn from(error: TargetError) -> Self {
+        match error {
+            TargetError::Invalid { pointer, code, detail } => Self::invalid().field(pointer, code, detail),
+            TargetError::PrivateAddress => Self::invalid().field(
+                "/host",
+                "private-address",
+                "the host is at a private, loopback or link-local address, which this installation does not connect to",
+            ),
+            TargetError::Unresolvable => {
+                Self::invalid().field("/host", "unresolvable", "the host's name does not resolve; check its spelling")
+            }
+            TargetError::PlainRefused => Self::invalid().field(
+                "/tls",
+                "tls-required",
+                "a connection without TLS is not allowed; use require, verify-ca or verify-full",
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Target, TargetError, is_public};
+    use secrecy::ExposeSecret as _;
+    use tenancy::TlsMode;
+
+    fn parse(text: &str) -> Result<Target, TargetError> {
+        Target::from_url(&text.to_owned().into(), None, None, false)
+    }
+
+    fn code(text: &str) -> &'static str {
+        match parse(text) {
+            Ok(_) => "ok",
+            Err(TargetError::Invalid { code, .. }) => code,
+            Err(TargetError::PlainRefused) => "plain",
+            Err(_) => "other",
+        }
+    }
+
+    #[test]
+    fn a_connection_string_is_read_to_its_parts() {
+        let credential = parse("postgresql://ad%40a:p%3Ass%2Fw@db.example.com:6543/sh%20op?sslmode=require\n")
+            .expect("valid")
+            .credential;
+        assert_eq!(
+            (credential.host.as_str(), credential.port, credential.username.as_str()),
+            ("db.example.com", 6543, "ad@a")
+        );
+        assert_eq!((credential.password.expose_secret(), credential.database.as_str()), ("p:ss/w", "sh op"));
+        assert_eq!(credential.tls, TlsMode::Require);
+        assert_eq!(parse("postgres://a:b@db.example.com/shop").expect("valid").credential.tls, TlsMode::VerifyFull);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        assert_eq!(code("mysql://a:b@h/d"), "scheme");
+        assert_eq!(code("not a url"), "malformed");
+        assert_eq!(code("postgres://a:b@h.example/"), "required");
+        assert_eq!(code("postgres://:b@h.example/d"), "required");
+        assert_eq!(code("postgres://a:b@h.example/d?options=-c%20x"), "parameter");
+        assert_eq!(code("postgres://a:b@h.example/d?sslmode=maybe"), "sslmode");
+        assert_eq!(code("postgres://a:b@h.example/d?sslmode=disable"), "plain");
+        assert_eq!(code("postgres://a:b@%2Ftmp/d"), "host");
+        assert_eq!(code("postgres://a:b@h1,h2/d"), "host");
+    }
+
+    #[test]
+    fn only_public_addresses_are_called() {
+        for address in ["8.8.8.8", "2606:4700::1111", "64:ff9b::8.8.8.8"] {
+            assert!(is_public(address.parse().expect("an address")), "{address}");
+        }
+        for address in [
+            "127.0.0.1",
+            "10.1.2.3",
+            "172.16.0.1",
+            "192.168.1.1",
+            "169.254.169.254",
+            "100.64.0.1",
+            "0.0.0.0",
+            "224.0.0.1",
+            "255.255.255.255",
+            "198.18.0.1",
+            "::1",
+            "::",
+            "fe80::1",
+            "fd00::1",
+            "ff02::1",
+            "::ffff:127.0.0.1",
+            "::ffff:10.0.0.1",
+            "64:ff9b::10.0.0.1",
+            "2002:7f00:1::",
+            "2001:db8::1",
+            "::127.0.0.1",
+        ] {
+            assert!(!is_public(address.parse().expect("an address")), "{address}");
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! A serving node: public and internal listener, the listener of master, and the job worker, until it is told to stop.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use kernel::Clock;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+
+use crate::config::Config;
+use crate::cx::Cx;
+use crate::http::entry::Entry;
+use crate::http::{internal, server};
+use crate::master::{self, MasterError};
+use crate::{directory, jobs};
+
+/// Why a node cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error(transparent)]
+    Master(#[from] MasterError),
+    #[error("cannot listen on {address}")]
+    Listen { address: SocketAddr, source: std::io::Error },
+    #[error("the job worker cannot start")]
+    Jobs(#[from] jobs::JobsError),
+}
+
+/// A node that answers requests.
+pub struct Node {
+    pub cx: Cx,
+    /// Where the public listener is bound; the port is the real one when 0 was asked for.
+    pub address: SocketAddr,
+    pub internal_address: SocketAddr,
+}
+
+impl Node {
+    /// Checks master, binds both listeners and starts every task of the node.
+    ///
+    /// # Errors
+    /// When master is not usable or an address is taken.
+    pub async fn start(config: Config, clock: Arc<dyn Clock>, metrics: PrometheusHandle) -> Result<Self, ServeError> {
+        master::check(&config.master).await?;
+        let cx = Cx::new(config, clock)?;
+        let bind = |address: SocketAddr| async move {
+            TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })
+        };
+        let public = bind(cx.config.hosts.listen).await?;
+        let private = bind(cx.config.hosts.internal_listen).await?;
+        let local = |listener: &TcpListener, wanted| listener.local_addr().unwrap_or(wanted);
+        let address = local(&public, cx.config.hosts.listen);
+        let internal_address = local(&private, cx.config.hosts.internal_listen);
+
+        jobs::start(&cx).await?;
+        cx.tasks.spawn(directory::listener::run(cx.clone()));
+        let (limits, shutdown, tasks) = (&cx.config.limits, &cx.shutdown, &cx.tasks);
+        let grace = limits.shutdown_grace;
+        let entry = Entry::new(cx.clone());
+        let serve = server::serve(public, entry, limits.max_client_connections, shutdown.clone(), grace, tasks.clone());
+        tasks.spawn(serve);
+        let router = internal::router(cx.clone(), metrics);
+        tasks.spawn(server::serve(private, router, 256, shutdown.clone(), grace, tasks.clone()));
+        tracing::info!("listening on http://{address}, internally on http://{internal_address}");
+        Ok(Self { cx, address, internal_address })
+    }
+
+    /// Refuses new requests, lets those in flight finish, and closes every connection.
+    pub async fn stop(self) {
+        self.cx.close().await;
+    }
+}

@@ -1,0 +1,191 @@
+//! Database servers: where managed store databases are created. Registered by ops, with a credential that is sealed at once.
+
+pub mod db;
+
+use chrono::{DateTime, Utc};
+use kernel::{Engine, ServerId, text};
+use problem::Problem;
+use secrecy::SecretString;
+use sqlx::Connection as _;
+use tenancy::Credential;
+use vault::{Aad, OpenError, Purpose, Sealed};
+
+use crate::audit::{self, Actor, Subject};
+use crate::cx::OpsCx;
+use crate::provisioning::postgres;
+use crate::provisioning::{Target, TargetError};
+
+/// Whether new stores are placed on a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, sqlx::Type, utoipa::ToSchema)]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub enum ServerStatus {
+    Active,
+    Draining,
+}
+
+/// A server, without its credential.
+#[derive(Debug, Clone)]
+pub struct Server {
+    pub id: ServerId,
+    pub name: String,
+    pub engine: Engine,
+    pub region: Option<String>,
+    pub host: String,
+    pub port: i32,
+    pub status: ServerStatus,
+    pub max_stores: i32,
+    pub max_connections: i32,
+    pub stores: i64,
+    pub created_at: DateTime<Utc>,
+    sealed: Sealed,
+    credential_version: i32,
+}
+
+/// A server to be registered.
+pub struct NewServer {
+    pub name: String,
+    pub url: SecretString,
+    pub region: Option<String>,
+    pub max_stores: i32,
+    pub max_connections: i32,
+}
+
+/// Why a server operation was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    #[error("there is a server of this name")]
+    NameTaken,
+    #[error("there is no such server")]
+    NotFound,
+    #[error("{detail}")]
+    Invalid { pointer: &'static str, code: &'static str, detail: String },
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    #[error("the server cannot be used: {what}")]
+    Unusable { code: &'static str, what: String },
+    #[error("database error")]
+    Db(#[from] sqlx::Error),
+}
+
+const CONNECT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Registers a server, after proving that the login can create databases and roles on it.
+pub async fn add(cx: &OpsCx, actor: Actor, new: NewServer) -> Result<Server, ServerError> {
+    let invalid = |pointer, detail: String| ServerError::Invalid { pointer, code: "invalid", detail };
+    let name = text::one_line(&new.name, 63).map_err(|e| invalid("/name", e.to_string()))?;
+    let region = new
+        .region
+        .as_deref()
+        .map(|region| text::one_line(region, 63))
+        .transpose()
+        .map_err(|e| invalid("/region", e.to_string()))?;
+    if new.max_stores < 1 {
+        return Err(invalid("/maxStores", "must be at least 1".to_owned()));
+    }
+    if new.max_connections < 1 {
+        return Err(invalid("/maxConnections", "must be at least 1".to_owned()));
+    }
+    // Ops choose their servers, which usually are at private addresses; owners' databases are another matter.
+    let credential = Target::from_url(&new.url, None, None, true)?.credential;
+    prove(&credential).await?;
+    let now = cx.clock.now();
+    let id = ServerId::new(now);
+    let version = 1;
+    let server = Server {
+        id,
+        name,
+        engine: credential.engine,
+        region,
+        host: credential.host.clone(),
+        port: i32::from(credential.port),
+        status: ServerStatus::Active,
+        max_stores: new.max_stores,
+        max_connections: new.max_connections,
+        stores: 0,
+        created_at: now,
+        sealed: credential.seal_at(&cx.keys, &Aad::for_server(id, Purpose::ServerCredential, version)),
+        credential_version: version,
+    };
+    let mut tx = cx.master.begin().await?;
+    db::server_insert(&mut tx, &server, now).await?;
+    audit::record(
+        &mut tx,
+        now,
+        actor,
+        "server_add",
+        Subject::default(),
+        serde_json::json!({ "serverId": id, "name": server.name }),
+    )
+    .await?;
+    tx.commit().await?;
+    Ok(server)
+}
+
+/// Connects as the administrator and asks whether it may do what provisioning needs.
+async fn prove(credential: &Credential) -> Result<(), ServerError> {
+    let unusable = |code, what: &str| ServerError::Unusable { code, what: what.to_owned() };
+    let mut connection = credential
+        .connect(CONNECT_TIMEOUT)
+        .await
+        .map_err(|error| ServerError::Unusable { code: error.cause.as_str(), what: error.to_string() })?;
+    let facts = postgres::facts(&mut connection).await;
+    let may = db::login_may_provision(&mut connection).await;
+    if let Err(error) = connection.close().await {
+        tracing::debug!(error = %error, "closing a connection failed");
+    }
+    let facts = facts?;
+    if facts.version < postgres::MIN_VERSION {
+        return Err(unusable("version-too-old", "PostgreSQL 13 or later is needed"));
+    }
+    if facts.is_read_only {
+        return Err(unusable("read-only", "it is a replica or read-only"));
+    }
+    if may? {
+        Ok(())
+    } else {
+        Err(unusable("missing-privilege", "the login needs CREATEDB and CREATEROLE, or SUPERUSER"))
+    }
+}
+
+/// Stops placing new stores on a server; those that are there stay.
+pub async fn drain(cx: &OpsCx, actor: Actor, name_or_id: &str) -> Result<Server, ServerError> {
+    let now = cx.clock.now();
+    let mut tx = cx.master.begin().await?;
+    let id =
+        db::server_set_status(&mut tx, name_or_id, ServerStatus::Draining, now).await?.ok_or(ServerError::NotFound)?;
+    audit::record(&mut tx, now, actor, "server_drain", Subject::default(), serde_json::json!({ "serverId": id }))
+        .await?;
+    let server = db::server_find(&mut tx, id).await?.ok_or(ServerError::NotFound)?;
+    tx.commit().await?;
+    Ok(server)
+}
+
+/// Every server.
+pub async fn list(cx: &OpsCx) -> Result<Vec<Server>, ServerError> {
+    Ok(db::servers_all(&mut *cx.master.acquire().await?).await?)
+}
+
+/// The credential of a server's administrator.
+pub fn open_credential(cx: &OpsCx, server: &Server) -> Result<Credential, OpenError> {
+    let aad = Aad::for_server(server.id, Purpose::ServerCredential, server.credential_version);
+    Credential::open_at(&cx.keys, &server.sealed, &aad)
+}
+
+impl From<ServerError> for Problem {
+    fn from(error: ServerError) -> Self {
+        use axum::http::StatusCode as S;
+        match error {
+            ServerError::NameTaken => Self::new(S::CONFLICT, "server-name-taken", "There is a server of this name")
+                .field("/name", "taken", "is in use"),
+            ServerError::NotFound => Self::not_found(),
+            ServerError::Invalid { pointer, code, detail } => Self::invalid().field(pointer, code, detail),
+            ServerError::Target(TargetError::Invalid { code, detail, .. }) => {
+                Self::invalid().field("/url", code, detail)
+            }
+            ServerError::Target(error) => error.into(),
+            ServerError::Unusable { code, what } => Self::invalid().field("/url", code, what),
+            error @ ServerError::Db(_) => crate::http::errors::unexpected(&error),
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Log lines and metrics: set up once, by the program.
+
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::writer::MakeWriterExt as _;
+
+use crate::config::{LogArgs, LogFormat};
+
+const SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+/// Sends log lines to stderr; stdout belongs to what a command answers.
+///
+/// # Errors
+/// When LOG is no filter.
+pub fn init_logs(args: &LogArgs) -> Result<(), tracing_subscriber::filter::ParseError> {
+    // sqlx names statements, and statements may hold values: only what fails there is worth a line.
+    let filter: EnvFilter = format!("{},sqlx=warn,graphile_worker=warn", args.log).parse()?;
+    let writer = std::io::stderr.with_max_level(tracing::Level::TRACE);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    match args.log_format {
+        LogFormat::Text => builder.with_target(false).init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
+/// The recorder behind `/metrics`. One process has one.
+///
+/// # Errors
+/// When there is one already.
+pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)?
+        .install_recorder()?;
+    describe();
+    Ok(handle)
+}
+
+fn describe() {
+    metrics::describe_counter!("tenantry_http_requests_total", "Requests answered, by route and class of status");
+    metrics::describe_histogram!(
+        "tenantry_http_request_duration_seconds",
+        metrics::Unit::Seconds,
+        "Time to answer a request, by route"
+    );
+    metrics::describe_counter!("tenantry_tls_ask_total", "Answers to the question whether a certificate may be had");
+    metrics::describe_counter!("tenantry_provisioning_steps_total", "Provisioning steps finished, by step and result");
+    metrics::describe_counter!("tenantry_provisioning_runs_total", "Provisioning runs finished, by result");
+    metrics::describe_gauge!("tenantry_listener_connected", "1 while changes of routes are heard from master");
+    metrics::describe_gauge!("tenantry_master_connections_open", "Open connections to the master database");
+    metrics::describe_gauge!("tenantry_master_connections_idle", "Idle connections to the master database");
+}
