@@ -1,1 +1,23 @@
+#![doc = include_str!("../README.md")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "the harness of tests: what fails here fails the test"
+)]
+#![expect(clippy::disallowed_methods, reason = "a client and a log reader of a test live as long as its runtime")]
 
+mod app;
+mod client;
+mod clock;
+mod cluster;
+mod process;
+mod wait;
+
+pub use app::{ENCRYPTION_KEY, JWT_SECRET, Owner, TestApp, TestAppOptions, config, database_name};
+pub use client::{Client, Response};
+pub use clock::TestClock;
+pub use cluster::{Cluster, TestDatabase, cluster};
+pub use process::{Cli, Process};
+pub use wait::{eventually, within};

@@ -1,1 +1,3 @@
+//! The one binary of integration tests; `../README.md` says how they are written.
 
+mod main_path;

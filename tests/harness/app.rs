@@ -1,0 +1,271 @@
+//! A node in this process, with a master database of its own.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::OnceLock;
+
+use clap::{Args as _, FromArgMatches as _};
+use control_plane::config::Config;
+use control_plane::cx::Cx;
+use control_plane::serve::Node;
+use kernel::StoreId;
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+
+use crate::client::{Client, Response};
+use crate::clock::TestClock;
+use crate::cluster::{Cluster, TestDatabase, block_on, cluster};
+use crate::wait::within;
+
+/// The key that every test node seals with.
+pub const ENCRYPTION_KEY: &str = "dGVuYW50cnktdGVzdC1rZXktMzItYnl0ZXMtbG9uZyE=";
+pub const JWT_SECRET: &str = "a-secret-of-the-tests-that-is-long-enough";
+const PASSWORD: &str = "correct horse battery";
+
+static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
+
+/// What a test sets otherwise than the rest.
+#[derive(Debug, Default, Clone)]
+pub struct TestAppOptions {
+    /// Further options of `tenantry serve`, such as `["--route-ttl", "0"]`.
+    pub arguments: Vec<String>,
+    /// Whether no database server is registered.
+    pub without_server: bool,
+}
+
+/// A serving node. Dropping it stops it and drops every database that it has made; a run that was left unfinished fails the
+/// test.
+pub struct TestApp {
+    pub cx: Cx,
+    pub address: SocketAddr,
+    pub internal_address: SocketAddr,
+    pub clock: Arc<TestClock>,
+    pub cluster: &'static Cluster,
+    pub master: TestDatabase,
+    may_leave_runs: bool,
+}
+
+/// Somebody who is registered and owns an organization.
+#[derive(Clone)]
+pub struct Owner {
+    pub api: Client,
+    pub email: String,
+    pub password: String,
+    pub registered: Value,
+    app_address: SocketAddr,
+}
+
+impl TestApp {
+    pub async fn start() -> Self {
+        Self::start_with(TestAppOptions::default()).await
+    }
+
+    pub async fn start_with(options: TestAppOptions) -> Self {
+        // Another test may have been first.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let cluster = cluster().await;
+        let master = cluster.master().await;
+        let metrics = METRICS.get_or_init(|| control_plane::telemetry::init_metrics().expect("one recorder")).clone();
+        let clock = Arc::new(TestClock::default());
+        let config = config(&master.url(), &options.arguments);
+        let node = Node::start(config, Arc::<TestClock>::clone(&clock), metrics)
+            .await
+            .unwrap_or_else(|error| panic!("the node did not start: {error}"));
+        let app = Self {
+            cx: node.cx,
+            address: node.address,
+            internal_address: node.internal_address,
+            clock,
+            cluster,
+            master,
+            may_leave_runs: false,
+        };
+        if !options.without_server {
+            app.add_server("local", 1000).await;
+        }
+        app
+    }
+
+    /// Registers the shared PostgreSQL as a database server.
+    pub async fn add_server(&self, name: &str, max_stores: i32) {
+        let new = control_plane::servers::NewServer {
+            name: name.to_owned(),
+            url: self.cluster.url("postgres").into(),
+            region: None,
+            max_stores,
+            max_connections: 80,
+        };
+        control_plane::servers::add(&self.cx, control_plane::audit::Actor::Cli, new).await.unwrap();
+    }
+
+    /// Says that this test ends with unfinished runs on purpose.
+    pub fn may_leave_runs(&mut self) {
+        self.may_leave_runs = true;
+    }
+
+    /// Somebody without a token, at the platform.
+    pub fn api(&self) -> Client {
+        Client::new(self.address, "localhost")
+    }
+
+    /// A shopper of the store with this hostname.
+    pub fn storefront(&self, hostname: &str) -> Client {
+        Client::new(self.address, hostname)
+    }
+
+    /// A shopper of a store, as the API describes it.
+    pub fn storefront_of(&self, store: &Value) -> Client {
+        self.storefront(store["hostname"].as_str().unwrap())
+    }
+
+    pub fn internal(&self) -> Client {
+        Client::new(self.internal_address, "localhost")
+    }
+
+    /// Somebody new, with an organization of their own.
+    pub async fn owner(&self, name: &str) -> Owner {
+        Owner::register(self.address, name).await
+    }
+
+    /// Somebody with the platform role.
+    pub async fn admin(&self) -> Owner {
+        let owner = self.owner("root").await;
+        control_plane::identity::admin_grant(&self.cx, &owner.email).await.unwrap();
+        owner
+    }
+
+    /// Waits until the store's last run has ended, and returns it.
+    pub async fn run_ended(&self, owner: &Owner, store: &Value) -> Value {
+        let mut news = self.cx.run_events.subscribe();
+        let path = format!("/api/stores/{}/provisioning", store["id"].as_str().unwrap());
+        within("the provisioning run", async {
+            loop {
+                let run = owner.api.get(&path).await.expect_status(200)["run"].clone();
+                if ["succeeded", "failed", "cancelled"].contains(&run["state"].as_str().unwrap()) {
+                    return run;
+                }
+                // A notification that was missed costs a moment.
+                let _ = tokio::time::timeout(std::time::Duration::from_millis(250), news.recv()).await;
+            }
+        })
+        .await
+    }
+
+    /// A store with a managed database, served, with made-up products.
+    pub async fn active_store(&self, owner: &Owner, name: &str) -> Value {
+        let store = owner.create_store(name).await.expect_status(201);
+        let body = json!({ "managed": true, "demoProducts": true });
+        owner.connect(&store, body).await.expect_status(202);
+        let run = self.run_ended(owner, &store).await;
+        assert_eq!(run["state"], "succeeded", "{run}");
+        store
+    }
+
+    /// A connection of the administrator to master.
+    pub async fn master(&self) -> PgConnection {
+        self.master.admin().await
+    }
+
+    /// A connection of the administrator to the database of a managed store.
+    pub async fn store_database(&self, store: &Value) -> PgConnection {
+        self.cluster.connect(&database_name(store)).await
+    }
+}
+
+/// The name of a managed store's database.
+pub fn database_name(store: &Value) -> String {
+    let id: StoreId = store["id"].as_str().unwrap().parse().unwrap();
+    control_plane::provisioning::managed_name(id).as_str().to_owned()
+}
+
+impl Owner {
+    /// Registers somebody at the node that listens there.
+    pub async fn register(address: SocketAddr, name: &str) -> Self {
+        let api = Client::new(address, "localhost");
+        let (email, password) = (format!("{name}@example.com"), PASSWORD.to_owned());
+        let body = json!({ "email": email, "password": password, "firstName": name, "lastName": "Tester" });
+        let registered = api.post("/api/auth/register", body).await.expect_status(201);
+        let api = api.with_token(registered["tokens"]["accessToken"].as_str().unwrap());
+        Self { api, email, password, registered, app_address: address }
+    }
+
+    /// Logs in again, with further members in the body.
+    pub async fn login(&self, more: Value) -> Response {
+        let mut body = json!({ "email": self.email, "password": self.password });
+        for (name, value) in more.as_object().unwrap() {
+            body[name] = value.clone();
+        }
+        Client::new(self.app_address, "localhost").post("/api/auth/login", body).await
+    }
+
+    pub async fn create_store(&self, slug: &str) -> Response {
+        self.api.post("/api/stores/create", json!({ "name": slug, "slug": slug })).await
+    }
+
+    pub async fn connect(&self, store: &Value, body: Value) -> Response {
+        self.api.post(&format!("/api/stores/{}/connect-database", store["id"].as_str().unwrap()), body).await
+    }
+
+    pub fn organization_id(&self) -> &str {
+        self.registered["organization"]["id"].as_str().unwrap()
+    }
+}
+
+/// The configuration of a test node: loopback, free ports, the tests' keys.
+pub fn config(master_url: &str, arguments: &[String]) -> Config {
+    let fixed = [
+        "serve",
+        "--master-db-url",
+        master_url,
+        "--encryption-key",
+        ENCRYPTION_KEY,
+        "--jwt-secret",
+        JWT_SECRET,
+        "--listen",
+        "127.0.0.1:0",
+        "--internal-listen",
+        "127.0.0.1:0",
+        "--allow-private-databases",
+        "true",
+        "--auth-requests-per-minute",
+        "100000",
+        "--shutdown-grace",
+        "2000",
+    ];
+    let all = fixed.iter().map(|&text| text.to_owned()).chain(arguments.iter().cloned());
+    let command = Config::augment_args(clap::Command::new("serve")).args_override_self(true);
+    let matches = command.try_get_matches_from(all).unwrap_or_else(|error| panic!("{error}"));
+    Config::from_arg_matches(&matches).unwrap()
+}
+
+impl Drop for TestApp {
+    fn drop(&mut self) {
+        self.cx.shutdown.cancel();
+        let (admin, master) = (self.cluster.url("postgres"), self.master.url());
+        let may_leave_runs = self.may_leave_runs || std::thread::panicking();
+        block_on(async move {
+            let mut connection = PgConnection::connect(&master).await?;
+            let unfinished: Vec<String> =
+                sqlx::query_scalar("select id::text from provisioning_runs where state in ('queued', 'running')")
+                    .fetch_all(&mut connection)
+                    .await?;
+            let names: Vec<(String, String)> =
+                sqlx::query_as("select database_name, role_name from store_databases where server_id is not null")
+                    .fetch_all(&mut connection)
+                    .await?;
+            connection.close().await?;
+            let mut admin = PgConnection::connect(&admin).await?;
+            for (database, role) in names {
+                admin.execute(AssertSqlSafe(format!("drop database if exists \"{database}\" with (force)"))).await?;
+                admin.execute(AssertSqlSafe(format!("drop role if exists \"{role}\""))).await?;
+            }
+            admin.close().await?;
+            if unfinished.is_empty() || may_leave_runs {
+                Ok(())
+            } else {
+                Err(sqlx::Error::Protocol(format!("unfinished runs: {unfinished:?}")))
+            }
+        });
+    }
+}

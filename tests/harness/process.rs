@@ -1,0 +1,148 @@
+//! The built program, as a user runs it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Output, Stdio};
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::app::{ENCRYPTION_KEY, JWT_SECRET};
+use crate::client::Client;
+use crate::cluster::from_environment;
+use crate::wait::within;
+
+/// `tenantry serve` in a process of its own. Dropping it kills it.
+pub struct Process {
+    child: Child,
+    pub address: SocketAddr,
+    pub internal_address: SocketAddr,
+    log: Arc<Mutex<String>>,
+}
+
+/// The environment that every command of a test gets, and nothing else.
+fn command(master_url: &str) -> Command {
+    let mut command = Command::new(program());
+    command
+        .env_clear()
+        .env("PATH", from_environment("PATH").unwrap_or_default())
+        .env("MASTER_DB_URL", master_url)
+        .env("ENCRYPTION_KEY", ENCRYPTION_KEY)
+        .env("JWT_SECRET", JWT_SECRET)
+        .env("LISTEN", "127.0.0.1:0")
+        .env("INTERNAL_LISTEN", "127.0.0.1:0")
+        .env("ALLOW_PRIVATE_DATABASES", "true")
+        .env("AUTH_REQUESTS_PER_MINUTE", "100000")
+        .env("LOG", "debug")
+        .env("LOG_FORMAT", "json")
+        // No `.env` of the developer's applies.
+        .current_dir("/")
+        .kill_on_drop(true);
+    command
+}
+
+/// The program: what `cargo xtask test` says, or what stands beside the test binary.
+fn program() -> PathBuf {
+    if let Some(path) = from_environment("TENANTRY_BIN") {
+        return path.into();
+    }
+    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.parent()?.join("tenantry")));
+    match beside {
+        Some(path) if path.exists() => path,
+        _ => panic!("the program is not built: run `cargo xtask test`, or `cargo build -p control-plane` first"),
+    }
+}
+
+impl Process {
+    /// Starts a node on this master database and waits until it listens.
+    pub async fn serve(master_url: &str, environment: &[(&str, &str)]) -> Self {
+        let mut command = command(master_url);
+        command
+            .arg("serve")
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the program starts");
+        let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
+        let log = Arc::new(Mutex::new(String::new()));
+        let keep = Arc::clone(&log);
+        let addresses = within("the node's start", async {
+            while let Ok(Some(line)) = lines.next_line().await {
+                keep.lock().unwrap().push_str(&format!("{line}\n"));
+                if let Some(found) = listening(&line) {
+                    return Some(found);
+                }
+            }
+            None
+        })
+        .await;
+        let Some((address, internal_address)) = addresses else { panic!("the node ended: {}", log.lock().unwrap()) };
+        let keep = Arc::clone(&log);
+        tokio::task::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                keep.lock().unwrap().push_str(&format!("{line}\n"));
+            }
+        });
+        Self { child, address, internal_address, log }
+    }
+
+    pub fn api(&self) -> Client {
+        Client::new(self.address, "localhost")
+    }
+
+    pub fn storefront(&self, hostname: &str) -> Client {
+        Client::new(self.address, hostname)
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
+    /// `kill -9`.
+    pub async fn kill(mut self) {
+        self.child.kill().await.expect("it can be killed");
+    }
+
+    /// Asks it to end, and returns its exit code.
+    pub async fn terminate(mut self) -> Option<i32> {
+        let pid = self.pid().to_string();
+        let done = Command::new("kill").args(["-TERM", &pid]).status().await.expect("kill runs");
+        assert!(done.success());
+        within("the node's end", self.child.wait()).await.expect("it can be waited for").code()
+    }
+}
+
+fn listening(line: &str) -> Option<(SocketAddr, SocketAddr)> {
+    let rest = line.split_once("listening on http://")?.1;
+    let (address, rest) = rest.split_once(", internally on http://")?;
+    let internal: String = rest.chars().take_while(|c| c.is_ascii_digit() || ".:[]".contains(*c)).collect();
+    Some((address.parse().ok()?, internal.parse().ok()?))
+}
+
+/// A command that runs to its end.
+pub struct Cli;
+
+impl Cli {
+    /// Runs `tenantry ARGUMENTS` on this master database.
+    pub async fn run(master_url: &str, arguments: &[&str]) -> Output {
+        let output = command(master_url).args(arguments).stdin(Stdio::null()).output();
+        within(&format!("tenantry {arguments:?}"), output).await.expect("the program starts")
+    }
+
+    /// Runs it with `--json` and returns what it answers; it must succeed.
+    pub async fn json(master_url: &str, arguments: &[&str]) -> Value {
+        let output = Self::run(master_url, &[arguments, &["--json"]].concat()).await;
+        let (out, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "tenantry {arguments:?} failed: {log}");
+        serde_json::from_str(&out)
+            .unwrap_or_else(|error| panic!("tenantry {arguments:?} answered no JSON ({error}): {out}"))
+    }
+}
