@@ -18,8 +18,7 @@ use crate::{catalog, identity, ops, provisioning, storefront, stores};
         title = "Tenantry",
         description = "The control plane for database-per-store commerce. Refusals are `application/problem+json` (RFC 9457): \
             branch on `code`. Storefront routes (`/store/v1`) answer on a store's own hostname, and on the platform's hosts \
-            beside a credential and `X-Store-Id`.",
-        license(name = "proprietary")
+            beside a credential and `X-Store-Id`."
     ),
     tags(
         (name = "auth", description = "Register, log in, and who you are"),

@@ -5,6 +5,7 @@ pub mod demo;
 pub mod errors;
 pub mod respond;
 pub mod routes;
+mod upkeep;
 
 use std::sync::Arc;
 

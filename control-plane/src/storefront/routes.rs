@@ -19,7 +19,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::respond::{Validator, no_store};
-use super::{Storefront, errors};
+use super::{Storefront, errors, upkeep};
 use crate::cx::Cx;
 use crate::idempotency::IdempotencyKey;
 use crate::ops::routes::{Page, PageMeta};
@@ -332,6 +332,8 @@ fn stale_header() -> Problem {
 async fn storefront_cart_create(store: Storefront, State(cx): State<Cx>) -> Result<Response, Problem> {
     let mut connection = store.acquire().await?;
     let made = cart::cart_create(&mut connection, cx.clock.now()).await.map_err(errors::from_cart)?;
+    drop(connection);
+    upkeep::maybe_start(&cx, store.lease());
     let version = made.cart.version;
     Ok(cart_response(StatusCode::CREATED, version, NewCartView { cart: made.cart, token: made.token }))
 }
