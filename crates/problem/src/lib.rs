@@ -177,7 +177,9 @@ fn render(problem: &Problem, request_id: Option<&str>) -> Response {
 #[must_use]
 pub fn with_request_id(response: Response, request_id: &str) -> Response {
     let Some(problem) = response.extensions().get::<Arc<Problem>>().cloned() else { return response };
-    let (parts, _) = response.into_parts();
+    let (mut parts, _) = response.into_parts();
+    // The router has measured the body that is replaced here; the new one is measured when it is sent.
+    parts.headers.remove(header::CONTENT_LENGTH);
     let body = Body::from(problem.body(Some(request_id)).to_string());
     Response::from_parts(parts, body)
 }
