@@ -131,6 +131,7 @@ pub async fn migrate(args: &MasterArgs) -> Result<usize, MasterError> {
     let outcome = async {
         MIGRATOR.run_direct(None, &mut connection, false).await?;
         crate::jobs::migrate(args).await.map_err(MasterError::Db)?;
+        close_to_others(&mut connection).await?;
         Ok::<_, MasterError>(applied(&mut connection).await? - before)
     }
     .await;
@@ -138,6 +139,18 @@ pub async fn migrate(args: &MasterArgs) -> Result<usize, MasterError> {
     let applied = outcome?;
     closed?;
     Ok(applied)
+}
+
+/// Whoever else has a login on the server, such as a store whose database is there too, shall not even connect. It is done
+/// every time, since a restored database has lost it; to somebody who does not own the database the server only says a
+/// warning.
+async fn close_to_others(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    connection
+        .execute(
+            "do $$ begin execute format('revoke connect, temporary on database %I from public', current_database()); end $$",
+        )
+        .await?;
+    Ok(())
 }
 
 async fn applied(connection: &mut PgConnection) -> Result<usize, sqlx::Error> {
