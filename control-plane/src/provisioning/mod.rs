@@ -300,7 +300,11 @@ pub struct NewStoreDatabase {
     pub credential_version: i32,
 }
 
-const FIRST_VERSION: i32 = 1;
+/// The version of a new credential: higher than that of any that the store had before, because each of them raised the route
+/// version when it came. So no pool and no seal of a database that was connected and given up fits the next one.
+fn credential_version(store: &Store) -> i32 {
+    i32::try_from(store.route_version).unwrap_or(i32::MAX)
+}
 
 /// Chooses the least-filled server and makes up the credential that the first step will give to the role.
 async fn place_managed(
@@ -331,8 +335,8 @@ async fn place_managed(
         server_id: Some(server.id),
         database_name: credential.database.clone(),
         role_name: credential.username.clone(),
-        sealed: credential.seal(&cx.keys, store.id, FIRST_VERSION),
-        credential_version: FIRST_VERSION,
+        sealed: credential.seal(&cx.keys, store.id, credential_version(store)),
+        credential_version: credential_version(store),
     })
 }
 
@@ -345,8 +349,8 @@ fn seal_brought(cx: &OpsCx, store: &Store, credential: &Credential, now: DateTim
         server_id: None,
         database_name: credential.database.clone(),
         role_name: credential.username.clone(),
-        sealed: credential.seal(&cx.keys, store.id, FIRST_VERSION),
-        credential_version: FIRST_VERSION,
+        sealed: credential.seal(&cx.keys, store.id, credential_version(store)),
+        credential_version: credential_version(store),
     }
 }
 
