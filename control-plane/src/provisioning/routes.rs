@@ -218,10 +218,10 @@ async fn provisioning_get(member: MemberOf<Store>, State(cx): State<Cx>) -> Resu
 /// Watch the store's last provisioning run
 ///
 /// Server-sent events `queued`, `step`, `retried`, `cancelling`, and at the end `succeeded`, `failed` or `cancelled`. Resumes
-/// after `Last-Event-ID`.
+/// after `Last-Event-ID`; 204 when that was the last event of a run that has ended, so that browsers stop reconnecting.
 #[utoipa::path(get, path = "/api/stores/{id}/provisioning/events", tag = "stores", operation_id = "provisioning_watch", security(("bearer" = [])),
     params(("id" = StoreId, Path), ("Last-Event-ID" = Option<i64>, Header)),
-    responses((status = 200, content_type = "text/event-stream", body = String), (status = 400, body = ProblemBody),
+    responses((status = 200, content_type = "text/event-stream", body = String), (status = 204), (status = 400, body = ProblemBody),
         (status = 401, body = ProblemBody), (status = 404, body = ProblemBody)))]
 async fn provisioning_watch(
     member: MemberOf<Store>,
@@ -239,6 +239,9 @@ async fn provisioning_watch(
         })?,
     };
     let run = super::latest(&cx, member.store.id).await?;
+    if run.run.state.is_finished() && !watch::has_more(&cx, run.run.id, after).await? {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
     let stream = watch::stream(cx, run.run.id, after);
     Ok(([("x-accel-buffering", "no"), ("cache-control", "no-store")], stream).into_response())
 }

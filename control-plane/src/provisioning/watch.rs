@@ -8,7 +8,7 @@ use futures_util::{Stream, StreamExt as _, stream};
 use kernel::RunId;
 use tokio::sync::broadcast;
 
-use super::db;
+use super::{ProvisioningError, db};
 use crate::cx::Cx;
 
 /// When nothing was heard for so long, the log is read anyway: a notification may have been lost.
@@ -33,6 +33,12 @@ pub fn stream(cx: Cx, run: RunId, last_event_id: i64) -> Sse<impl Stream<Item = 
         Some((stream::iter(events), watch))
     });
     Sse::new(batches.flatten().map(Ok)).keep_alive(KeepAlive::new().interval(HEARTBEAT))
+}
+
+/// Whether anything happened to `run` after `last_event_id`.
+pub async fn has_more(cx: &Cx, run: RunId, last_event_id: i64) -> Result<bool, ProvisioningError> {
+    let mut master = cx.master.acquire().await?;
+    Ok(!db::events_after(&mut master, run, last_event_id).await?.is_empty())
 }
 
 struct Watch {
