@@ -18,6 +18,8 @@ use crate::stores;
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// How often a step is tried before the run counts as failed, when it says that waiting may help.
 const TRIES: u32 = 4;
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
 /// Why a run was not worked off; the job is tried again.
@@ -33,9 +35,15 @@ pub enum RunError {
 pub async fn work(cx: &OpsCx, id: RunId) -> Result<(), RunError> {
     let mut lock = master::connect(&cx.master_args).await?;
     let worked = async {
-        if !db::run_try_lock(&mut lock, id).await? {
-            tracing::debug!(run.id = %id, "run {id} is worked on elsewhere");
-            return Ok(());
+        // The last worker may be gone, or done, and its lock not yet: a retry would then lie until the sweeper finds it.
+        let mut tries = 1;
+        while !db::run_try_lock(&mut lock, id).await? {
+            if tries == LOCK_TRIES {
+                tracing::debug!(run.id = %id, "run {id} is worked on elsewhere");
+                return Ok(());
+            }
+            tries += 1;
+            tokio::time::sleep(LOCK_PAUSE).await;
         }
         let span = tracing::info_span!("provisioning.run", run.id = %id);
         tokio::select! {
@@ -67,24 +75,30 @@ async fn advance(cx: &OpsCx, id: RunId) -> Result<(), RunError> {
     drop(master);
     tracing::info!(store.id = %found.run.store_id, "took up run {id} of store {} (attempt {})", found.run.store_id, found.run.attempts);
 
-    if !found.run.is_cancelled {
-        for step in &found.steps {
-            // Asked before every step, so that cancelling takes effect between two of them.
-            if db::run_is_cancelled(&mut *cx.master.acquire().await?, id).await? {
-                return unwind(cx, &found).await;
-            }
-            if step.state == StepState::Succeeded {
-                continue;
-            }
-            if let Err(error) = perform(cx, &found, step.name).await? {
-                return fail(cx, &found, step.name, &error).await;
-            }
-        }
-        if !db::run_is_cancelled(&mut *cx.master.acquire().await?, id).await? {
-            return finish(cx, &found, RunState::Succeeded).await;
-        }
+    // Whoever cancels is told that the run will be undone: that is looked at last under the lock that cancelling takes.
+    if let Some(end) = forward(cx, &found).await?
+        && finish_unless_cancelled(cx, &found, end).await?
+    {
+        return Ok(());
     }
     unwind(cx, &found).await
+}
+
+/// Does what is left to do. Nothing when somebody cancels, which takes effect between two steps.
+async fn forward(cx: &OpsCx, found: &RunWithSteps) -> Result<Option<RunState>, RunError> {
+    for step in &found.steps {
+        if db::run_is_cancelled(&mut *cx.master.acquire().await?, found.run.id).await? {
+            return Ok(None);
+        }
+        if step.state == StepState::Succeeded {
+            continue;
+        }
+        if let Err(error) = perform(cx, found, step.name).await? {
+            report(found, step.name, &error);
+            return Ok(Some(RunState::Failed));
+        }
+    }
+    Ok(Some(RunState::Succeeded))
 }
 
 /// Does one step, with a pause and another try while it says that waiting may help.
@@ -153,9 +167,8 @@ async fn step_event(
     db::event_insert(tx, found.run.id, "step", data, cx.clock.now()).await
 }
 
-async fn fail(cx: &OpsCx, found: &RunWithSteps, name: StepName, error: &StepError) -> Result<(), RunError> {
+fn report(found: &RunWithSteps, name: StepName, error: &StepError) {
     tracing::warn!(store.id = %found.run.store_id, step = name.as_str(), error = chain(error), "run {} failed", found.run.id);
-    finish(cx, found, RunState::Failed).await
 }
 
 /// Undoes the steps that were begun, last first, and gives the store back as it was.
@@ -184,7 +197,8 @@ async fn unwind(cx: &OpsCx, found: &RunWithSteps) -> Result<(), RunError> {
         step_event(cx, &mut tx, found, step.name, state, error).await?;
         tx.commit().await?;
         if let Err(error) = undone {
-            return fail(cx, found, step.name, &error).await;
+            report(found, step.name, &error);
+            return finish(cx, found, RunState::Failed).await;
         }
     }
     finish(cx, found, RunState::Cancelled).await
@@ -192,9 +206,31 @@ async fn unwind(cx: &OpsCx, found: &RunWithSteps) -> Result<(), RunError> {
 
 /// Ends the run, and with it what master says of the store, in one transaction.
 async fn finish(cx: &OpsCx, found: &RunWithSteps, state: RunState) -> Result<(), RunError> {
-    let (run, now) = (&found.run, cx.clock.now());
     let mut tx = cx.master.begin().await?;
-    let store = stores::db::store_lock(&mut tx, run.store_id).await?;
+    let store = stores::db::store_lock(&mut tx, found.run.store_id).await?;
+    finish_in(cx, tx, found, store, state).await
+}
+
+/// [`finish`], unless somebody has cancelled the run: then nothing is changed.
+async fn finish_unless_cancelled(cx: &OpsCx, found: &RunWithSteps, state: RunState) -> Result<bool, RunError> {
+    let mut tx = cx.master.begin().await?;
+    let store = stores::db::store_lock(&mut tx, found.run.store_id).await?;
+    if db::run_is_cancelled(&mut tx, found.run.id).await? {
+        tx.rollback().await?;
+        return Ok(false);
+    }
+    finish_in(cx, tx, found, store, state).await?;
+    Ok(true)
+}
+
+async fn finish_in(
+    cx: &OpsCx,
+    mut tx: sqlx::Transaction<'_, sqlx::Postgres>,
+    found: &RunWithSteps,
+    store: Option<stores::Store>,
+    state: RunState,
+) -> Result<(), RunError> {
+    let (run, now) = (&found.run, cx.clock.now());
     if state == RunState::Cancelled
         && let Some(store) = &store
     {
