@@ -294,8 +294,24 @@ impl<'a> StepCx<'a> {
             | StepName::CheckConnection
             | StepName::SmokeTest
             | StepName::MapHostname => Ok(()),
-            StepName::Activate => Ok(()),
+            StepName::Activate => self.deactivate().await,
         }
+    }
+
+    /// Closes the store before what it is served from is taken away.
+    async fn deactivate(&self) -> Result<(), StepError> {
+        let mut tx = self.cx.master.begin().await?;
+        let store = stores::db::store_lock(&mut tx, self.store.id).await?;
+        if store.is_some_and(|store| store.status == StoreStatus::Active) {
+            let now = self.cx.clock.now();
+            stores::db::store_set_status(&mut tx, self.store.id, StoreStatus::Provisioning, None, now).await?;
+        }
+        let store = stores::db::store_find(&mut tx, self.store.id).await?;
+        tx.commit().await?;
+        if let Some(store) = store {
+            self.cx.announce(store.id, store.route_version);
+        }
+        Ok(())
     }
 
     async fn create_database(&self) -> Result<(), StepError> {
@@ -360,11 +376,7 @@ impl<'a> StepCx<'a> {
             )),
             SchemaState::Empty => Ok(()),
             SchemaState::Ours { store, .. } if store.is_none_or(|store| store == self.store.id) => Ok(()),
-            SchemaState::Ours { .. } => Err(StepError::new(
-                "belongs-to-another-store",
-                "This database holds another store.",
-                "Every store needs a database of its own: connect another one.",
-            )),
+            SchemaState::Ours { .. } => Err(other_store()),
             SchemaState::Newer { version, .. } => Err(StepError::new(
                 "schema-too-new",
                 format!("The store's schema has version {version}, which is newer than this installation knows."),
@@ -422,10 +434,12 @@ impl<'a> StepCx<'a> {
             demo: self.run.with_demo,
         };
         let lease = self.lease().await?;
-        tenant_schema::seed::seed(&lease, &input, self.cx.clock.now()).await.map_err(|error| {
-            StepError::new("seed-failed", "The store's first data could not be written.", OURS)
+        tenant_schema::seed::seed(&lease, &input, self.cx.clock.now()).await.map_err(|error| match error {
+            // Another store was quicker, after both had found the database empty.
+            tenant_schema::seed::SeedError::OtherStore { .. } => other_store(),
+            error => StepError::new("seed-failed", "The store's first data could not be written.", OURS)
                 .transient()
-                .because(error)
+                .because(error),
         })
     }
 
@@ -483,6 +497,14 @@ impl<'a> StepCx<'a> {
         }
         Ok(())
     }
+}
+
+fn other_store() -> StepError {
+    StepError::new(
+        "belongs-to-another-store",
+        "This database holds another store.",
+        "Every store needs a database of its own: connect another one.",
+    )
 }
 
 fn lease_refused(error: tenancy::LeaseError) -> StepError {
