@@ -4,13 +4,13 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use devkit::Postgres;
-use devkit::testing::shared_postgres;
+use devkit::testing::own_postgres;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tokio::sync::OnceCell;
 
 /// The server that all tests of this process share.
 pub struct Cluster {
-    postgres: &'static Postgres,
+    postgres: Postgres,
 }
 
 static CLUSTER: OnceCell<Cluster> = OnceCell::const_new();
@@ -19,12 +19,18 @@ const MASTER_TEMPLATE: &str = "it_master_template";
 
 /// The shared server; starts it on the first call.
 pub async fn cluster() -> &'static Cluster {
-    CLUSTER.get_or_init(Cluster::start).await
+    CLUSTER.get_or_init(|| Cluster::start("shared")).await
+}
+
+/// A server for one test that takes it down, or looks at everything that is on it. It stays until the test program ends:
+/// make few.
+pub async fn own_cluster(name: &str) -> &'static mut Cluster {
+    Box::leak(Box::new(Cluster::start(name).await))
 }
 
 impl Cluster {
-    async fn start() -> Self {
-        let postgres = shared_postgres().await;
+    async fn start(name: &str) -> Self {
+        let postgres = own_postgres(name).await;
         let cluster = Self { postgres };
         cluster.make_master_template().await;
         cluster
@@ -46,6 +52,16 @@ impl Cluster {
             .await
             .unwrap();
         admin.close().await.unwrap();
+    }
+
+    /// Takes the server down at once, as a power cut would.
+    pub async fn kill(&mut self) {
+        self.postgres.kill().await.unwrap();
+    }
+
+    /// Brings it back, on the same port.
+    pub async fn restart(&mut self) {
+        self.postgres.restart().await.unwrap();
     }
 
     /// A URL of the administrator.
@@ -76,16 +92,25 @@ impl Cluster {
     }
 
     /// A migrated master database for one test.
-    pub async fn master(&'static self) -> TestDatabase {
-        let database = self.name("master");
+    pub async fn master(&self) -> TestDatabase {
+        self.made("master", &format!("template {MASTER_TEMPLATE}")).await
+    }
+
+    /// A database with nothing in it.
+    pub async fn empty(&self) -> TestDatabase {
+        self.made("empty", "template template0").await
+    }
+
+    async fn made(&self, kind: &str, how: &str) -> TestDatabase {
+        let database = self.name(kind);
         let mut admin = self.admin().await;
-        admin.execute(AssertSqlSafe(format!("create database {database} template {MASTER_TEMPLATE}"))).await.unwrap();
+        admin.execute(AssertSqlSafe(format!("create database {database} {how}"))).await.unwrap();
         admin.close().await.unwrap();
-        TestDatabase { cluster: self, database, role: None }
+        TestDatabase { admin_url: self.url("postgres"), url: self.url(&database), database, role: None }
     }
 
     /// An empty database with a login of its own, as an owner would bring it.
-    pub async fn brought(&'static self) -> TestDatabase {
+    pub async fn brought(&self) -> TestDatabase {
         let name = self.name("brought");
         let mut admin = self.admin().await;
         admin
@@ -95,7 +120,12 @@ impl Cluster {
         admin.execute(AssertSqlSafe(format!("create database {name} owner {name}"))).await.unwrap();
         admin.execute(AssertSqlSafe(format!("revoke connect on database {name} from public"))).await.unwrap();
         admin.close().await.unwrap();
-        TestDatabase { cluster: self, database: name.clone(), role: Some(name) }
+        TestDatabase {
+            admin_url: self.url("postgres"),
+            url: self.url(&name),
+            database: name.clone(),
+            role: Some((name, self.port())),
+        }
     }
 
     fn name(&self, kind: &str) -> String {
@@ -105,19 +135,21 @@ impl Cluster {
 
 /// A database of one test, dropped with it.
 pub struct TestDatabase {
-    cluster: &'static Cluster,
+    admin_url: String,
+    url: String,
     pub database: String,
-    role: Option<String>,
+    /// The login that was made with it, and the port.
+    role: Option<(String, u16)>,
 }
 
 impl TestDatabase {
     /// How its owner reaches it: the administrator, or the login that was made with it.
     pub fn url(&self) -> String {
         match &self.role {
-            Some(role) => {
-                format!("postgres://{role}:{}@127.0.0.1:{}/{}", self.password(), self.cluster.port(), self.database)
+            Some((role, port)) => {
+                format!("postgres://{role}:{}@127.0.0.1:{port}/{}", self.password(), self.database)
             }
-            None => self.cluster.url(&self.database),
+            None => self.url.clone(),
         }
     }
 
@@ -128,22 +160,42 @@ impl TestDatabase {
 
     /// A connection of the administrator to it.
     pub async fn admin(&self) -> PgConnection {
-        self.cluster.connect(&self.database).await
+        PgConnection::connect(&self.url).await.unwrap_or_else(|error| panic!("cannot connect: {error}"))
     }
 }
 
 impl Drop for TestDatabase {
     fn drop(&mut self) {
-        let (url, database, role) = (self.cluster.url("postgres"), self.database.clone(), self.role.clone());
+        let (admin_url, url, database) = (self.admin_url.clone(), self.url.clone(), self.database.clone());
+        let role = self.role.clone();
         block_on(async move {
-            let mut admin = PgConnection::connect(&url).await?;
+            let mut admin = PgConnection::connect(&admin_url).await?;
+            if role.is_none() {
+                drop_managed(&mut admin, &url).await?;
+            }
             admin.execute(AssertSqlSafe(format!("drop database if exists {database} with (force)"))).await?;
-            if let Some(role) = role {
+            if let Some((role, _)) = role {
                 admin.execute(AssertSqlSafe(format!("drop role if exists {role}"))).await?;
             }
             admin.close().await
         });
     }
+}
+
+/// Drops the managed databases that a master on the same server knows of, if it is a master.
+async fn drop_managed(admin: &mut PgConnection, master_url: &str) -> Result<(), sqlx::Error> {
+    let Ok(mut master) = PgConnection::connect(master_url).await else { return Ok(()) };
+    let names: Vec<(String, String)> =
+        sqlx::query_as("select database_name, role_name from store_databases where server_id is not null")
+            .fetch_all(&mut master)
+            .await
+            .unwrap_or_default();
+    master.close().await?;
+    for (database, role) in names {
+        admin.execute(AssertSqlSafe(format!("drop database if exists \"{database}\" with (force)"))).await?;
+        admin.execute(AssertSqlSafe(format!("drop role if exists \"{role}\""))).await?;
+    }
+    Ok(())
 }
 
 /// Runs `work` to its end from a place that cannot wait, such as `Drop`; says so when it fails.

@@ -12,12 +12,14 @@ mod app;
 mod client;
 mod clock;
 mod cluster;
+mod events;
 mod process;
 mod wait;
 
 pub use app::{ENCRYPTION_KEY, JWT_SECRET, Owner, TestApp, TestAppOptions, config, database_name};
 pub use client::{Client, Response};
 pub use clock::TestClock;
-pub use cluster::{Cluster, TestDatabase, cluster};
+pub use cluster::{Cluster, TestDatabase, cluster, own_cluster};
+pub use events::{EventStream, ServerEvent};
 pub use process::{Cli, Process};
 pub use wait::{eventually, within};

@@ -1,4 +1,5 @@
 //! The one binary of integration tests; `../README.md` says how they are written.
 
 mod main_path;
+mod provisioning;
 mod secrets;

@@ -186,15 +186,4 @@ async fn no_secret_of_a_whole_run_is_left_anywhere() {
 
     // The node is gone before the databases that it uses.
     node.kill().await;
-    drop_managed(&database_name(&stores[0])).await;
-}
-
-async fn drop_managed(name: &str) {
-    let mut admin = cluster().await.admin().await;
-    sqlx::raw_sql(AssertSqlSafe(format!("drop database \"{name}\" with (force)")))
-        .execute(&mut admin)
-        .await
-        .expect("it is dropped");
-    sqlx::raw_sql(AssertSqlSafe(format!("drop role \"{name}\""))).execute(&mut admin).await.expect("it is dropped");
-    admin.close().await.expect("it closes");
 }

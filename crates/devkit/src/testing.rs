@@ -15,19 +15,21 @@ const MAX_CONNECTIONS: u32 = 400;
 /// # Panics
 /// When it does not start: a test cannot go on without it, and the message says what to do.
 pub async fn shared_postgres() -> &'static Postgres {
-    SHARED
-        .get_or_init(|| async {
-            sweep();
-            let mut options = PostgresOptions::new(folder(std::process::id()), Profile::Test);
-            options.bin_dir = bin_dir();
-            options.max_connections = MAX_CONNECTIONS;
-            Postgres::start(options).await.unwrap_or_else(|error| panic!("the test server did not start: {error}"))
-        })
-        .await
+    SHARED.get_or_init(|| own_postgres("shared")).await
 }
 
-fn folder(process: u32) -> PathBuf {
-    std::env::temp_dir().join(format!("tenantry-test-{process}"))
+/// A server of a test's own, for tests that take servers down or look through all of one. `name` tells the servers of this
+/// process apart.
+///
+/// # Panics
+/// As [`shared_postgres`].
+pub async fn own_postgres(name: &str) -> Postgres {
+    sweep();
+    let folder = std::env::temp_dir().join(format!("tenantry-test-{}-{name}", std::process::id()));
+    let mut options = PostgresOptions::new(folder, Profile::Test);
+    options.bin_dir = bin_dir();
+    options.max_connections = MAX_CONNECTIONS;
+    Postgres::start(options).await.unwrap_or_else(|error| panic!("the test server did not start: {error}"))
 }
 
 /// Removes what earlier test runs have left: their server went with them, their folder could not.
@@ -35,9 +37,8 @@ fn sweep() {
     let Ok(entries) = std::fs::read_dir(std::env::temp_dir()) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(process) = name.strip_prefix("tenantry-test-").and_then(|rest| rest.parse::<u32>().ok()) else {
-            continue;
-        };
+        let process = name.strip_prefix("tenantry-test-").and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        let Some(process) = process else { continue };
         if !PathBuf::from(format!("/proc/{process}")).exists()
             && let Err(error) = std::fs::remove_dir_all(entry.path())
         {
