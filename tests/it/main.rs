@@ -1,5 +1,8 @@
 //! The one binary of integration tests; `../README.md` says how they are written.
 
+#![expect(clippy::unwrap_used, reason = "what cannot be unwrapped fails the test")]
+#![expect(clippy::disallowed_methods, reason = "what a test spawns lives as long as its runtime")]
+
 mod main_path;
 mod provisioning;
 mod secrets;
