@@ -3,6 +3,14 @@
 #![expect(clippy::unwrap_used, reason = "what cannot be unwrapped fails the test")]
 #![expect(clippy::disallowed_methods, reason = "what a test spawns lives as long as its runtime")]
 
+mod authorization;
+mod bad_input;
+mod hosts;
+mod identity;
+mod imports;
 mod main_path;
 mod provisioning;
+mod scenes;
 mod secrets;
+mod storefront;
+mod stores;

@@ -1,0 +1,447 @@
+//! Who may do what: every operation of the API has a case here, and each case is tried by everybody who might come along.
+//!
+//! An operation without a case fails the suite, so a new route cannot be forgotten.
+
+use std::collections::BTreeSet;
+
+use chrono::Duration;
+use http::Method;
+use integration_tests::{Client, Owner, Response, TestApp, TestDatabase};
+use kernel::UserId;
+use serde_json::{Value, json};
+
+use crate::scenes::{Cart, checkout_body, join, send_raw, store_path, text, variant_of};
+
+/// Who an operation is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Who {
+    /// Anybody: what registers and signs in.
+    Anybody,
+    /// Whoever is signed in.
+    SignedIn,
+    /// Everybody of the store's organization.
+    Member,
+    /// Owners and admins of the store's organization.
+    Manager,
+    /// People with the platform role.
+    Ops,
+    /// Anybody at the store's own hostname; on the platform's hosts only members of the store.
+    Shopper,
+}
+
+/// Which store a case is tried on.
+#[derive(Debug, Clone, Copy)]
+enum Stage {
+    /// Without a database.
+    Pending,
+    /// Served.
+    Active,
+    /// Its run has failed.
+    Failed,
+}
+
+/// An operation, whom it is for, and what the right person gets.
+struct Case {
+    operation: &'static str,
+    who: Who,
+    stage: Stage,
+    status: u16,
+}
+
+const fn case(operation: &'static str, who: Who, status: u16) -> Case {
+    on(Stage::Active, operation, who, status)
+}
+
+const fn on(stage: Stage, operation: &'static str, who: Who, status: u16) -> Case {
+    Case { operation, who, stage, status }
+}
+
+/// In an order in which the right people can do all of it.
+const CASES: &[Case] = &[
+    case("auth_register", Who::Anybody, 201),
+    case("auth_login", Who::Anybody, 200),
+    case("auth_refresh", Who::Anybody, 200),
+    case("auth_me", Who::SignedIn, 200),
+    case("store_list", Who::SignedIn, 200),
+    case("store_create", Who::SignedIn, 201),
+    case("store_get", Who::Member, 200),
+    case("store_update", Who::Manager, 200),
+    case("products_import", Who::Member, 200),
+    case("provisioning_get", Who::Member, 200),
+    case("provisioning_watch", Who::Member, 200),
+    on(Stage::Pending, "database_connect", Who::Manager, 202),
+    on(Stage::Failed, "provisioning_retry", Who::Manager, 202),
+    on(Stage::Failed, "provisioning_cancel", Who::Manager, 202),
+    case("ops_server_list", Who::Ops, 200),
+    case("ops_server_add", Who::Ops, 201),
+    case("ops_server_drain", Who::Ops, 200),
+    case("ops_store_list", Who::Ops, 200),
+    case("ops_store_get", Who::Ops, 200),
+    case("ops_host_explain", Who::Ops, 200),
+    case("ops_doctor", Who::Ops, 200),
+    case("ops_store_suspend", Who::Ops, 200),
+    case("ops_store_resume", Who::Ops, 200),
+    case("storefront_store_get", Who::Shopper, 200),
+    case("storefront_product_list", Who::Shopper, 200),
+    case("storefront_product_get", Who::Shopper, 200),
+    case("storefront_category_list", Who::Shopper, 200),
+    case("storefront_category_get", Who::Shopper, 200),
+    case("storefront_page_list", Who::Shopper, 200),
+    case("storefront_page_get", Who::Shopper, 200),
+    case("storefront_redirect_get", Who::Shopper, 200),
+    case("storefront_cart_create", Who::Shopper, 201),
+    case("storefront_cart_get", Who::Shopper, 200),
+    case("storefront_cart_update", Who::Shopper, 200),
+    case("storefront_line_add", Who::Shopper, 200),
+    case("storefront_line_change", Who::Shopper, 200),
+    case("storefront_line_remove", Who::Shopper, 200),
+    case("storefront_cart_complete", Who::Shopper, 201),
+    case("storefront_order_get", Who::Shopper, 200),
+    // Last: it ends the session.
+    case("auth_logout", Who::SignedIn, 204),
+];
+
+/// An operation as the API's description has it.
+struct Operation {
+    id: String,
+    method: Method,
+    path: String,
+    needs_token: bool,
+}
+
+fn operations() -> Vec<Operation> {
+    let document = serde_json::to_value(control_plane::http::openapi::document()).unwrap();
+    let mut operations = Vec::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let Ok(method) = method.to_uppercase().parse::<Method>() else { continue };
+            let Some(id) = operation["operationId"].as_str() else { continue };
+            operations.push(Operation {
+                id: id.to_owned(),
+                method,
+                path: path.clone(),
+                needs_token: operation["security"].as_array().is_some_and(|rules| !rules.is_empty()),
+            });
+        }
+    }
+    operations
+}
+
+fn operation(id: &str) -> Operation {
+    operations().into_iter().find(|operation| operation.id == id).unwrap_or_else(|| panic!("no operation {id}"))
+}
+
+/// Somebody's cart with a line, an order, and what reaches them.
+struct Shopping {
+    cart: Cart,
+    line: String,
+    order: Cart,
+    order_id: String,
+    order_token: String,
+}
+
+/// One platform with everything that a case may name.
+struct Scene {
+    app: TestApp,
+    owner: Owner,
+    pending: Value,
+    active: Value,
+    failed: Value,
+    variant: String,
+    other_variant: String,
+    /// It lives as long as the store that failed to connect to it.
+    _brought: TestDatabase,
+}
+
+impl Scene {
+    async fn set() -> Self {
+        let app = TestApp::start().await;
+        let owner = app.owner("ada").await;
+        let active = app.active_store(&owner, "adas-tea").await;
+        let pending = owner.create_store("pending").await.expect_status(201);
+        let failed = owner.create_store("failed").await.expect_status(201);
+        let brought = app.cluster.brought().await;
+        let url = brought.url().replace(&brought.password(), "not-the-password");
+        owner.connect(&failed, json!({ "engine": "postgresql", "connectionString": url })).await.expect_status(202);
+        assert_eq!(app.run_ended(&owner, &failed).await["state"], "failed");
+        let shop = app.storefront_of(&active);
+        let variant = variant_of(&shop, "harbour-breakfast", 0).await;
+        let other_variant = variant_of(&shop, "night-orchard", 0).await;
+        sqlx::query("insert into tenantry.redirects (from_path, to_path, code, created_at) values ('/old', '/new', 301, now())")
+            .execute(&mut app.store_database(&active).await)
+            .await
+            .unwrap();
+        Self { app, owner, pending, active, failed, variant, other_variant, _brought: brought }
+    }
+
+    fn store(&self, stage: Stage) -> &Value {
+        match stage {
+            Stage::Pending => &self.pending,
+            Stage::Active => &self.active,
+            Stage::Failed => &self.failed,
+        }
+    }
+
+    async fn shopping(&self) -> Shopping {
+        let shop = self.app.storefront_of(&self.active);
+        let cart = Cart::with(&shop, &self.variant, 1).await;
+        let line = text(&cart.get().await.expect_status(200)["lines"][0]["id"]).to_owned();
+        let order = Cart::with(&shop, &self.variant, 1).await;
+        let placed = order.complete("scene", checkout_body()).await.expect_status(201);
+        let (order_id, order_token) = (text(&placed["id"]).to_owned(), text(&placed["orderToken"]).to_owned());
+        Shopping { cart, line, order, order_id, order_token }
+    }
+
+    /// A sound request for the case, sent by this client.
+    async fn ask(&self, case: &Case, client: &Client, shopping: Option<&Shopping>) -> Response {
+        let operation = operation(case.operation);
+        let store = text(&self.store(case.stage)["id"]);
+        let mut path = operation.path.replace("{id}", store).replace("{store}", store).replace("{server}", "local");
+        path = path.replace("{product}", "harbour-breakfast").replace("{handle}", "tea").replace("{slug}", "about");
+        let mut client = client.clone();
+        if let Some(Shopping { cart, line, order_id, order_token, .. }) = shopping {
+            path = path.replace("{cart}", &cart.id).replace("{line}", line).replace("{order}", order_id);
+            client = client.with("x-cart-token", &cart.token).with("x-order-token", order_token);
+        }
+        let body = match case.operation {
+            "auth_register" => Some(json!({ "email": "new@example.com", "password": "correct horse", "firstName": "N", "lastName": "E" })),
+            "auth_login" => Some(json!({ "email": self.owner.email, "password": self.owner.password })),
+            "auth_refresh" => Some(json!({ "refreshToken": self.owner.registered["tokens"]["refreshToken"] })),
+            "store_create" => Some(json!({ "name": "Another" })),
+            "store_update" => Some(json!({ "name": "Renamed", "settings": { "locale": "de" } })),
+            "database_connect" => Some(json!({ "managed": true })),
+            "ops_server_add" => Some(json!({ "name": "second", "url": self.app.cluster.url("postgres") })),
+            "ops_store_suspend" => Some(json!({ "reason": "they asked" })),
+            "storefront_cart_update" => Some(json!({ "email": "sam@example.com" })),
+            "storefront_line_add" => Some(json!({ "variantId": self.other_variant, "quantity": 1 })),
+            "storefront_line_change" => Some(json!({ "quantity": 2 })),
+            "storefront_cart_complete" => Some(checkout_body()),
+            _ => None,
+        };
+        match case.operation {
+            "ops_host_explain" => path.push_str("?host=adas-tea.stores.localhost"),
+            "storefront_redirect_get" => path.push_str("?path=/old"),
+            "storefront_cart_complete" => client = client.with("idempotency-key", "a-key"),
+            "products_import" => {
+                let file = "Handle,Title,Variant Price\ncup,Cup,1.00\n";
+                return client.send_bytes(operation.method, &path, "text/csv", file).await;
+            }
+            _ => {}
+        }
+        assert!(!path.contains('{'), "the case of {} does not fill in {path}", case.operation);
+        client.send(operation.method, &path, body).await
+    }
+}
+
+fn cases(who: &[Who]) -> impl Iterator<Item = &'static Case> {
+    CASES.iter().filter(move |case| who.contains(&case.who))
+}
+
+#[test]
+fn every_operation_has_one_case_and_every_case_an_operation() {
+    let operations = operations();
+    let known: BTreeSet<&str> = operations.iter().map(|operation| operation.id.as_str()).collect();
+    let cases: BTreeSet<&str> = CASES.iter().map(|case| case.operation).collect();
+    assert!(operations.len() >= 40, "the document was not read: {} operations", operations.len());
+    assert_eq!(known.len(), operations.len(), "two operations have one id");
+    assert_eq!(cases.len(), CASES.len(), "an operation has two cases");
+    assert_eq!(known, cases);
+}
+
+#[test]
+fn the_document_says_of_each_operation_whether_it_needs_a_token() {
+    for operation in operations() {
+        let case = CASES.iter().find(|case| case.operation == operation.id).unwrap();
+        let is_public = matches!(case.who, Who::Anybody | Who::Shopper);
+        assert_eq!(operation.needs_token, !is_public, "{}", operation.id);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_living_token_every_operation_that_needs_one_answers_401() {
+    let scene = Scene::set().await;
+    let owner = &scene.owner;
+    let shopping = scene.shopping().await;
+    let token = text(&owner.registered["tokens"]["accessToken"]);
+    let claims = token.split('.').nth(1).unwrap();
+    let unsigned = format!("Bearer eyJhbGciOiJub25lIiwidHlwIjoiYXQrand0In0.{claims}.");
+    let changed = format!("Bearer {}x", &token[..token.len() - 1]);
+    let refresh = format!("Bearer {}", text(&owner.registered["tokens"]["refreshToken"]));
+    let good = format!("Bearer {token}");
+    let bad = ["", "Bearer", "Bearer ", "Bearer garbage", "Basic YWRhOmFkYQ==", token, &unsigned, &changed, &refresh];
+    let secured = [Who::SignedIn, Who::Member, Who::Manager, Who::Ops, Who::Shopper];
+    let store = text(&scene.active["id"]);
+    let platform = scene.app.api().with("x-store-id", store);
+    for case in cases(&secured) {
+        let ask = |client: Client| {
+            let (scene, shopping) = (&scene, &shopping);
+            async move { scene.ask(case, &client, Some(shopping)).await }
+        };
+        // On stores that differ from the active one, the header would contradict the path.
+        let client = if matches!(case.stage, Stage::Active) { platform.clone() } else { scene.app.api() };
+        ask(client.clone()).await.expect_problem(401, "unauthenticated");
+        for value in bad {
+            ask(client.with("authorization", value)).await.expect_problem(401, "unauthenticated");
+        }
+    }
+    let twice = format!(
+        "GET /api/auth/me HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAuthorization: {good}\r\nAuthorization: {good}\r\n\r\n"
+    );
+    assert_eq!(send_raw(scene.app.address, &twice).await.0, 401);
+    scene.app.api().with("authorization", &good).get("/api/auth/me").await.expect_status(200);
+    scene.app.clock.advance(Duration::seconds(901));
+    for case in cases(&secured) {
+        let client = if matches!(case.stage, Stage::Active) { platform.clone() } else { scene.app.api() };
+        let expired = client.with("authorization", &good);
+        scene.ask(case, &expired, Some(&shopping)).await.expect_problem(401, "unauthenticated");
+    }
+    let unchanged = owner.login(json!({})).await.expect_status(200);
+    let api = scene.app.api().with_token(text(&unchanged["tokens"]["accessToken"]));
+    let store = api.get(&store_path(&scene.active, "")).await.expect_status(200);
+    assert_eq!((&store["name"], &store["status"]), (&json!("adas-tea"), &json!("active")));
+    shopping.cart.get().await.expect_status(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_yours_is_not_there() {
+    let scene = Scene::set().await;
+    let shopping = scene.shopping().await;
+    let stranger = scene.app.owner("eve").await;
+    stranger.create_store("eves").await.expect_status(201);
+    for case in cases(&[Who::Member, Who::Manager, Who::Ops]) {
+        scene.ask(case, &stranger.api, None).await.expect_problem(404, "not-found");
+    }
+    // Owning a store is no platform role, not even for that store.
+    for case in cases(&[Who::Ops]) {
+        scene.ask(case, &scene.owner.api, None).await.expect_problem(404, "not-found");
+    }
+    let naming_it = stranger.api.with("x-store-id", text(&scene.active["id"]));
+    let older = stranger.api.with("x-tenant-id", text(&scene.active["id"]));
+    for case in cases(&[Who::Shopper]) {
+        scene.ask(case, &naming_it, Some(&shopping)).await.expect_problem(404, "not-found");
+        scene.ask(case, &older, Some(&shopping)).await.expect_problem(404, "not-found");
+    }
+    // A stranger's list holds their own store alone, and nothing of the other was touched.
+    let list = stranger.api.get("/api/stores").await.expect_status(200);
+    assert_eq!(list["data"].as_array().map(Vec::len), Some(1), "{list}");
+    let store = scene.owner.api.get(&store_path(&scene.active, "")).await.expect_status(200);
+    assert_eq!((&store["name"], &store["status"]), (&json!("adas-tea"), &json!("active")));
+    assert_eq!(store["counts"]["orders"], 1);
+    let lines = shopping.cart.get().await.expect_status(200);
+    assert_eq!(lines["lines"][0]["quantity"], 1);
+    let pending = scene.owner.api.get(&store_path(&scene.pending, "")).await.expect_status(200);
+    assert_eq!(pending["status"], "pending_database");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn staff_may_look_and_import_but_not_manage() {
+    let scene = Scene::set().await;
+    let staff = scene.app.owner("sam").await;
+    join(&scene.app, &scene.owner, &staff, "staff").await;
+    for case in cases(&[Who::Manager]) {
+        scene.ask(case, &staff.api, None).await.expect_problem(403, "forbidden");
+    }
+    let body = json!({ "name": "Mine", "organizationId": scene.owner.organization_id() });
+    staff.api.post("/api/stores/create", body).await.expect_problem(403, "forbidden");
+    for case in cases(&[Who::Member]) {
+        let answer = scene.ask(case, &staff.api, None).await;
+        assert_eq!(answer.status.as_u16(), case.status, "{}: {}", case.operation, answer.text());
+    }
+    for case in cases(&[Who::Ops]) {
+        scene.ask(case, &staff.api, None).await.expect_problem(404, "not-found");
+    }
+    // An admin of the organization may what its owner may.
+    let admin = scene.app.owner("max").await;
+    join(&scene.app, &scene.owner, &admin, "admin").await;
+    admin.api.patch(&store_path(&scene.active, ""), json!({ "name": "By Max" })).await.expect_status(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_right_person_may_do_every_operation() {
+    let scene = Scene::set().await;
+    let ops = scene.app.admin().await;
+    let shop = scene.app.storefront_of(&scene.active);
+    let shopping = scene.shopping().await;
+    for case in CASES {
+        let (client, shopping) = match case.who {
+            Who::Anybody => (scene.app.api(), None),
+            Who::SignedIn | Who::Member | Who::Manager => (scene.owner.api.clone(), None),
+            Who::Ops => (ops.api.clone(), None),
+            Who::Shopper => (shop.clone(), Some(&shopping)),
+        };
+        let answer = scene.ask(case, &client, shopping).await;
+        assert_eq!(answer.status.as_u16(), case.status, "{}: {}", case.operation, answer.text());
+    }
+    scene.owner.api.get("/api/auth/me").await.expect_problem(401, "unauthenticated");
+    let again = scene.owner.login(json!({})).await.expect_status(200);
+    let mut owner = scene.owner.clone();
+    owner.api = scene.app.api().with_token(text(&again["tokens"]["accessToken"]));
+    assert_eq!(scene.app.run_ended(&owner, &scene.pending).await["state"], "succeeded");
+    assert_eq!(scene.app.run_ended(&owner, &scene.failed).await["state"], "cancelled");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_may_shop_on_the_platforms_host_by_naming_the_store() {
+    let scene = Scene::set().await;
+    let staff = scene.app.owner("sam").await;
+    join(&scene.app, &scene.owner, &staff, "staff").await;
+    let shopping = scene.shopping().await;
+    let client = staff.api.with("x-store-id", text(&scene.active["id"]));
+    for case in cases(&[Who::Shopper]) {
+        let answer = scene.ask(case, &client, Some(&shopping)).await;
+        assert_eq!(answer.status.as_u16(), case.status, "{}: {}", case.operation, answer.text());
+        let cache = answer.header("cache-control");
+        assert!(cache.starts_with("private") || case.operation.contains("redirect"), "{}: {cache}", case.operation);
+    }
+    // The token of a cart or an order is needed beside the credential.
+    let naked = staff.api.with("x-store-id", text(&scene.active["id"])).with("x-order-token", "guess");
+    naked.get(&format!("/store/v1/orders/{}", shopping.order_id)).await.expect_problem(404, "not-found");
+    naked.get(&shopping.order.path("")).await.expect_problem(404, "not-found");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_logged_out_session_is_over_at_once_and_no_other() {
+    let app = TestApp::start().await;
+    let owner = app.owner("ada").await;
+    let other = owner.login(json!({})).await.expect_status(200);
+    let other = app.api().with_token(text(&other["tokens"]["accessToken"]));
+    owner.api.send(Method::POST, "/api/auth/logout", None).await.expect_status(204);
+    owner.api.get("/api/auth/me").await.expect_problem(401, "unauthenticated");
+    owner.api.send(Method::POST, "/api/auth/logout", None).await.expect_problem(401, "unauthenticated");
+    other.get("/api/auth/me").await.expect_status(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disabled_persons_tokens_are_dead() {
+    let app = TestApp::start().await;
+    let owner = app.owner("ada").await;
+    let user: UserId = text(&owner.registered["user"]["id"]).parse().unwrap();
+    sqlx::query("update users set is_active = false where id = $1")
+        .bind(user.as_uuid())
+        .execute(&mut app.master().await)
+        .await
+        .unwrap();
+    owner.api.get("/api/auth/me").await.expect_problem(401, "unauthenticated");
+    let body = json!({ "refreshToken": owner.registered["tokens"]["refreshToken"] });
+    app.api().post("/api/auth/refresh", body).await.expect_problem(401, "invalid-refresh-token");
+    owner.login(json!({})).await.expect_problem(401, "invalid-credentials");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn somebody_who_left_the_organization_is_a_stranger_at_once() {
+    let app = TestApp::start().await;
+    let owner = app.owner("ada").await;
+    let store = owner.create_store("adas-tea").await.expect_status(201);
+    let member = app.owner("sam").await;
+    join(&app, &owner, &member, "admin").await;
+    let login = member.login(json!({ "storeId": store["id"] })).await.expect_status(200);
+    let by_store_token = app.api().with_token(text(&login["tokens"]["accessToken"]));
+    member.api.get(&store_path(&store, "")).await.expect_status(200);
+    sqlx::query("delete from organization_members where role = 'admin'")
+        .execute(&mut app.master().await)
+        .await
+        .unwrap();
+    member.api.get(&store_path(&store, "")).await.expect_problem(404, "not-found");
+    by_store_token.get(&store_path(&store, "")).await.expect_problem(404, "not-found");
+    by_store_token.get("/store/v1/store").await.expect_problem(404, "not-found");
+}
