@@ -4,7 +4,7 @@ use kernel::{StoreStatus, UserId};
 use problem::Problem;
 use tenancy::Lease;
 use tenant_schema::seed::{self, StoreCounts};
-use tenant_schema::settings::{self, StoreSettings, StoreSettingsPatch};
+use tenant_schema::settings::{self, SettingsError, StoreSettings, StoreSettingsPatch};
 
 use super::{Store, StoreError, check_name};
 use crate::audit::{self, Actor, Subject};
@@ -105,7 +105,20 @@ async fn patch_settings(cx: &Cx, lease: &Lease, patch: &StoreSettingsPatch) -> R
         Ok(_) => tx.commit().await.map_err(|error| errors::from_db(&error)),
         Err(error) => {
             tx.rollback().await.map_err(|error| errors::from_db(&error))?;
-            Err(errors::from_settings(error))
+            Err(errors::from_settings(in_body(error)))
         }
+    }
+}
+
+/// The fields by their place in the request, where the settings are one member.
+fn in_body(error: SettingsError) -> SettingsError {
+    match error {
+        SettingsError::Invalid(mut errors) => {
+            for error in &mut errors {
+                error.field.insert_str(0, "settings.");
+            }
+            SettingsError::Invalid(errors)
+        }
+        other => other,
     }
 }
