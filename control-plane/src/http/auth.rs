@@ -72,7 +72,8 @@ impl FromRequestParts<Cx> for MemberOf<Store> {
 
     async fn from_request_parts(parts: &mut Parts, cx: &Cx) -> Result<Self, Problem> {
         let by = <Principal as FromRequestParts<Cx>>::from_request_parts(parts, cx).await?;
-        let params = RawPathParams::from_request_parts(parts, cx).await.map_err(|_| Problem::internal())?;
+        // What is no UTF-8 is no id.
+        let params = RawPathParams::from_request_parts(parts, cx).await.map_err(|_| Problem::not_found())?;
         let id = params.iter().find(|(name, _)| *name == "id").map(|(_, value)| value).ok_or_else(Problem::internal)?;
         // An id of another kind names nothing, like an id that nobody has.
         let id: StoreId = id.parse().map_err(|_| Problem::not_found())?;
