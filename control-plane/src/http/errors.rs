@@ -62,3 +62,9 @@ pub fn invalid_cursor() -> Problem {
         "use `meta.nextCursor` of the page before, with the same filters and sorting",
     )
 }
+
+/// 400 for a query parameter whose value is not allowed.
+pub fn invalid_query(name: &str, detail: impl std::fmt::Display) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "invalid-query", "A query parameter is not valid")
+        .field(name, "invalid", detail)
+}

@@ -21,6 +21,7 @@ use utoipa_axum::routes;
 use super::respond::{Validator, no_store};
 use super::{Storefront, errors, upkeep};
 use crate::cx::Cx;
+use crate::http::errors::invalid_query;
 use crate::idempotency::IdempotencyKey;
 use crate::ops::routes::{Page, PageMeta};
 
@@ -111,25 +112,21 @@ pub struct ProductListQuery {
 
 impl ProductListQuery {
     fn read(self) -> Result<ProductQuery, Problem> {
-        let refused = |name: &str, detail: &str| {
-            Problem::new(StatusCode::BAD_REQUEST, "invalid-query", "A query parameter is not valid")
-                .field(name, "invalid", detail)
-        };
         let limit = self.limit.unwrap_or(25);
         if !(1..=100).contains(&limit) {
-            return Err(refused("limit", "must be 1 to 100"));
+            return Err(invalid_query("limit", "must be 1 to 100"));
         }
         let too_long =
             |text: &Option<String>| text.as_ref().is_some_and(|text| text.len() > 255 || text.contains('\0'));
         for (name, text) in [("q", &self.q), ("category", &self.category), ("tag", &self.tag), ("vendor", &self.vendor)]
         {
             if too_long(text) {
-                return Err(refused(name, "must have at most 255 bytes and no NUL"));
+                return Err(invalid_query(name, "must have at most 255 bytes and no NUL"));
             }
         }
         let sort = match self.sort {
             Some(text) => {
-                text.parse().map_err(|_| refused("sort", "must be newest, title, -title, price or -price"))?
+                text.parse().map_err(|_| invalid_query("sort", "must be newest, title, -title, price or -price"))?
             }
             None => catalog::ProductSort::default(),
         };

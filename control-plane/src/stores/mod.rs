@@ -69,6 +69,8 @@ pub enum StoreError {
     KeyReused,
     #[error("the cursor does not belong to this list")]
     Cursor,
+    #[error("a page has 1 to {MAX_LIMIT} stores")]
+    Limit,
     #[error("database error")]
     Db(#[from] sqlx::Error),
 }
@@ -225,7 +227,7 @@ pub async fn find(cx: &OpsCx, id: StoreId) -> Result<Store, StoreError> {
 fn check_limit(limit: Option<u8>) -> Result<u8, StoreError> {
     match limit.unwrap_or(DEFAULT_LIMIT) {
         limit @ 1..=MAX_LIMIT => Ok(limit),
-        _ => Err(StoreError::Invalid { pointer: "limit", code: "range", detail: format!("must be 1 to {MAX_LIMIT}") }),
+        _ => Err(StoreError::Limit),
     }
 }
 
@@ -336,6 +338,7 @@ impl From<StoreError> for Problem {
             }
             StoreError::KeyReused => idempotency::reused(),
             StoreError::Cursor => crate::http::errors::invalid_cursor(),
+            StoreError::Limit => crate::http::errors::invalid_query("limit", format!("must be 1 to {MAX_LIMIT}")),
             error @ StoreError::Db(_) => crate::http::errors::unexpected(&error),
         }
     }
