@@ -167,10 +167,12 @@ impl Scene {
         let shop = app.storefront_of(&active);
         let variant = variant_of(&shop, "harbour-breakfast", 0).await;
         let other_variant = variant_of(&shop, "night-orchard", 0).await;
-        sqlx::query("insert into tenantry.redirects (from_path, to_path, code, created_at) values ('/old', '/new', 301, now())")
-            .execute(&mut app.store_database(&active).await)
-            .await
-            .unwrap();
+        sqlx::query(
+            "insert into tenantry.redirects (from_path, to_path, code, created_at) values ('/old', '/new', 301, now())",
+        )
+        .execute(&mut app.store_database(&active).await)
+        .await
+        .unwrap();
         Self { app, owner, pending, active, failed, variant, other_variant, _brought: brought }
     }
 
@@ -204,7 +206,9 @@ impl Scene {
             client = client.with("x-cart-token", &cart.token).with("x-order-token", order_token);
         }
         let body = match case.operation {
-            "auth_register" => Some(json!({ "email": "new@example.com", "password": "correct horse", "firstName": "N", "lastName": "E" })),
+            "auth_register" => Some(
+                json!({ "email": "new@example.com", "password": "correct horse", "firstName": "N", "lastName": "E" }),
+            ),
             "auth_login" => Some(json!({ "email": self.owner.email, "password": self.owner.password })),
             "auth_refresh" => Some(json!({ "refreshToken": self.owner.registered["tokens"]["refreshToken"] })),
             "store_create" => Some(json!({ "name": "Another" })),

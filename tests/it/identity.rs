@@ -48,7 +48,10 @@ async fn the_bodies_of_the_old_contract_work() {
     assert_eq!(me, json!({ "user": made["user"], "organizations": [made["organization"]] }));
     for answer in [&made, &login, &me] {
         let shown = answer.to_string();
-        assert!(!shown.contains("correct horse") && !shown.contains("argon2") && !shown.contains("passwordHash"), "{shown}");
+        assert!(
+            !shown.contains("correct horse") && !shown.contains("argon2") && !shown.contains("passwordHash"),
+            "{shown}"
+        );
     }
 }
 
@@ -333,7 +336,11 @@ async fn a_token_can_be_made_for_one_store_that_one_is_let_into() {
     bearer(&app, &next["tokens"]).get("/store/v1/store").await.expect_status(200);
     ada.login(json!({ "storeId": other["id"] })).await.expect_problem(404, "not-found");
     ada.login(json!({ "storeId": "sto_01JD8Q6X5MFKV9T3R0WZ2H4C7N" })).await.expect_problem(404, "not-found");
-    ada.login(json!({ "storeId": "usr_01JD8Q6X5MFKV9T3R0WZ2H4C7N" })).await.expect_field(422, "invalid-input", "/storeId");
+    ada.login(json!({ "storeId": "usr_01JD8Q6X5MFKV9T3R0WZ2H4C7N" })).await.expect_field(
+        422,
+        "invalid-input",
+        "/storeId",
+    );
     // With a wrong password nothing is said about the store.
     let body = json!({ "email": ada.email, "password": "not the password", "storeId": other["id"] });
     app.api().post("/api/auth/login", body).await.expect_problem(401, "invalid-credentials");

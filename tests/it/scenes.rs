@@ -13,13 +13,15 @@ use tokio::net::TcpStream;
 pub(crate) async fn join(app: &TestApp, owner: &Owner, person: &Owner, role: &str) {
     let organization: OrganizationId = owner.organization_id().parse().unwrap();
     let user: UserId = person.registered["user"]["id"].as_str().unwrap().parse().unwrap();
-    sqlx::query("insert into organization_members (organization_id, user_id, role, created_at) values ($1, $2, $3, now())")
-        .bind(organization.as_uuid())
-        .bind(user.as_uuid())
-        .bind(role)
-        .execute(&mut app.master().await)
-        .await
-        .unwrap();
+    sqlx::query(
+        "insert into organization_members (organization_id, user_id, role, created_at) values ($1, $2, $3, now())",
+    )
+    .bind(organization.as_uuid())
+    .bind(user.as_uuid())
+    .bind(role)
+    .execute(&mut app.master().await)
+    .await
+    .unwrap();
 }
 
 /// The path of a store in the API.

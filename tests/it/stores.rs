@@ -39,7 +39,9 @@ async fn a_slug_keeps_to_its_rules() {
     let app = start().await;
     let owner = app.owner("ada").await;
     let long = "x".repeat(64);
-    for slug in ["", "ab", "Tea", "-tea", "tea-", "te--a", "tea shop", "tea.shop", "té", "xn--tea", "tea\u{0}", "../etc", &long] {
+    for slug in
+        ["", "ab", "Tea", "-tea", "tea-", "te--a", "tea shop", "tea.shop", "té", "xn--tea", "tea\u{0}", "../etc", &long]
+    {
         create(&owner, json!({ "name": "Tea", "slug": slug })).await.expect_field(422, "invalid-input", "/slug");
     }
     for slug in ["admin", "api", "www", "localhost", "stores"] {
@@ -194,7 +196,11 @@ async fn the_organization_must_be_ones_own_and_named_when_there_are_several() {
     let (ada, bob, eve) = (app.owner("ada").await, app.owner("bob").await, app.owner("eve").await);
     let foreign = json!({ "name": "Tea", "organizationId": eve.organization_id() });
     create(&ada, foreign).await.expect_field(422, "invalid-input", "/organizationId");
-    create(&ada, json!({ "name": "Tea", "organizationId": "org_1" })).await.expect_field(422, "invalid-input", "/organizationId");
+    create(&ada, json!({ "name": "Tea", "organizationId": "org_1" })).await.expect_field(
+        422,
+        "invalid-input",
+        "/organizationId",
+    );
     join(&app, &ada, &bob, "admin").await;
     create(&bob, json!({ "name": "Tea" })).await.expect_field(422, "invalid-input", "/organizationId");
     let body = json!({ "name": "Tea", "organizationId": ada.organization_id() });
@@ -274,7 +280,11 @@ async fn bad_settings_name_the_field_and_change_nothing() {
     ];
     for (settings, pointer) in cases {
         // The name that goes with it must not be changed alone.
-        let body = if pointer == "/name" { json!({ "settings": settings }) } else { json!({ "name": "Half", "settings": settings }) };
+        let body = if pointer == "/name" {
+            json!({ "settings": settings })
+        } else {
+            json!({ "name": "Half", "settings": settings })
+        };
         owner.api.patch(&path, body).await.expect_field(422, "invalid-input", pointer);
     }
     let answer = owner.api.patch(&path, json!({ "settings": { "currency": "EUR" } })).await;
@@ -323,7 +333,9 @@ async fn an_id_that_is_none_names_nothing() {
     let id = text(&store["id"]);
     let lower = id.to_lowercase();
     let other_kind = id.replace("sto_", "usr_");
-    for id in ["1", "sto_", "sto_01JD8Q6X5MFKV9T3R0WZ2H4C7N", "%00", "%27%20or%201=1", "..%2f..", &lower, &other_kind, "%ff"] {
+    for id in
+        ["1", "sto_", "sto_01JD8Q6X5MFKV9T3R0WZ2H4C7N", "%00", "%27%20or%201=1", "..%2f..", &lower, &other_kind, "%ff"]
+    {
         let answer = owner.api.get(&format!("/api/stores/{id}")).await;
         assert!([400, 404].contains(&answer.status.as_u16()), "{id}: {}", answer.text());
     }
