@@ -59,6 +59,7 @@ create table refresh_tokens (
     constraint refresh_tokens_hash_check check (octet_length(token_hash) = 32)
 );
 create index refresh_tokens_session_idx on refresh_tokens (session_id);
+create index refresh_tokens_expires_at_idx on refresh_tokens (expires_at);
 -- A family has one living token.
 create unique index refresh_tokens_living_key on refresh_tokens (session_id) where used_at is null;
 

@@ -104,9 +104,12 @@ $$;
 create trigger stores_bump_route_version before update on stores
     for each row execute function stores_bump_route_version();
 
+-- The notification carries the change itself, so that hearing of it costs no query; only a store with very many hostnames is
+-- named by its entry alone (a payload has at most 8,000 bytes).
 create function stores_announce_change() returns trigger language plpgsql as $$
 declare
-    change bigint;
+    change store_changes;
+    payload text;
 begin
     insert into store_changes (store_id, route_version, hostnames)
     values (
@@ -114,8 +117,14 @@ begin
         new.route_version,
         array(select hostname from hostnames where store_id = new.id)
     )
-    returning seq into change;
-    perform pg_notify('tenantry_store_changes', change::text);
+    returning * into change;
+    payload := json_build_object(
+        'seq', change.seq, 'storeId', change.store_id, 'routeVersion', change.route_version, 'hostnames', change.hostnames
+    );
+    if octet_length(payload) > 7000 then
+        payload := json_build_object('seq', change.seq);
+    end if;
+    perform pg_notify('tenantry_store_changes', payload);
     return null;
 end
 $$;

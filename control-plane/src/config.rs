@@ -15,7 +15,7 @@ pub struct MasterArgs {
     #[arg(long, env = "MASTER_DB_URL", hide_env_values = true)]
     pub master_db_url: SecretString,
     /// The most connections that one process opens to the master database
-    #[arg(long, env = "MASTER_MAX_CONNECTIONS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=1000))]
+    #[arg(long, env = "MASTER_MAX_CONNECTIONS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(4..=1000))]
     pub master_max_connections: u32,
 }
 

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, FromRequest as _, Multipart, Request, State};
@@ -16,6 +17,7 @@ use serde::Deserialize;
 use tenant_schema::import::{ImportProgress, ImportReport};
 use tokio::sync::mpsc;
 use tokio_util::io::StreamReader;
+use tower_http::timeout::TimeoutBody;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -24,6 +26,9 @@ use crate::audit::Actor;
 use crate::cx::Cx;
 use crate::http::auth::MemberOf;
 use crate::stores::Store;
+
+/// How long a file's sender may be silent.
+const SILENCE: Duration = Duration::from_secs(30);
 
 pub fn router() -> OpenApiRouter<Cx> {
     // The file is streamed and has a limit of its own.
@@ -72,7 +77,15 @@ async fn products_import(
     tasks.spawn(async move {
         let progress = sender.clone();
         // A watcher that is slow misses steps in between, never the end.
-        let outcome = work.run(&cx, request, |at| drop(progress.try_send(event("progress", &at)))).await;
+        let limit = cx.config.limits.import_timeout;
+        let shutdown = cx.shutdown.clone();
+        let running = work.run(&cx, request, |at| drop(progress.try_send(event("progress", &at))));
+        let outcome = shutdown.run_until_cancelled(tokio::time::timeout(limit, running)).await;
+        let outcome = match outcome {
+            Some(Ok(outcome)) => outcome,
+            Some(Err(_)) => Err(crate::http::entry::timed_out()),
+            None => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "shutting-down", "This node is shutting down")),
+        };
         let last = match outcome {
             Ok(report) => event("done", &report),
             Err(problem) => {
@@ -109,7 +122,8 @@ impl Work {
         progress: impl FnMut(ImportProgress),
     ) -> Result<ImportReport, Problem> {
         let kind = content_type(request.headers());
-        let request = request.map(|body| Body::new(Limited::new(body, self.limit)));
+        // A sender that falls silent must not hold one of the few places.
+        let request = request.map(|body| Body::new(Limited::new(TimeoutBody::new(SILENCE, body), self.limit)));
         match kind.as_str() {
             "text/csv" | "application/csv" => {
                 let bytes = request.into_body().into_data_stream().map_err(io::Error::other);

@@ -228,6 +228,12 @@ pub fn run(cli: Cli) -> ExitCode {
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         return refuse("another TLS provider is installed");
     }
+    // The database driver would take these up for every connection, also to servers of strangers.
+    for name in ["PGOPTIONS", "PGSSLCERT", "PGSSLKEY", "PGSSLROOTCERT"] {
+        if std::env::var_os(name).is_some() {
+            return refuse(&format!("{name} is set, and would apply to every store's database: unset it"));
+        }
+    }
     if let Err(error) = telemetry::init_logs(&cli.log) {
         return refuse(&format!("LOG is not valid: {error}"));
     }

@@ -54,6 +54,25 @@ impl OptionalFromRequestParts<Cx> for Principal {
     }
 }
 
+/// Somebody whose token is not limited to one store: what is about no store, or about all of them, takes one of these.
+pub struct Person(pub Principal);
+
+impl FromRequestParts<Cx> for Person {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, cx: &Cx) -> Result<Self, Problem> {
+        let by = <Principal as FromRequestParts<Cx>>::from_request_parts(parts, cx).await?;
+        match by.token_store {
+            None => Ok(Self(by)),
+            Some(store) => {
+                Err(Problem::new(StatusCode::FORBIDDEN, "token-limited", "The token is limited to one store")
+                    .detail("Log in without `storeId` for this.")
+                    .member("storeId", store.to_string()))
+            }
+        }
+    }
+}
+
 /// Somebody who may see the thing that the path names.
 pub struct MemberOf<T> {
     pub by: Principal,
@@ -78,6 +97,10 @@ impl FromRequestParts<Cx> for MemberOf<Store> {
         // An id of another kind names nothing, like an id that nobody has.
         let id: StoreId = id.parse().map_err(|_| Problem::not_found())?;
         agree_with_header(parts, id)?;
+        // To a token that was made for one store the others do not exist.
+        if by.token_store.is_some_and(|store| store != id) {
+            return Err(Problem::not_found());
+        }
         let mut connection = cx.master.acquire().await.map_err(|error| super::errors::unexpected(&error))?;
         let access = stores::db::store_for_member(&mut connection, id, by.user.id)
             .await
@@ -110,7 +133,7 @@ impl FromRequestParts<Cx> for Ops {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, cx: &Cx) -> Result<Self, Problem> {
-        let by = <Principal as FromRequestParts<Cx>>::from_request_parts(parts, cx).await?;
+        let Person(by) = Person::from_request_parts(parts, cx).await?;
         if by.user.platform_role.as_deref() == Some("admin") {
             Ok(Self { by, _private: PhantomData })
         } else {
@@ -119,15 +142,15 @@ impl FromRequestParts<Cx> for Ops {
     }
 }
 
-/// A request to a sign-in route, counted.
-pub struct RateLimited;
+/// A request to a sign-in route, counted, and where it comes from.
+pub struct RateLimited(pub std::net::IpAddr);
 
 impl FromRequestParts<Cx> for RateLimited {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, cx: &Cx) -> Result<Self, Problem> {
         let ClientAddress(address) = parts.extensions.get().copied().ok_or_else(Problem::internal)?;
-        cx.limits.check_address(address).map(|()| Self)
+        cx.limits.check_address(address).map(|()| Self(address))
     }
 }
 

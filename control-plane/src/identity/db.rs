@@ -268,6 +268,18 @@ pub async fn refresh_token_use(conn: &mut PgConnection, hash: &[u8], now: DateTi
     Ok(())
 }
 
+/// Deletes refresh tokens whose time is over, in a bounded batch: reuse of one is then an unknown token, which is refused too.
+pub async fn refresh_tokens_purge(conn: &mut PgConnection, before: DateTime<Utc>) -> Result<u64, sqlx::Error> {
+    let done = sqlx::query!(
+        "delete from refresh_tokens where token_hash in
+            (select token_hash from refresh_tokens where expires_at < $1 order by expires_at limit 1000)",
+        before,
+    )
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected())
+}
+
 /// Deletes sessions that ended more than `keep` ago, in a bounded batch; their tokens go with them.
 pub async fn sessions_purge(conn: &mut PgConnection, before: DateTime<Utc>) -> Result<u64, sqlx::Error> {
     let done = sqlx::query!(

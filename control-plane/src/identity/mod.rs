@@ -88,7 +88,7 @@ impl MemberRole {
 pub struct Principal {
     pub user: User,
     pub session_id: SessionId,
-    /// The store that the token was made for, if any.
+    /// The one store that the token is good for, when it was made for one.
     pub token_store: Option<StoreId>,
 }
 
@@ -188,7 +188,7 @@ pub async fn register(cx: &Cx, new: NewUser) -> Result<Registered, IdentityError
         }
         None => None,
     };
-    let tokens = open_session(cx, &mut tx, user.id, store.as_ref().map(|store| store.id)).await?;
+    let tokens = open_session(cx, &mut tx, user.id, None).await?;
     tx.commit().await?;
     Ok(Registered { user, organization, store, tokens })
 }

@@ -133,7 +133,7 @@ pub struct LoginBody {
     email: String,
     #[schema(value_type = String, format = Password)]
     password: SecretString,
-    /// Makes tokens that name this store, for clients that act on one store only.
+    /// Makes tokens that are good for this store only, and name it where a request does not.
     store_id: Option<StoreId>,
 }
 
@@ -148,11 +148,11 @@ pub struct LoggedInView {
 #[utoipa::path(post, path = "/api/auth/login", tag = "auth", operation_id = "auth_login", request_body = LoginBody,
     responses((status = 200, body = LoggedInView), (status = 401, body = ProblemBody), (status = 429, body = ProblemBody)))]
 async fn auth_login(
-    _limit: RateLimited,
+    RateLimited(address): RateLimited,
     State(cx): State<Cx>,
     Json(body): Json<LoginBody>,
 ) -> Result<Json<LoggedInView>, Problem> {
-    cx.limits.check_account(&body.email)?;
+    cx.limits.check_account(&body.email, address)?;
     let done = super::login(&cx, &body.email, body.password, body.store_id).await?;
     Ok(Json(LoggedInView {
         user: done.user.into(),

@@ -115,6 +115,7 @@ async fn requeue(cx: &OpsCx, silent_for: chrono::Duration) -> Result<(), sqlx::E
 async fn keep_house(cx: &OpsCx) -> Result<(), sqlx::Error> {
     let now = cx.clock.now();
     let mut master = cx.master.acquire().await?;
+    identity::db::refresh_tokens_purge(&mut master, now).await?;
     identity::db::sessions_purge(&mut master, now - chrono::Duration::days(7)).await?;
     idempotency::purge(&mut master, now - chrono::Duration::days(7)).await?;
     directory::db::store_changes_purge(&mut master, now - chrono::Duration::days(1)).await?;

@@ -5,7 +5,7 @@ mod db;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, PgConnection, PgPool};
 
 use crate::config::{ConfigError, MasterArgs};
@@ -61,6 +61,18 @@ pub fn pool(args: &MasterArgs) -> Result<PgPool, MasterError> {
             })
         })
         .connect_lazy_with(options(args)?))
+}
+
+/// Listens on `channels`, on a connection of its own: the pool's are for requests.
+///
+/// # Errors
+/// When the server is unreachable.
+pub async fn listen(args: &MasterArgs, channels: &[&str]) -> Result<PgListener, MasterError> {
+    let one =
+        PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None).acquire_timeout(ACQUIRE_TIMEOUT);
+    let mut listener = PgListener::connect_with(&one.connect_lazy_with(options(args)?)).await?;
+    listener.listen_all(channels.iter().copied()).await?;
+    Ok(listener)
 }
 
 /// One connection beside the pool, for listening, long locks and migrations.

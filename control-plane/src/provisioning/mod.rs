@@ -174,11 +174,9 @@ pub async fn connect(
         if matches!(wanted, NewDatabase::Managed { .. }) { DatabaseKind::Managed } else { DatabaseKind::Brought };
     match (store.status, db::run_latest(&mut tx, store.id).await?) {
         (StoreStatus::PendingDatabase, _) => {}
-        (StoreStatus::Provisioning, Some(latest)) if !latest.run.state.is_finished() && latest.run.kind == kind => {
-            return Ok(latest);
-        }
         (StoreStatus::Provisioning, Some(latest)) if !latest.run.state.is_finished() => {
-            return Err(ProvisioningError::InProgress { run: latest.run.id });
+            let is_the_same = latest.run.kind == kind && is_what_is_connected(cx, &mut tx, store.id, &wanted).await?;
+            return if is_the_same { Ok(latest) } else { Err(ProvisioningError::InProgress { run: latest.run.id }) };
         }
         // A run that failed before it made anything is simply replaced: that is what correcting a password looks like.
         (StoreStatus::Provisioning, Some(latest))
@@ -285,6 +283,21 @@ impl RunWithSteps {
     pub fn failed_step(&self) -> Option<&Step> {
         self.steps.iter().find(|step| step.state == StepState::Failed)
     }
+}
+
+/// Whether the run that is under way prepares this very database: a corrected password must not be taken for a repetition.
+async fn is_what_is_connected(
+    cx: &OpsCx,
+    tx: &mut sqlx::PgConnection,
+    store: StoreId,
+    wanted: &NewDatabase,
+) -> Result<bool, sqlx::Error> {
+    let NewDatabase::Brought(target) = wanted else { return Ok(true) };
+    let Some(known) = db::store_database_find(tx, store).await? else { return Ok(false) };
+    let Ok(known) = Credential::open(&cx.keys, &known.sealed, store, known.credential_version) else {
+        return Ok(false);
+    };
+    Ok(known.is_same(&target.credential))
 }
 
 /// The database row of a store, sealed.

@@ -65,7 +65,10 @@ impl FromRequestParts<Cx> for Storefront {
 /// On the platform's hosts a store is named by header or token, and only beside a credential that is allowed into it.
 async fn named_route(parts: &mut Parts, cx: &Cx) -> Result<Arc<Route>, Problem> {
     let by = <Principal as FromRequestParts<Cx>>::from_request_parts(parts, cx).await?;
-    let id = auth::named_store(parts)?.or(by.token_store).ok_or_else(|| {
+    if let Some(store) = by.token_store {
+        auth::agree_with_header(parts, store)?;
+    }
+    let id = by.token_store.or(auth::named_store(parts)?).ok_or_else(|| {
         Problem::new(StatusCode::BAD_REQUEST, "store-not-named", "The request does not say which store it is about")
             .detail("Send X-Store-Id, use a token that was made for a store, or call the store's own hostname.")
     })?;

@@ -8,8 +8,9 @@ use problem::Problem;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-/// Kept by browsers only with asking, by shared caches for a minute.
-const PUBLIC: HeaderValue = HeaderValue::from_static("public, max-age=0, s-maxage=60, stale-while-revalidate=300");
+/// Kept by browsers only with asking, by shared caches for a moment: a suspended store must be gone from them too, and asking
+/// with the validator is one cheap read.
+const PUBLIC: HeaderValue = HeaderValue::from_static("public, max-age=0, s-maxage=5");
 const PRIVATE: HeaderValue = HeaderValue::from_static("private, max-age=0, must-revalidate");
 const NO_STORE: HeaderValue = HeaderValue::from_static("private, no-store");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");

@@ -14,9 +14,8 @@ use utoipa_axum::routes;
 
 use super::{Store, inside};
 use crate::cx::Cx;
-use crate::http::auth::{MemberOf, OwnerOf};
+use crate::http::auth::{MemberOf, OwnerOf, Person};
 use crate::idempotency::IdempotencyKey;
-use crate::identity::Principal;
 use crate::ops::routes::{Page, PageMeta};
 
 pub fn router() -> OpenApiRouter<Cx> {
@@ -82,7 +81,7 @@ pub struct CreateBody {
     responses((status = 201, body = StoreView), (status = 401, body = ProblemBody), (status = 403, body = ProblemBody),
         (status = 409, body = ProblemBody), (status = 422, body = ProblemBody)))]
 async fn store_create(
-    by: Principal,
+    Person(by): Person,
     State(cx): State<Cx>,
     key: IdempotencyKey,
     Json(body): Json<CreateBody>,
@@ -106,7 +105,7 @@ pub struct StoreListQuery {
 #[utoipa::path(get, path = "/api/stores", tag = "stores", operation_id = "store_list", security(("bearer" = [])), params(StoreListQuery),
     responses((status = 200, body = Page<StoreView>), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody)))]
 async fn store_list(
-    by: Principal,
+    Person(by): Person,
     State(cx): State<Cx>,
     Query(query): Query<StoreListQuery>,
 ) -> Result<Json<Page<StoreView>>, Problem> {

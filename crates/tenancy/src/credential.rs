@@ -127,6 +127,16 @@ impl Credential {
         Ok(Self { engine, host, port, username, password, database, tls, ca_pem })
     }
 
+    /// Whether the other one leads to the same database by the same login, password and TLS.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let place = |of: &Self| (of.engine, of.host.clone(), of.port, of.database.clone(), of.username.clone());
+        place(self) == place(other)
+            && self.password.expose_secret() == other.password.expose_secret()
+            && self.tls == other.tls
+            && self.ca_pem == other.ca_pem
+    }
+
     /// For a driver of PostgreSQL. Holds the password in the clear: let it live no longer than the connecting.
     #[must_use]
     pub fn pg_options(&self) -> PgConnectOptions {
@@ -139,6 +149,8 @@ impl Credential {
             .application_name(APPLICATION_NAME)
             // A pooler refuses start-up parameters that it does not know.
             .extra_float_digits(None)
+            // A slow statement would be logged whole, and some hold a password.
+            .disable_statement_logging()
             .ssl_mode(match self.tls {
                 TlsMode::Disable => PgSslMode::Disable,
                 TlsMode::Require => PgSslMode::Require,
