@@ -249,8 +249,12 @@ async fn on_the_platforms_host_a_store_is_named_by_header_or_token_beside_a_cred
     let login = ada.login(json!({ "storeId": tea["id"] })).await.expect_status(200);
     let by_token = app.api().with_token(text(&login["tokens"]["accessToken"]));
     assert_eq!(name(by_token.get("/store/v1/store").await.expect_status(200)), "tea");
-    // A header names the store more closely than the token does, within what its holder may see.
-    assert_eq!(name(named(&by_token, &pots).get("/store/v1/store").await.expect_status(200)), "pots");
+    // A token that was made for one store is good for no other, and for nothing that is about all of them.
+    named(&by_token, &pots).get("/store/v1/store").await.expect_problem(400, "store-mismatch");
+    by_token.get(&format!("/api/stores/{}", text(&tea["id"]))).await.expect_status(200);
+    by_token.get(&format!("/api/stores/{}", text(&pots["id"]))).await.expect_problem(404, "not-found");
+    by_token.get("/api/stores").await.expect_problem(403, "token-limited");
+    by_token.get("/api/ops/stores").await.expect_problem(403, "token-limited");
 }
 
 #[tokio::test(flavor = "multi_thread")]
