@@ -109,15 +109,24 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        if has_nul(parts.uri.path()) {
+            return Err(malformed_path("It holds a NUL character."));
+        }
         match axum::extract::Path::<T>::from_request_parts(parts, state).await {
             Ok(axum::extract::Path(value)) => Ok(Self(value)),
-            Err(PathRejection::FailedToDeserializePathParams(refused)) => {
-                Err(Problem::new(StatusCode::BAD_REQUEST, "malformed-path", "A part of the path is not valid")
-                    .detail(refused.body_text()))
-            }
+            Err(PathRejection::FailedToDeserializePathParams(refused)) => Err(malformed_path(&refused.body_text())),
             Err(_) => Err(Problem::internal()),
         }
     }
+}
+
+fn malformed_path(detail: &str) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "malformed-path", "A part of the path is not valid").detail(detail)
+}
+
+/// Whether a percent-encoded text holds a NUL, which no database stores in a text and no name has.
+fn has_nul(encoded: &str) -> bool {
+    encoded.contains("%00")
 }
 
 /// Parameters of the query.
@@ -128,18 +137,26 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        if let Some(pair) = parts.uri.query().unwrap_or_default().split('&').find(|pair| has_nul(pair)) {
+            let name = pair.split(['=', '%']).next().unwrap_or_default();
+            return Err(invalid_query(name, "must not hold NUL characters"));
+        }
         match axum::extract::Query::<T>::from_request_parts(parts, state).await {
             Ok(axum::extract::Query(value)) => Ok(Self(value)),
             Err(QueryRejection::FailedToDeserializeQueryString(refused)) => {
                 let text = refused.body_text();
                 let text = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text).to_owned();
                 let name = text.split(':').next().filter(|name| !name.contains(' ')).unwrap_or_default().to_owned();
-                Err(Problem::new(StatusCode::BAD_REQUEST, "invalid-query", "A query parameter is not valid")
-                    .field(name, "invalid", text))
+                Err(invalid_query(&name, &text))
             }
             Err(_) => Err(Problem::internal()),
         }
     }
+}
+
+fn invalid_query(name: &str, detail: &str) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "invalid-query", "A query parameter is not valid")
+        .field(name, "invalid", detail)
 }
 
 #[cfg(test)]
