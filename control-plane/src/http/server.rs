@@ -37,7 +37,7 @@ pub async fn serve<S>(
     let places = Arc::new(Semaphore::new(max_connections));
     let graceful = GracefulShutdown::new();
     let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).pipeline_flush(true);
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     loop {
         // Over the bound, clients wait in the listener's backlog.
         let accepted = shutdown.run_until_cancelled(async {
