@@ -4,7 +4,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
-use kernel::{Engine, RunId, StoreId};
+use kernel::{Engine, RunId, StoreId, text};
 use problem::{Json, Problem, ProblemBody};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
@@ -92,7 +92,9 @@ impl ConnectBody {
         let tls = self.tls.map(Into::into);
         match (self.managed.unwrap_or(false), self.connection_string) {
             (true, None) if !has_fields && self.engine.is_none_or(|engine| engine == Engine::Postgresql) => {
-                Ok((NewDatabase::Managed { region: self.region }, demo))
+                let region = self.region.map(|region| text::one_line(&region, 63)).transpose();
+                let region = region.map_err(|error| Problem::invalid().field("/region", "text", error))?;
+                Ok((NewDatabase::Managed { region }, demo))
             }
             (true, _) => refused("/managed", "a managed database takes no connection of yours"),
             (false, _) if self.engine.is_none() => Err(Problem::invalid().field(
