@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::extract::multipart::MultipartError;
 use axum::extract::{DefaultBodyLimit, FromRequest as _, Multipart, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -25,6 +26,7 @@ use utoipa_axum::routes;
 use crate::audit::Actor;
 use crate::cx::Cx;
 use crate::http::auth::MemberOf;
+use crate::http::errors::timed_out;
 use crate::stores::Store;
 
 /// How long a file's sender may be silent.
@@ -77,13 +79,14 @@ async fn products_import(
     tasks.spawn(async move {
         let progress = sender.clone();
         // A watcher that is slow misses steps in between, never the end.
+        // The front door's limit ended with the head of the answer.
         let limit = cx.config.limits.import_timeout;
         let shutdown = cx.shutdown.clone();
         let running = work.run(&cx, request, |at| drop(progress.try_send(event("progress", &at))));
         let outcome = shutdown.run_until_cancelled(tokio::time::timeout(limit, running)).await;
         let outcome = match outcome {
             Some(Ok(outcome)) => outcome,
-            Some(Err(_)) => Err(crate::http::entry::timed_out()),
+            Some(Err(_)) => Err(timed_out()),
             None => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "shutting-down", "This node is shutting down")),
         };
         let last = match outcome {
@@ -134,9 +137,13 @@ impl Work {
                     Problem::new(StatusCode::BAD_REQUEST, "malformed-multipart", "The form cannot be read")
                         .detail(detail)
                 };
+                let refused = |error: MultipartError| match error.status() {
+                    StatusCode::PAYLOAD_TOO_LARGE => too_large(),
+                    _ => malformed(error.body_text()),
+                };
                 let mut form =
                     Multipart::from_request(request, &()).await.map_err(|refused| malformed(refused.body_text()))?;
-                while let Some(field) = form.next_field().await.map_err(|refused| malformed(refused.body_text()))? {
+                while let Some(field) = form.next_field().await.map_err(refused)? {
                     if field.file_name().is_none() {
                         continue;
                     }
@@ -173,15 +180,15 @@ pub fn unreadable(error: &io::Error) -> Problem {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = error.get_ref().map(|inner| inner as _);
     while let Some(error) = cause {
         if error.is::<LengthLimitError>() {
-            return Problem::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "body-too-large",
-                "The file is larger than this route reads",
-            )
-            .detail("What came before the limit was imported. Split the file.");
+            return too_large();
         }
         cause = error.source();
     }
     Problem::new(StatusCode::BAD_REQUEST, "body-unreadable", "The file could not be read to its end")
         .detail("Importing it again goes on from there.")
+}
+
+fn too_large() -> Problem {
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "The file is larger than this route reads")
+        .detail("What came before the limit was imported. Split the file.")
 }

@@ -69,7 +69,7 @@ impl Entry {
         match tokio::time::timeout(limit, router.call(request)).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(never)) => match never {},
-            Err(_) => Err(timed_out()),
+            Err(_) => Err(super::errors::timed_out()),
         }
     }
 }
@@ -134,12 +134,6 @@ fn report(method: &Method, path: &str, response: &Response, elapsed: Duration) {
     } else {
         tracing::info!(http.status = status, duration_ms, code, "{method} {path} answered {status}");
     }
-}
-
-/// 504: the request was given up.
-pub fn timed_out() -> Problem {
-    Problem::new(StatusCode::GATEWAY_TIMEOUT, "timed-out", "The request took too long")
-        .detail("It was given up; what it had begun was rolled back unless it had finished.")
 }
 
 /// Whether the storefront of `route` is open.

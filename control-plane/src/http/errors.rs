@@ -68,3 +68,9 @@ pub fn invalid_query(name: &str, detail: impl std::fmt::Display) -> Problem {
     Problem::new(StatusCode::BAD_REQUEST, "invalid-query", "A query parameter is not valid")
         .field(name, "invalid", detail)
 }
+
+/// 504 for a request that took longer than it may.
+pub fn timed_out() -> Problem {
+    Problem::new(StatusCode::GATEWAY_TIMEOUT, "timed-out", "The request took too long")
+        .detail("It was given up; what it had begun was rolled back unless it had finished.")
+}
