@@ -4,6 +4,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::print_stderr,
+    clippy::disallowed_methods,
     reason = "the harness of tests: what fails here fails the test"
 )]
 #![expect(clippy::disallowed_methods, reason = "a client and a log reader of a test live as long as its runtime")]

@@ -2,6 +2,8 @@
 //!
 //! An operation without a case fails the suite, so a new route cannot be forgotten.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 use std::collections::BTreeSet;
 
 use chrono::Duration;
@@ -102,22 +104,34 @@ const CASES: &[Case] = &[
 ];
 
 /// An operation as the API's description has it.
-struct Operation {
-    id: String,
-    method: Method,
-    path: String,
-    needs_token: bool,
+#[derive(Clone)]
+pub(crate) struct Operation {
+    pub(crate) id: String,
+    pub(crate) method: Method,
+    pub(crate) path: String,
+    pub(crate) needs_token: bool,
+    /// Whether it reads a JSON body.
+    pub(crate) reads_json: bool,
+    /// The names of its query parameters.
+    pub(crate) query: Vec<String>,
 }
 
-fn operations() -> Vec<Operation> {
+pub(crate) fn operations() -> Vec<Operation> {
     let document = serde_json::to_value(control_plane::http::openapi::document()).unwrap();
     let mut operations = Vec::new();
     for (path, item) in document["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {
             let Ok(method) = method.to_uppercase().parse::<Method>() else { continue };
             let Some(id) = operation["operationId"].as_str() else { continue };
+            let parameters = operation["parameters"].as_array().into_iter().flatten();
+            let query = parameters
+                .filter(|parameter| parameter["in"] == "query")
+                .map(|parameter| text(&parameter["name"]).to_owned())
+                .collect();
             operations.push(Operation {
                 id: id.to_owned(),
+                reads_json: operation["requestBody"]["content"].get("application/json").is_some(),
+                query,
                 method,
                 path: path.clone(),
                 needs_token: operation["security"].as_array().is_some_and(|rules| !rules.is_empty()),

@@ -1,5 +1,7 @@
 //! Registering, signing in, staying signed in, and every way to lose that.
 
+#![expect(clippy::disallowed_methods, reason = "every task is waited for by its test")]
+
 use chrono::Duration;
 use http::Method;
 use integration_tests::{Client, Owner, Response, TestApp, TestAppOptions};

@@ -1,5 +1,7 @@
 //! What several modules need: memberships, carts and checkouts, and requests that no HTTP library would send.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 use std::net::SocketAddr;
 
 use http::HeaderMap;

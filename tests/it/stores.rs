@@ -1,5 +1,7 @@
 //! Stores: names and slugs, creating once, listing, changing.
 
+#![expect(clippy::disallowed_methods, reason = "every task is waited for by its test")]
+
 use std::collections::BTreeSet;
 
 use integration_tests::{Owner, Response, TestApp, TestAppOptions};
