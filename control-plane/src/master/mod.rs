@@ -87,11 +87,16 @@ pub async fn connect(args: &MasterArgs) -> Result<PgConnection, MasterError> {
 }
 
 fn options(args: &MasterArgs) -> Result<PgConnectOptions, MasterError> {
-    let invalid = |_| ConfigError::Invalid {
+    let invalid = || ConfigError::Invalid {
         name: "MASTER_DB_URL",
         why: "expected postgres://user:password@host:port/database".to_owned(),
     };
-    let options: PgConnectOptions = args.master_db_url.expose_secret().parse().map_err(invalid)?;
+    let text = args.master_db_url.expose_secret();
+    // The driver takes any scheme.
+    if !["postgres://", "postgresql://"].iter().any(|scheme| text.starts_with(scheme)) {
+        return Err(invalid().into());
+    }
+    let options: PgConnectOptions = text.parse().map_err(|_| invalid())?;
     Ok(options.application_name("tenantry").extra_float_digits(None).disable_statement_logging())
 }
 
