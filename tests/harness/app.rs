@@ -206,6 +206,14 @@ impl Owner {
         Client::new(self.app_address, "localhost").post("/api/auth/login", body).await
     }
 
+    /// The same person at another node, or at the one that came after a restart.
+    pub fn at(&self, address: SocketAddr) -> Self {
+        let mut owner = self.clone();
+        owner.api.address = address;
+        owner.app_address = address;
+        owner
+    }
+
     pub async fn create_store(&self, slug: &str) -> Response {
         self.api.post("/api/stores/create", json!({ "name": slug, "slug": slug })).await
     }

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use std::process::{Output, Stdio};
 use std::sync::{Arc, Mutex};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::app::{ENCRYPTION_KEY, JWT_SECRET};
+use crate::app::{ENCRYPTION_KEY, JWT_SECRET, Owner};
 use crate::client::Client;
 use crate::cluster::from_environment;
-use crate::wait::within;
+use crate::wait::{eventually, within};
 
 /// `tenantry serve` in a process of its own. Dropping it kills it.
 pub struct Process {
@@ -97,9 +97,58 @@ impl Process {
         Client::new(self.address, hostname)
     }
 
+    /// A shopper of a store, as the API describes it.
+    pub fn storefront_of(&self, store: &Value) -> Client {
+        self.storefront(store["hostname"].as_str().unwrap())
+    }
+
+    pub fn internal(&self) -> Client {
+        Client::new(self.internal_address, "localhost")
+    }
+
+    /// The value of a metric, summed over the series that have all of these labels (`result="ok"`).
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        let text = self.internal().get("/metrics").await.text();
+        text.lines()
+            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])))
+            .filter(|line| labels.iter().all(|label| line.contains(label)))
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
+
+    /// Somebody new, with an organization of their own.
+    pub async fn owner(&self, name: &str) -> Owner {
+        Owner::register(self.address, name).await
+    }
+
+    /// Waits until the store's last run has ended, and returns it.
+    pub async fn run_ended(&self, owner: &Owner, store: &Value) -> Value {
+        let path = format!("/api/stores/{}/provisioning", store["id"].as_str().unwrap());
+        let owner = owner.at(self.address);
+        eventually("the provisioning run's end", || async {
+            let run = owner.api.get(&path).await.expect_status(200)["run"].clone();
+            ["succeeded", "failed", "cancelled"].contains(&run["state"].as_str().unwrap()).then_some(run)
+        })
+        .await
+    }
+
+    /// A store that is served: with a managed database and made-up products.
+    pub async fn active_store(&self, owner: &Owner, slug: &str) -> Value {
+        let store = owner.create_store(slug).await.expect_status(201);
+        owner.connect(&store, json!({ "managed": true, "demoProducts": true })).await.expect_status(202);
+        let run = self.run_ended(owner, &store).await;
+        assert_eq!(run["state"], "succeeded", "{run}");
+        store
+    }
+
     /// What it has logged so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
+    }
+
+    /// The log, for after the process has ended.
+    pub fn log_handle(&self) -> Arc<Mutex<String>> {
+        Arc::clone(&self.log)
     }
 
     pub fn pid(&self) -> u32 {
@@ -135,6 +184,26 @@ impl Cli {
     pub async fn run(master_url: &str, arguments: &[&str]) -> Output {
         let output = command(master_url).args(arguments).stdin(Stdio::null()).output();
         within(&format!("tenantry {arguments:?}"), output).await.expect("the program starts")
+    }
+
+    /// Runs it with variables set otherwise, or not at all.
+    pub async fn run_in(master_url: &str, environment: &[(&str, Option<&str>)], arguments: &[&str]) -> Output {
+        let mut command = command(master_url);
+        for (name, value) in environment {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        let output = command.args(arguments).stdin(Stdio::null()).output();
+        within(&format!("tenantry {arguments:?}"), output).await.expect("the program starts")
+    }
+
+    /// Registers a database server.
+    pub async fn add_server(master_url: &str, name: &str, url: &str) -> Value {
+        let added = Self::run_in(master_url, &[("SERVER_URL", Some(url))], &["servers", "add", name, "--json"]).await;
+        assert!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
+        serde_json::from_slice(&added.stdout).expect("JSON")
     }
 
     /// Runs it with `--json` and returns what it answers; it must succeed.

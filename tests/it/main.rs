@@ -9,6 +9,7 @@ mod hosts;
 mod identity;
 mod imports;
 mod main_path;
+mod processes;
 mod provisioning;
 mod scenes;
 mod secrets;

@@ -16,7 +16,7 @@ use tenancy::{Cause, Credential};
 const MIGRATE_LOCK: i64 = 0x7465_6e61_6e74_7279;
 const CONNECT_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
 
-fn store_id(store: &Value) -> StoreId {
+pub(crate) fn store_id(store: &Value) -> StoreId {
     store["id"].as_str().unwrap().parse().unwrap()
 }
 
@@ -49,7 +49,7 @@ async fn role_exists(app: &TestApp, name: &str) -> bool {
 }
 
 /// How often each thing that the seed makes is there.
-async fn seeded(connection: &mut PgConnection) -> Vec<(String, i64)> {
+pub(crate) async fn seeded(connection: &mut PgConnection) -> Vec<(String, i64)> {
     sqlx::query_as(
         "select 'identity', count(*) from tenantry.store_identity
          union all select 'staff', count(*) from tenantry.staff
