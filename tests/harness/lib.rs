@@ -7,7 +7,6 @@
     clippy::disallowed_methods,
     reason = "the harness of tests: what fails here fails the test"
 )]
-#![expect(clippy::disallowed_methods, reason = "a client and a log reader of a test live as long as its runtime")]
 
 mod app;
 mod client;
