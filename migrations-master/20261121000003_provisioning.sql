@@ -8,6 +8,8 @@ create table provisioning_runs (
     requested_by  uuid,
     -- Whether the seed brings made-up products along.
     with_demo     boolean     not null default false,
+    -- Whether the owner's database held nothing of ours when the run first looked: only then may undoing it drop our schema.
+    found_empty   boolean,
     -- How often a worker took it up.
     attempts      integer     not null default 0,
     -- The last sign of life of the worker that runs it.

@@ -190,6 +190,38 @@ pub async fn run_heartbeat(conn: &mut PgConnection, id: RunId, now: DateTime<Utc
     Ok(())
 }
 
+/// Whether the run is still worked on by the worker that took it up as the `attempts`th; locks it if so.
+pub async fn run_is_held(conn: &mut PgConnection, id: RunId, attempts: i32) -> Result<bool, sqlx::Error> {
+    let found = sqlx::query_scalar!(
+        "select id from provisioning_runs where id = $1 and attempts = $2 and state = 'running' for update",
+        id.as_uuid(),
+        attempts,
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(found.is_some())
+}
+
+/// Notes whether the owner's database held nothing of ours when the run first looked; later looks change nothing.
+pub async fn run_note_found_empty(conn: &mut PgConnection, id: RunId, is_empty: bool) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update provisioning_runs set found_empty = $2 where id = $1 and found_empty is null",
+        id.as_uuid(),
+        is_empty
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Whether everything of ours in the owner's database was made by this run.
+pub async fn run_found_empty(conn: &mut PgConnection, id: RunId) -> Result<bool, sqlx::Error> {
+    let found = sqlx::query_scalar!("select found_empty from provisioning_runs where id = $1", id.as_uuid())
+        .fetch_optional(conn)
+        .await?;
+    Ok(found.flatten().unwrap_or(false))
+}
+
 /// Whether somebody asked for the run to be undone.
 pub async fn run_is_cancelled(conn: &mut PgConnection, id: RunId) -> Result<bool, sqlx::Error> {
     Ok(sqlx::query_scalar!("select is_cancelled from provisioning_runs where id = $1", id.as_uuid())

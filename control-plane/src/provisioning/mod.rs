@@ -13,6 +13,7 @@ pub mod jobs;
 pub mod postgres;
 pub mod routes;
 pub mod run;
+mod scram;
 pub mod steps;
 pub mod target;
 pub mod watch;
@@ -245,6 +246,11 @@ async fn restart(
     let mut tx = cx.master.begin().await?;
     let store = stores::db::store_lock(&mut tx, store).await?.ok_or(ProvisioningError::StoreNotFound)?;
     let latest = db::run_latest(&mut tx, store.id).await?.ok_or(ProvisioningError::NoRun)?;
+    if store.status != StoreStatus::Provisioning
+        && !matches!(latest.run.state, RunState::Succeeded | RunState::Cancelled)
+    {
+        return Err(ProvisioningError::WrongStatus { status: store.status });
+    }
     let wanted = if is_cancel { "queued, running or failed" } else { "failed" };
     let is_open = matches!(latest.run.state, RunState::Queued | RunState::Running);
     match latest.run.state {
@@ -262,6 +268,32 @@ async fn restart(
     let data = serde_json::json!({ "runId": latest.run.id });
     audit::record(&mut tx, now, actor, action, Subject::store(store.organization_id, store.id), data).await?;
     jobs::enqueue(&mut tx, latest.run.id).await?;
+    let run = db::run_latest(&mut tx, store.id).await?.ok_or(ProvisioningError::NoRun)?;
+    tx.commit().await?;
+    Ok(run)
+}
+
+/// Ends a run whose undoing failed, and forgets the database without touching it: for one that can no longer be reached. The
+/// store is then as it was before connecting; what was made there, the doctor or the owner finds.
+pub async fn abandon(cx: &OpsCx, actor: Actor, store: StoreId) -> Result<RunWithSteps, ProvisioningError> {
+    let now = cx.clock.now();
+    let mut tx = cx.master.begin().await?;
+    let store = stores::db::store_lock(&mut tx, store).await?.ok_or(ProvisioningError::StoreNotFound)?;
+    let latest = db::run_latest(&mut tx, store.id).await?.ok_or(ProvisioningError::NoRun)?;
+    if store.status != StoreStatus::Provisioning {
+        return Err(ProvisioningError::WrongStatus { status: store.status });
+    }
+    if latest.run.state != RunState::Failed || !latest.run.is_cancelled {
+        return Err(ProvisioningError::WrongRunState { state: latest.run.state, wanted: "cancelled, and then failed" });
+    }
+    db::store_database_delete(&mut tx, store.id).await?;
+    stores::db::store_set_status(&mut tx, store.id, StoreStatus::PendingDatabase, None, now).await?;
+    db::run_finish(&mut tx, latest.run.id, RunState::Cancelled, now).await?;
+    let data = serde_json::json!({ "state": RunState::Cancelled });
+    db::event_insert(&mut tx, latest.run.id, RunState::Cancelled.as_str(), data, now).await?;
+    let data = serde_json::json!({ "runId": latest.run.id });
+    let subject = Subject::store(store.organization_id, store.id);
+    audit::record(&mut tx, now, actor, "provisioning_abandon", subject, data).await?;
     let run = db::run_latest(&mut tx, store.id).await?.ok_or(ProvisioningError::NoRun)?;
     tx.commit().await?;
     Ok(run)

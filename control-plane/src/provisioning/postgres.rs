@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use kernel::ident::quote_literal;
 use kernel::{Ident, StoreId};
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
 use tenancy::Credential;
 
+use super::scram;
 use super::steps::StepError;
 
 /// PostgreSQL 13.
@@ -137,11 +138,7 @@ async fn ensure_group_role(admin: &mut PgConnection, name: &Ident) -> Result<(),
     if !role_exists(admin, name).await? {
         admin.execute(AssertSqlSafe(format!("create role {name} nologin"))).await?;
     }
-    let is_member: bool =
-        sqlx::query_scalar("select pg_has_role($1, 'member')").bind(name.as_str()).fetch_one(&mut *admin).await?;
-    if !is_member {
-        admin.execute(AssertSqlSafe(format!("grant {name} to current_user"))).await?;
-    }
+    join(admin, name).await?;
     Ok(())
 }
 
@@ -152,28 +149,8 @@ async fn role_exists(admin: &mut PgConnection, name: &Ident) -> Result<bool, sql
         .await
 }
 
-/// The store's login with this password: created, or given the password again when an earlier attempt had created it.
-pub async fn ensure_role(admin: &mut PgConnection, name: &Ident, password: &SecretString) -> Result<(), StepError> {
-    let literal = quote_literal(password.expose_secret())
-        .ok_or_else(|| StepError::new("unexpected", "The made-up password is not usable.", "Retry."))?;
-    // The statement holds the password: the server must not write it into its log, whatever it is set to log. Only a
-    // superuser may say so; where we are none, the provider's settings count.
-    let may_silence: bool =
-        sqlx::query_scalar("select rolsuper from pg_roles where rolname = current_user").fetch_one(&mut *admin).await?;
-    if may_silence {
-        admin.execute("set log_statement = 'none'; set log_min_duration_statement = -1; set log_min_error_statement = 'panic'").await?;
-    }
-    let verb = if role_exists(admin, name).await? { "alter" } else { "create" };
-    let options = "login nosuperuser nocreatedb nocreaterole noreplication noinherit";
-    admin.execute(AssertSqlSafe(format!("{verb} role {name} with {options} password {literal}"))).await?;
-    if may_silence {
-        admin.execute("reset log_statement; reset log_min_duration_statement; reset log_min_error_statement").await?;
-    }
-    Ok(())
-}
-
 /// The store's database: cloned from the template, or found again. One of this name without the store's mark is refused.
-pub async fn ensure_database(
+pub async fn ensure_clone(
     admin: &mut PgConnection,
     name: &Ident,
     template: &Ident,
@@ -188,26 +165,68 @@ pub async fn ensure_database(
             "This is on our side; ask support.",
         ));
     }
-    let mark = quote_literal(&mark(store)).expect("an id has no backslash");
-    admin.execute(AssertSqlSafe(format!("comment on database {name} is {mark}"))).await?;
-    admin.execute(AssertSqlSafe(format!("revoke all on database {name} from public"))).await?;
-    admin.execute(AssertSqlSafe(format!("grant connect, create, temporary on database {name} to {name}"))).await?;
     Ok(())
 }
 
-/// Gives everything inside the database to the store's login. `inside` is the administrator, connected to that database.
-pub async fn give_to_role(inside: &mut PgConnection, role: &Ident) -> Result<(), StepError> {
-    let owner = Ident::new(TEMPLATE_OWNER).expect("a plain name");
-    let may_already: bool =
-        sqlx::query_scalar("select pg_has_role($1, 'member')").bind(role.as_str()).fetch_one(&mut *inside).await?;
-    if !may_already {
-        inside.execute(AssertSqlSafe(format!("grant {role} to current_user"))).await?;
+/// Makes the clone the store's: its login, its mark, who may enter, and who owns what is inside. `inside` is the
+/// administrator, connected to the clone, since owners of what is in a database are changed there only. One transaction, and
+/// so one wait for the disk.
+pub async fn settle_clone(
+    inside: &mut PgConnection,
+    name: &Ident,
+    password: &SecretString,
+    store: StoreId,
+) -> Result<(), StepError> {
+    let mut tx = inside.begin().await?;
+    ensure_role(&mut tx, name, password).await?;
+    let mark = quote_literal(&mark(store)).expect("an id has no backslash");
+    tx.execute(AssertSqlSafe(format!(
+        "comment on database {name} is {mark}; revoke all on database {name} from public; \
+         grant connect, create, temporary on database {name} to {name}"
+    )))
+    .await?;
+    give_to_role(&mut tx, name).await?;
+    Ok(tx.commit().await?)
+}
+
+/// The store's login with this password: created, or given the password again when an earlier attempt had created it.
+async fn ensure_role(tx: &mut PgConnection, name: &Ident, password: &SecretString) -> Result<(), StepError> {
+    let unusable = || StepError::new("unexpected", "The made-up password is not usable.", "Retry.");
+    let verifier = scram::verifier(password, kernel::random::bytes()).ok_or_else(unusable)?;
+    let literal = quote_literal(&verifier).ok_or_else(unusable)?;
+    let verb = if role_exists(tx, name).await? { "alter" } else { "create" };
+    let options = "login nosuperuser nocreatedb nocreaterole noreplication noinherit";
+    tx.execute(AssertSqlSafe(format!("{verb} role {name} with {options} password {literal}"))).await?;
+    Ok(())
+}
+
+/// Makes the administrator a member of `role` with all of its rights, unless it is a superuser, who needs none. Since
+/// PostgreSQL 16 whoever creates a role is its member without its rights; granting them is a grant of its own.
+async fn join(connection: &mut PgConnection, role: &Ident) -> Result<bool, sqlx::Error> {
+    let (is_superuser, version): (bool, i32) = sqlx::query_as(
+        "select rolsuper, current_setting('server_version_num')::int4 from pg_roles where rolname = current_user",
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    if is_superuser {
+        return Ok(false);
     }
-    inside.execute(AssertSqlSafe(format!("reassign owned by {owner} to {role}"))).await?;
+    let options = if version >= 160_000 { " with inherit true, set true" } else { "" };
+    connection.execute(AssertSqlSafe(format!("grant {role} to current_user{options}"))).await?;
+    Ok(true)
+}
+
+/// Gives everything inside the database to the store's login.
+async fn give_to_role(tx: &mut PgConnection, role: &Ident) -> Result<(), StepError> {
+    let owner = Ident::new(TEMPLATE_OWNER).expect("a plain name");
+    let has_joined = join(tx, role).await?;
     // A clone carries the grants of its template's owner along.
-    inside.execute(AssertSqlSafe(format!("revoke all on database {role} from {owner}"))).await?;
-    if !may_already {
-        inside.execute(AssertSqlSafe(format!("revoke {role} from current_user"))).await?;
+    tx.execute(AssertSqlSafe(format!(
+        "reassign owned by {owner} to {role}; revoke all on database {role} from {owner}"
+    )))
+    .await?;
+    if has_joined {
+        tx.execute(AssertSqlSafe(format!("revoke {role} from current_user"))).await?;
     }
     Ok(())
 }
@@ -222,6 +241,10 @@ pub async fn drop_store_database(admin: &mut PgConnection, name: &Ident, store: 
                 "A database of this name exists and is not this store's.",
                 "This is on our side; ask support.",
             ));
+        }
+        // Ending the store's sessions takes the rights of its login.
+        if role_exists(admin, name).await? {
+            join(admin, name).await?;
         }
         admin.execute(AssertSqlSafe(format!("drop database {name} with (force)"))).await?;
     }

@@ -5,11 +5,11 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use kernel::{Engine, RunId, StoreId, text};
-use problem::{Json, Problem, ProblemBody};
+use problem::{Json, Problem, ProblemBody, Query};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use tenancy::TlsMode;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -262,16 +262,31 @@ async fn provisioning_retry(
     Ok((StatusCode::ACCEPTED, Json(RunEnvelope { run: run.into() })))
 }
 
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct CancelQuery {
+    /// Forget the database of a run whose undoing failed.
+    abandon: Option<bool>,
+}
+
 /// Cancel the run
 ///
-/// Undoes what it has made; the store is then as it was before connecting.
+/// Undoes what it has made; the store is then as it was before connecting. When that failed because the database can no longer
+/// be reached, `abandon=true` forgets it without touching it.
 #[utoipa::path(post, path = "/api/stores/{id}/provisioning/cancel", tag = "stores", operation_id = "provisioning_cancel", security(("bearer" = [])),
-    params(("id" = StoreId, Path)),
+    params(("id" = StoreId, Path), CancelQuery),
     responses((status = 202, body = RunEnvelope), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody)))]
 async fn provisioning_cancel(
     owner: OwnerOf<Store>,
     State(cx): State<Cx>,
+    Query(query): Query<CancelQuery>,
 ) -> Result<(StatusCode, Json<RunEnvelope>), Problem> {
-    let run = super::cancel(&cx, Actor::User(owner.by.user.id), owner.store.id).await?;
+    let by = Actor::User(owner.by.user.id);
+    let run = if query.abandon.unwrap_or(false) {
+        super::abandon(&cx, by, owner.store.id).await?
+    } else {
+        super::cancel(&cx, by, owner.store.id).await?
+    };
     Ok((StatusCode::ACCEPTED, Json(RunEnvelope { run: run.into() })))
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kernel::StoreStatus;
-use sqlx::Connection as _;
+use sqlx::{Connection as _, PgConnection};
 use tenancy::{Cause, ConnectError, Credential};
 use tenant_schema::SchemaState;
 
@@ -118,6 +118,13 @@ impl From<sqlx::Error> for StepError {
                 Self::new("statement-timeout", "The database took too long.", "Look for load or locks, then retry.")
                     .transient()
             }
+            // Somebody else was in the way: locks, deadlocks, a template in use, the same thing made twice at once.
+            Some("55P03" | "55006" | "40001" | "40P01" | "42P04" | "42710" | "23505") => Self::new(
+                "busy",
+                "The database server was busy with something that stands in the way.",
+                "Retry in a moment.",
+            )
+            .transient(),
             Some(code) if code.starts_with("08") || code.starts_with("57") || code.starts_with("53") => Self::new(
                 "database-unavailable",
                 "The database server is not available.",
@@ -199,6 +206,21 @@ const fn transaction_pooler() -> (&'static str, &'static str, &'static str) {
     )
 }
 
+/// The version of the store's route that a step has made, if it has.
+#[derive(Debug)]
+#[must_use = "announce it after the commit"]
+pub struct News(Option<i64>);
+
+/// What a step leaves open for the next one of its run, since every login costs both sides milliseconds. Dropping it closes
+/// it.
+#[derive(Default)]
+pub struct Kept {
+    /// A connection with the store's own login.
+    connection: Option<PgConnection>,
+    /// Keeps the pool of a store open that is not served yet.
+    lease: Option<tenancy::Lease>,
+}
+
 /// What a step works with.
 pub struct StepCx<'a> {
     pub cx: &'a OpsCx,
@@ -219,14 +241,14 @@ impl<'a> StepCx<'a> {
         Ok(Some(Self { cx, run, store, database, credential }))
     }
 
-    async fn connect(&self) -> Result<sqlx::PgConnection, StepError> {
+    async fn connect(&self) -> Result<PgConnection, StepError> {
         let mut connection = self.credential.connect(CONNECT_TIMEOUT).await?;
         postgres::set_limits(&mut connection).await?;
         Ok(connection)
     }
 
     /// A connection with the rights of the server's administrator, at `database` of that server.
-    async fn admin(&self, database: Option<&str>) -> Result<sqlx::PgConnection, StepError> {
+    async fn admin(&self, database: Option<&str>) -> Result<PgConnection, StepError> {
         let credential = self.admin_credential(database).await?;
         let mut connection = credential.connect(CONNECT_TIMEOUT).await.map_err(|error| {
             StepError::new("server-unavailable", "Our database server cannot be reached.", OURS)
@@ -249,16 +271,49 @@ impl<'a> StepCx<'a> {
         Ok(credential)
     }
 
-    /// Does the step. May be done again at any time, also after it was killed in the middle.
+    /// Does the step with everything that belongs to it. May be done again at any time, also after it was killed in the
+    /// middle.
     pub async fn perform(&self, step: StepName) -> Result<(), StepError> {
+        self.work(step, Kept::default()).await?;
+        let mut tx = self.cx.master.begin().await?;
+        let news = self.record(step, &mut tx).await?;
+        tx.commit().await?;
+        self.announce(news);
+        Ok(())
+    }
+
+    /// The part of the step that is done outside master.
+    pub async fn work(&self, step: StepName, mut kept: Kept) -> Result<Kept, StepError> {
         match step {
-            StepName::CreateDatabase => self.create_database().await,
-            StepName::CheckConnection => self.check_connection().await,
-            StepName::Migrate => self.migrate().await,
-            StepName::Seed => self.seed().await,
-            StepName::SmokeTest => self.smoke_test().await,
-            StepName::MapHostname => self.map_hostname().await,
-            StepName::Activate => self.activate().await,
+            StepName::CreateDatabase => self.create_database().await?,
+            StepName::CheckConnection => kept.connection = Some(self.check_connection().await?),
+            StepName::Migrate => self.migrate(kept.connection.take()).await?,
+            StepName::Seed => kept.lease = Some(self.seed().await?),
+            StepName::SmokeTest => self.smoke_test().await?,
+            StepName::MapHostname | StepName::Activate => {}
+        }
+        Ok(kept)
+    }
+
+    /// What master is to know when the step is done, written in the caller's transaction; on an error it must be rolled
+    /// back. Returns what [`Self::announce`] is to be told after the commit.
+    pub async fn record(&self, step: StepName, tx: &mut PgConnection) -> Result<News, StepError> {
+        match step {
+            StepName::Migrate => {
+                let version = tenant_schema::LATEST_VERSION;
+                db::store_database_set_schema_version(tx, self.store.id, version, self.cx.clock.now()).await?;
+            }
+            StepName::MapHostname => self.map_hostname(tx).await?,
+            StepName::Activate => return self.activate(tx).await,
+            StepName::CreateDatabase | StepName::CheckConnection | StepName::Seed | StepName::SmokeTest => {}
+        }
+        Ok(News(None))
+    }
+
+    /// Tells this process what was committed, ahead of the notification.
+    pub fn announce(&self, News(route_version): News) {
+        if let Some(version) = route_version {
+            self.cx.announce(self.store.id, version);
         }
     }
 
@@ -272,7 +327,17 @@ impl<'a> StepCx<'a> {
                 close(admin, undone).await
             }
             StepName::Migrate if self.run.kind == DatabaseKind::Brought => {
-                let mut connection = self.connect().await?;
+                // A schema that was there before, or that another store's run is making, is not ours to drop.
+                if !db::run_found_empty(&mut *self.cx.master.acquire().await?, self.run.id).await? {
+                    return Ok(());
+                }
+                let mut connection = match self.credential.connect(CONNECT_TIMEOUT).await {
+                    Ok(connection) => connection,
+                    // The owner has taken it away themselves.
+                    Err(error) if error.cause == Cause::MissingDatabase => return Ok(()),
+                    Err(error) => return Err(error.into()),
+                };
+                postgres::set_limits(&mut connection).await?;
                 let undone = async {
                     match tenant_schema::inspect(&mut connection).await? {
                         // Only what was begun for this store, and what was never given to any.
@@ -315,22 +380,20 @@ impl<'a> StepCx<'a> {
     }
 
     async fn create_database(&self) -> Result<(), StepError> {
+        let name = super::managed_name(self.store.id);
         let mut admin = self.admin(None).await?;
         let made = async {
             let template = postgres::ensure_template(&mut admin, |name| self.admin_credential(Some(name))).await?;
-            let name = super::managed_name(self.store.id);
-            postgres::ensure_role(&mut admin, &name, &self.credential.password).await?;
-            postgres::ensure_database(&mut admin, &name, &template, self.store.id).await
+            postgres::ensure_clone(&mut admin, &name, &template, self.store.id).await
         }
         .await;
         close(admin, made).await?;
-        // Owning what was cloned is settled inside the new database.
-        let mut inside = self.admin(Some(&self.database.database_name)).await?;
-        let owned = postgres::give_to_role(&mut inside, &super::managed_name(self.store.id)).await;
-        close(inside, owned).await
+        let mut inside = self.admin(Some(name.as_str())).await?;
+        let settled = postgres::settle_clone(&mut inside, &name, &self.credential.password, self.store.id).await;
+        close(inside, settled).await
     }
 
-    async fn check_connection(&self) -> Result<(), StepError> {
+    async fn check_connection(&self) -> Result<PgConnection, StepError> {
         if self.run.kind == DatabaseKind::Brought {
             target::refuse_private(&self.credential.host, self.credential.port, self.cx.allow_private_databases)
                 .await
@@ -341,21 +404,30 @@ impl<'a> StepCx<'a> {
                 })?;
         }
         let mut first = self.connect().await?;
-        let mut second = self.connect().await?;
-        let checked = self.check_server(&mut first, &mut second).await;
-        let checked = close(second, checked).await;
-        close(first, checked).await
+        // What stands before a server of ours was looked at when ops registered it.
+        let checked = match self.run.kind {
+            DatabaseKind::Managed => Ok(()),
+            DatabaseKind::Brought => self.check_session_mode(&mut first).await,
+        };
+        let checked = match checked {
+            Ok(()) => self.check_server(&mut first).await,
+            Err(error) => Err(error),
+        };
+        match checked {
+            Ok(()) => Ok(first),
+            Err(error) => close(first, Err(error)).await,
+        }
     }
 
-    async fn check_server(
-        &self,
-        first: &mut sqlx::PgConnection,
-        second: &mut sqlx::PgConnection,
-    ) -> Result<(), StepError> {
-        if postgres::backend_pid(first).await? == postgres::backend_pid(second).await? {
-            let (code, what, advice) = transaction_pooler();
-            return Err(StepError::new(code, what, advice));
-        }
+    async fn check_session_mode(&self, first: &mut PgConnection) -> Result<(), StepError> {
+        let mut second = self.connect().await?;
+        let pids = async { Ok((postgres::backend_pid(first).await?, postgres::backend_pid(&mut second).await?)) }.await;
+        let (one, two) = close(second, pids).await?;
+        let (code, what, advice) = transaction_pooler();
+        if one == two { Err(StepError::new(code, what, advice)) } else { Ok(()) }
+    }
+
+    async fn check_server(&self, first: &mut PgConnection) -> Result<(), StepError> {
         let facts = postgres::facts(first).await?;
         if facts.version < postgres::MIN_VERSION {
             let what = format!("The server is PostgreSQL {}.", facts.version / 10_000);
@@ -374,8 +446,10 @@ impl<'a> StepCx<'a> {
                 "The login may not create a schema in this database.",
                 "Grant it: GRANT CREATE ON DATABASE <database> TO <login>;",
             )),
-            SchemaState::Empty => Ok(()),
-            SchemaState::Ours { store, .. } if store.is_none_or(|store| store == self.store.id) => Ok(()),
+            SchemaState::Empty => self.note_found_empty(true).await,
+            SchemaState::Ours { store, .. } if store.is_none_or(|store| store == self.store.id) => {
+                self.note_found_empty(false).await
+            }
             SchemaState::Ours { .. } => Err(other_store()),
             SchemaState::Newer { version, .. } => Err(StepError::new(
                 "schema-too-new",
@@ -390,18 +464,20 @@ impl<'a> StepCx<'a> {
         }
     }
 
-    async fn migrate(&self) -> Result<(), StepError> {
-        let mut connection = self.connect().await?;
+    async fn note_found_empty(&self, is_empty: bool) -> Result<(), StepError> {
+        Ok(db::run_note_found_empty(&mut *self.cx.master.acquire().await?, self.run.id, is_empty).await?)
+    }
+
+    async fn migrate(&self, kept: Option<PgConnection>) -> Result<(), StepError> {
+        let mut connection = match kept {
+            Some(connection) => connection,
+            None => self.connect().await?,
+        };
         let migrated = tenant_schema::migrate(&mut connection).await.map_err(|error| {
             StepError::new("migration-failed", "The store's schema could not be brought up to date.", OURS)
                 .because(error)
         });
-        close(connection, migrated).await?;
-        let now = self.cx.clock.now();
-        let mut tx = self.cx.master.begin().await?;
-        db::store_database_set_schema_version(&mut tx, self.store.id, tenant_schema::LATEST_VERSION, now).await?;
-        tx.commit().await?;
-        Ok(())
+        close(connection, migrated).await
     }
 
     async fn lease(&self) -> Result<tenancy::Lease, StepError> {
@@ -415,7 +491,7 @@ impl<'a> StepCx<'a> {
         self.cx.stores.lease_unserved(&route).await.map_err(lease_refused)
     }
 
-    async fn seed(&self) -> Result<(), StepError> {
+    async fn seed(&self) -> Result<tenancy::Lease, StepError> {
         let owner = {
             let mut master = self.cx.master.acquire().await?;
             identity::db::user_of_store_creator(&mut master, self.store.id).await?
@@ -440,7 +516,8 @@ impl<'a> StepCx<'a> {
             error => StepError::new("seed-failed", "The store's first data could not be written.", OURS)
                 .transient()
                 .because(error),
-        })
+        })?;
+        Ok(lease)
     }
 
     async fn smoke_test(&self) -> Result<(), StepError> {
@@ -452,33 +529,27 @@ impl<'a> StepCx<'a> {
         })
     }
 
-    async fn map_hostname(&self) -> Result<(), StepError> {
+    async fn map_hostname(&self, tx: &mut PgConnection) -> Result<(), StepError> {
         let taken = || StepError::new("hostname-taken", "The store's hostname belongs to another store.", OURS);
         let slug = kernel::Slug::parse(&self.store.slug).map_err(|error| taken().because(error))?;
         let hostname = hostnames::platform_hostname(&slug, &self.cx.hosts.platform_domain).ok_or_else(taken)?;
         let now = self.cx.clock.now();
-        let mut tx = self.cx.master.begin().await?;
-        let known = hostnames::db::hostnames_of_store(&mut tx, self.store.id).await?;
+        let known = hostnames::db::hostnames_of_store(tx, self.store.id).await?;
         let new = hostnames::NewHostname {
             id: kernel::HostnameId::new(now),
             hostname,
             kind: hostnames::HostnameKind::Platform,
             is_primary: known.is_empty(),
         };
-        if !hostnames::db::hostname_ensure(&mut tx, self.store.id, &new, now).await? {
-            return Err(taken());
-        }
-        tx.commit().await?;
-        Ok(())
+        if hostnames::db::hostname_ensure(tx, self.store.id, &new, now).await? { Ok(()) } else { Err(taken()) }
     }
 
-    async fn activate(&self) -> Result<(), StepError> {
+    async fn activate(&self, tx: &mut PgConnection) -> Result<News, StepError> {
         let now = self.cx.clock.now();
-        let mut tx = self.cx.master.begin().await?;
-        let store = stores::db::store_lock(&mut tx, self.store.id).await?;
+        let store = stores::db::store_lock(tx, self.store.id).await?;
         match store.map(|store| store.status) {
             Some(StoreStatus::Provisioning) => {
-                stores::db::store_set_status(&mut tx, self.store.id, StoreStatus::Active, None, now).await?;
+                stores::db::store_set_status(tx, self.store.id, StoreStatus::Active, None, now).await?;
             }
             // Done before, or closed by ops meanwhile, which stays.
             Some(StoreStatus::Active | StoreStatus::Suspended | StoreStatus::Maintenance) => {}
@@ -490,12 +561,7 @@ impl<'a> StepCx<'a> {
                 ));
             }
         }
-        let store = stores::db::store_find(&mut tx, self.store.id).await?;
-        tx.commit().await?;
-        if let Some(store) = store {
-            self.cx.announce(store.id, store.route_version);
-        }
-        Ok(())
+        Ok(News(stores::db::store_find(tx, self.store.id).await?.map(|store| store.route_version)))
     }
 }
 
@@ -517,7 +583,7 @@ fn lease_refused(error: tenancy::LeaseError) -> StepError {
 }
 
 /// Says good-bye to the server in every outcome, so that no lock or session outlives the step.
-async fn close<T>(connection: sqlx::PgConnection, outcome: Result<T, StepError>) -> Result<T, StepError> {
+async fn close<T>(connection: PgConnection, outcome: Result<T, StepError>) -> Result<T, StepError> {
     if let Err(error) = connection.close().await {
         tracing::debug!(error = %error, "closing a connection failed");
     }
