@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use problem::Problem;
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 /// An error that the caller cannot act on: logged with its whole chain, answered as 503 when master cannot be reached and
 /// as 500 otherwise.
@@ -42,9 +43,11 @@ fn is_unavailable(error: &(dyn Error + 'static)) -> bool {
         if let Some(error) = error.downcast_ref::<sqlx::Error>() {
             return match error {
                 sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Tls(_) => true,
-                // Shutting down, crashing, starting up, too many connections, read-only after a fail-over.
+                // It lets nobody in or ends the session, whatever its reason; or it is read-only after a fail-over.
                 sqlx::Error::Database(error) => {
-                    matches!(error.code().as_deref(), Some("57P01" | "57P02" | "57P03" | "53300" | "25006"))
+                    let is_fatal =
+                        |error: &PgDatabaseError| matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic);
+                    error.try_downcast_ref().is_some_and(is_fatal) || error.code().as_deref() == Some("25006")
                 }
                 _ => false,
             };
