@@ -7,7 +7,7 @@ mod db;
 
 use std::time::Duration;
 
-use graphile_worker::{WorkerBuildError, WorkerOptions};
+use graphile_worker::{Worker, WorkerBuildError, WorkerOptions};
 use serde::Serialize;
 use sqlx::PgConnection;
 
@@ -22,6 +22,7 @@ const HEARTBEAT: Duration = Duration::from_secs(2);
 const SWEEP: Duration = Duration::from_secs(3);
 /// A run is left lying when its worker was silent for so long.
 const STALE: chrono::Duration = chrono::Duration::seconds(8);
+const WORKER_RETRY: Duration = Duration::from_secs(1);
 const HOUSEKEEPING: Duration = Duration::from_secs(600);
 
 /// Why the worker cannot start.
@@ -68,13 +69,28 @@ pub async fn add<T: Serialize>(
 /// When the queue's tables cannot be reached.
 pub async fn start(cx: &Cx) -> Result<(), JobsError> {
     let ops = cx.ops().clone();
+    let worker = worker_build(cx).await?;
+    // Whatever was unfinished when the last process ended; a run that another node works on is left alone by its lock.
+    requeue(&ops, chrono::Duration::zero()).await?;
+    cx.tasks.spawn(worker_run(cx.clone(), worker));
+    cx.tasks.spawn(every(
+        ops.clone(),
+        SWEEP,
+        "requeueing unfinished runs",
+        |cx| async move { requeue(&cx, STALE).await },
+    ));
+    cx.tasks.spawn(every(ops, HOUSEKEEPING, "housekeeping", |cx| async move { keep_house(&cx).await }));
+    Ok(())
+}
+
+async fn worker_build(cx: &Cx) -> Result<Worker, WorkerBuildError> {
     let stop = cx.shutdown.clone();
-    let worker = WorkerOptions::default()
+    WorkerOptions::default()
         .schema(SCHEMA)
         .concurrency(cx.config.limits.job_concurrency)
         .poll_interval(Duration::from_secs(1))
         .pg_pool(cx.master.clone())
-        .add_extension(OpsExtension(ops.clone()))
+        .add_extension(OpsExtension(cx.ops().clone()))
         .define_job::<WorkRun>()
         .heartbeat_interval(HEARTBEAT)
         .sweep_interval(SWEEP)
@@ -84,22 +100,29 @@ pub async fn start(cx: &Cx) -> Result<(), JobsError> {
         .shutdown_signal(Box::pin(async move { stop.cancelled().await }))
         .shutdown_grace_period(cx.config.limits.shutdown_grace)
         .init()
-        .await?;
-    // Whatever was unfinished when the last process ended; a run that another node works on is left alone by its lock.
-    requeue(&ops, chrono::Duration::zero()).await?;
-    cx.tasks.spawn(async move {
-        if let Err(error) = worker.run().await {
-            tracing::error!(error = chain(&error), "the job worker ended");
+        .await
+}
+
+/// Runs the worker until the node shuts down. A worker ends at the first look-up of jobs that fails, so every outage of
+/// master, however short, takes a new one.
+async fn worker_run(cx: Cx, first: Worker) {
+    let mut built = Ok(first);
+    loop {
+        let ended = match built {
+            Ok(worker) => worker.run().await.map_err(|error| chain(&error)),
+            Err(error) => Err(chain(&error)),
+        };
+        if cx.shutdown.is_cancelled() {
+            return;
         }
-    });
-    cx.tasks.spawn(every(
-        ops.clone(),
-        SWEEP,
-        "requeueing unfinished runs",
-        |cx| async move { requeue(&cx, STALE).await },
-    ));
-    cx.tasks.spawn(every(ops, HOUSEKEEPING, "housekeeping", |cx| async move { keep_house(&cx).await }));
-    Ok(())
+        if let Err(error) = ended {
+            tracing::warn!(error, "the job worker ended and is started again");
+        }
+        if cx.shutdown.run_until_cancelled(tokio::time::sleep(WORKER_RETRY)).await.is_none() {
+            return;
+        }
+        built = worker_build(&cx).await;
+    }
 }
 
 async fn requeue(cx: &OpsCx, silent_for: chrono::Duration) -> Result<(), sqlx::Error> {
