@@ -5,6 +5,7 @@
 
 mod authorization;
 mod bad_input;
+mod faults;
 mod hosts;
 mod identity;
 mod imports;

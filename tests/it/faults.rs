@@ -1,0 +1,734 @@
+//! Faults stay where they are: a burst, a dead backend, a store's own database, master, a moved or changed credential.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use http::Method;
+use integration_tests::{Client, Owner, Process, Response, TestApp, TestAppOptions, database_name, eventually, within};
+use kernel::StoreId;
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+use tenancy::{Cause, Credential};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use vault::Sealed;
+
+const PRODUCTS: &str = "/store/v1/products";
+
+/// A served store that sells one thing, which no other store sells.
+struct Shop {
+    id: StoreId,
+    hostname: String,
+    /// The name of its database and of the role that enters it.
+    database: String,
+    sells: String,
+}
+
+impl Shop {
+    async fn open(app: &TestApp, owner: &Owner, slug: &str) -> Self {
+        let store = owner.create_store(slug).await.expect_status(201);
+        owner.connect(&store, json!({ "managed": true })).await.expect_status(202);
+        let run = app.run_ended(owner, &store).await;
+        assert_eq!(run["state"], "succeeded", "{run}");
+        let sells = format!("only-of-{slug}");
+        let csv = format!("Handle,Title,Variant Price,Variant Inventory Qty\n{sells},{sells},12.50,500\n");
+        let import = format!("/api/stores/{}/products/import", text(&store, "id"));
+        owner.api.send_bytes(Method::POST, &import, "text/csv", csv).await.expect_status(200);
+        let hostname = text(&store, "hostname").to_owned();
+        Self { id: text(&store, "id").parse().expect("an id"), hostname, database: database_name(&store), sells }
+    }
+
+    fn at(&self, app: &TestApp) -> Client {
+        app.storefront(&self.hostname)
+    }
+
+    /// Fails unless this is the store's list of products, and nobody else's.
+    #[track_caller]
+    fn expect_served(&self, response: &Response) {
+        let list = response.expect_status(200);
+        let handles: Vec<&str> =
+            list["data"].as_array().expect("a list").iter().map(|product| text(product, "handle")).collect();
+        assert_eq!(handles, [self.sells.as_str()], "{list}");
+    }
+
+    /// Fails unless the store is refused as it should be, by one of these codes: nothing is said of where it lives.
+    #[track_caller]
+    fn expect_refused(&self, response: &Response, codes: &[&str]) {
+        let problem = response.json();
+        let code = codes.iter().find(|code| problem["code"] == **code).unwrap_or(&codes[0]);
+        response.expect_problem(503, code);
+        let seconds: u64 = response.header("retry-after").parse().expect("whole seconds until another try");
+        assert!((1..=300).contains(&seconds), "{seconds} s: {problem}");
+        let told = format!("{:?} {}", response.headers, response.text()).to_lowercase();
+        let secrets = [self.database.as_str(), &self.sells, "127.0.0.1", "role", "password", "select", "relation"];
+        for secret in secrets {
+            assert!(!told.contains(secret), "it tells {secret}: {told}");
+        }
+    }
+}
+
+fn text<'v>(value: &'v Value, name: &str) -> &'v str {
+    value[name].as_str().unwrap_or_else(|| panic!("no {name} in {value}"))
+}
+
+/// Sends so many requests at once and returns the answers.
+async fn at_once(count: usize, client: &Client, path: &'static str) -> Vec<Response> {
+    let mut requests = JoinSet::new();
+    for _ in 0..count {
+        let client = client.clone();
+        requests.spawn(async move { client.get(path).await });
+    }
+    requests.join_all().await
+}
+
+/// The server's processes that work for nodes in this store database.
+async fn backends(admin: &mut PgConnection, database: &str) -> BTreeSet<i32> {
+    let pids: Vec<i32> =
+        sqlx::query_scalar("select pid from pg_stat_activity where datname = $1 and usename <> current_user")
+            .bind(database)
+            .fetch_all(admin)
+            .await
+            .expect("activity is read");
+    pids.into_iter().collect()
+}
+
+/// Ends every session in `database` but one's own, and waits until they are gone.
+async fn terminate(admin: &mut PgConnection, database: &str) -> usize {
+    let ended: Vec<bool> = sqlx::query_scalar(
+        "select pg_terminate_backend(pid, 30000) from pg_stat_activity
+         where datname = $1 and pid <> pg_backend_pid() and backend_type = 'client backend'",
+    )
+    .bind(database)
+    .fetch_all(admin)
+    .await
+    .expect("sessions can be ended");
+    ended.len()
+}
+
+async fn run(admin: &mut PgConnection, sql: &str) {
+    admin.execute(AssertSqlSafe(sql.to_owned())).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+}
+
+/// A metric of a node; 0 while it was never counted.
+async fn metric(node: &Process, name: &str) -> f64 {
+    let metrics = Client::new(node.internal_address, "localhost").get("/metrics").await.text();
+    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.map_or(0.0, |value| value.parse().expect("a number"))
+}
+
+/// Starts one more node on the test's master, and waits until it hears of changes.
+async fn second_node(app: &TestApp, environment: &[(&str, &str)]) -> Process {
+    let patient =
+        [("STORE_ACQUIRE_TIMEOUT_MS", "20000"), ("STORE_CONNECT_TIMEOUT_MS", "20000"), ("REQUEST_TIMEOUT_MS", "50000")];
+    let node = Process::serve(&app.master.url(), &[&patient, environment].concat()).await;
+    eventually("the node listens", || async {
+        (metric(&node, "tenantry_listener_connected").await > 0.0).then_some(())
+    })
+    .await;
+    node
+}
+
+/// A node that waits long for its stores, so that a slow machine does not count as a fault.
+async fn patient_app(more: &[&str]) -> TestApp {
+    let patient =
+        ["--store-acquire-timeout", "20000", "--store-connect-timeout", "20000", "--request-timeout", "50000"];
+    let arguments = patient.iter().chain(more).map(|&argument| argument.to_owned()).collect();
+    TestApp::start_with(TestAppOptions { arguments, ..TestAppOptions::default() }).await
+}
+
+async fn suspend(root: &Owner, shop: &Shop) {
+    root.api
+        .post(&format!("/api/ops/stores/{}/suspend", shop.id), json!({ "reason": "a test" }))
+        .await
+        .expect_status(200);
+}
+
+async fn resume(root: &Owner, shop: &Shop) {
+    root.api.post(&format!("/api/ops/stores/{}/resume", shop.id), Value::Null).await.expect_status(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_first_requests_open_one_pool_within_its_maximum() {
+    const MAX: usize = 4;
+    let app = patient_app(&[]).await;
+    let owner = app.owner("ada").await;
+    let shop = Shop::open(&app, &owner, "cold").await;
+    let mut admin = app.cluster.admin().await;
+    // A node that has never seen the store.
+    let node = second_node(&app, &[("STORE_MAX_CONNECTIONS", "4")]).await;
+    let before = backends(&mut admin, &shop.database).await;
+
+    let client = node.storefront(&shop.hostname);
+    let mut requests = JoinSet::new();
+    for _ in 0..200 {
+        let client = client.clone();
+        requests.spawn(async move { client.get(PRODUCTS).await });
+    }
+    let (mut answered, mut most) = (0, 0);
+    while let Some(response) = requests.join_next().await {
+        shop.expect_served(&response.expect("a request ends"));
+        if answered % 10 == 0 {
+            most = most.max(backends(&mut admin, &shop.database).await.difference(&before).count());
+        }
+        answered += 1;
+    }
+    assert_eq!(answered, 200);
+    assert!((1..=MAX).contains(&most), "{most} connections");
+    let opened = metric(&node, "tenantry_connects_total{result=\"ok\"}").await;
+    assert!((1.0..=4.0).contains(&opened), "{opened} connections were opened");
+    let looked_up = metric(&node, "tenantry_directory_lookups_total{result=\"miss\"}").await;
+    assert!((looked_up - 1.0).abs() < 0.5, "master was asked {looked_up} times");
+    let pools = || async { (metric(&node, "tenantry_pools_open").await > 0.0).then_some(()) };
+    eventually("the pool is counted", pools).await;
+    let open = metric(&node, "tenantry_pools_open").await;
+    assert!((open - 1.0).abs() < 0.5, "{open} pools");
+    node.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_backends_cost_at_most_the_requests_in_flight() {
+    let app = patient_app(&[]).await;
+    let owner = app.owner("ada").await;
+    let shop = Shop::open(&app, &owner, "killed").await;
+    let client = shop.at(&app);
+    let (answered, is_over) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let mut workers = JoinSet::new();
+    for number in 0..12 {
+        let (client, answered, is_over) = (client.clone(), Arc::clone(&answered), Arc::clone(&is_over));
+        workers.spawn(async move {
+            let mut refusals = Vec::new();
+            while !is_over.load(Ordering::SeqCst) {
+                // Reads may be repeated for the asker, writes never are.
+                let (response, wanted) = if number % 2 == 0 {
+                    (client.get(PRODUCTS).await, 200)
+                } else {
+                    (client.post("/store/v1/carts", Value::Null).await, 201)
+                };
+                if response.status != wanted {
+                    refusals.push(response);
+                }
+                answered.fetch_add(1, Ordering::SeqCst);
+            }
+            refusals
+        });
+    }
+    let more = |count: usize| {
+        let (goal, answered) = (answered.load(Ordering::SeqCst) + count, Arc::clone(&answered));
+        eventually("requests are answered", move || {
+            let is_reached = answered.load(Ordering::SeqCst) >= goal;
+            async move { is_reached.then_some(()) }
+        })
+    };
+    more(48).await;
+    let mut admin = app.cluster.admin().await;
+    let killed = terminate(&mut admin, &shop.database).await;
+    assert!(killed > 0, "nobody was connected");
+    more(48).await;
+    is_over.store(true, Ordering::SeqCst);
+    let refusals: Vec<Response> = workers.join_all().await.into_iter().flatten().collect();
+    assert!(refusals.len() <= killed, "{killed} backends were killed, {} requests refused", refusals.len());
+    for refusal in &refusals {
+        shop.expect_refused(refusal, &["store-database-unavailable"]);
+    }
+
+    // At rest nothing is in flight, so nothing is lost.
+    terminate(&mut admin, &shop.database).await;
+    for response in at_once(20, &client, PRODUCTS).await {
+        shop.expect_served(&response);
+    }
+    terminate(&mut admin, &shop.database).await;
+    client.post("/store/v1/carts", Value::Null).await.expect_status(201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_to_unknown_hosts_reaches_master_once_per_host() {
+    const HOSTS: usize = 20;
+    const REMEMBERED: Duration = Duration::from_secs(5);
+    let app = patient_app(&[]).await;
+    let owner = app.owner("ada").await;
+    let shop = Shop::open(&app, &owner, "known").await;
+    let node = second_node(&app, &[]).await;
+    let known = node.storefront(&shop.hostname);
+    // Its connections to master are open before the flood: opening them is not what is measured.
+    let mut first = JoinSet::new();
+    for number in 0..HOSTS {
+        let stranger = node.storefront(&format!("first-{number}.stores.localhost"));
+        first.spawn(async move { stranger.get(PRODUCTS).await });
+    }
+    first.join_all().await;
+    shop.expect_served(&known.get(PRODUCTS).await);
+    let misses = || metric(&node, "tenantry_directory_lookups_total{result=\"miss\"}");
+    let before = misses().await;
+
+    let started = Instant::now();
+    let mut flood = JoinSet::new();
+    for number in 0..300 {
+        let stranger = node.storefront(&format!("stranger-{}.stores.localhost", number % HOSTS));
+        flood.spawn(async move { stranger.get(PRODUCTS).await });
+    }
+    for response in at_once(20, &known, PRODUCTS).await {
+        shop.expect_served(&response);
+    }
+    for response in flood.join_all().await {
+        response.expect_problem(421, "unknown-host");
+    }
+    // However slow the machine is: a host is asked for once in the time that the answer is remembered.
+    let rounds = 1 + u32::try_from(started.elapsed().as_millis() / REMEMBERED.as_millis()).expect("not for ever");
+    let asked = misses().await - before;
+    assert!(asked >= 20.0 && asked <= 20.0 * f64::from(rounds), "master was asked {asked} times in {rounds} rounds");
+    node.kill().await;
+}
+
+/// What befalls one store's database, with `{}` for its name and its role's.
+struct Trouble {
+    breaks: &'static str,
+    mends: &'static str,
+    cause: Cause,
+}
+
+/// Does it to one of two stores on a server: that one is refused, the other is served, and the first again once it is mended.
+async fn costs_one_store_only(trouble: Trouble) {
+    let app = patient_app(&[]).await;
+    let (owner, root) = (app.owner("ada").await, app.admin().await);
+    let (ill, well) = (Shop::open(&app, &owner, "ill").await, Shop::open(&app, &owner, "well").await);
+    let mut admin = app.cluster.admin().await;
+    let password = new_password(&app, &ill).await;
+    let sql = |sql: &str| sql.replace("{password}", &password).replace("{}", &format!("\"{}\"", ill.database));
+    for shop in [&ill, &well] {
+        shop.expect_served(&shop.at(&app).get(PRODUCTS).await);
+    }
+
+    // Nobody asks for the store in between, so nobody comes back before it is done.
+    terminate(&mut admin, &ill.database).await;
+    run(&mut admin, &sql(trouble.breaks)).await;
+    let (to_ill, to_well) = (ill.at(&app), well.at(&app));
+    let (refused, served) = tokio::join!(at_once(20, &to_ill, PRODUCTS), at_once(20, &to_well, PRODUCTS));
+    for response in &refused {
+        ill.expect_refused(response, &["store-database-unavailable"]);
+    }
+    for response in &served {
+        well.expect_served(response);
+    }
+    let known = app.cx.stores.explain(ill.id).await.expect("the store is known");
+    assert_eq!(known.last_error.map(|error| error.cause), Some(trouble.cause));
+    // Its owner is told as well, and still sees what master knows.
+    let detail = owner.api.get(&format!("/api/stores/{}", ill.id)).await;
+    assert_eq!(detail.expect_status(200)["database"]["state"], "unavailable");
+    assert!(!detail.text().contains(&ill.database) && !detail.text().contains("127.0.0.1"), "{}", detail.text());
+
+    run(&mut admin, &sql(trouble.mends)).await;
+    if trouble.cause.needs_change() {
+        suspend(&root, &ill).await;
+        resume(&root, &ill).await;
+        ill.expect_served(&to_ill.get(PRODUCTS).await);
+    } else {
+        eventually("the store is served again", || async { (to_ill.get(PRODUCTS).await.status == 200).then_some(()) })
+            .await;
+        ill.expect_served(&to_ill.get(PRODUCTS).await);
+    }
+    well.expect_served(&to_well.get(PRODUCTS).await);
+}
+
+/// The password that the store's role has now.
+async fn new_password(app: &TestApp, shop: &Shop) -> String {
+    use secrecy::ExposeSecret as _;
+    let (_, credential, _) = credential(app, shop).await;
+    credential.password.expose_secret().to_owned()
+}
+
+/// The sealed credential of a store as its row holds it, what is in it, and its version.
+async fn credential(app: &TestApp, shop: &Shop) -> (Vec<u8>, Credential, i32) {
+    let mut master = app.master().await;
+    let (bytes, version): (Vec<u8>, i32) =
+        sqlx::query_as("select sealed, credential_version from store_databases where store_id = $1")
+            .bind(shop.id.as_uuid())
+            .fetch_one(&mut master)
+            .await
+            .expect("the store has a database");
+    master.close().await.expect("it closes");
+    let sealed = Sealed::from_bytes(bytes.clone()).expect("it is sealed");
+    (bytes, Credential::open(&app.cx.keys, &sealed, shop.id, version).expect("it opens"), version)
+}
+
+/// Writes a sealed credential into the row of a store, past every operation.
+async fn put_credential(app: &TestApp, shop: &Shop, sealed: &[u8], version: i32) {
+    let mut master = app.master().await;
+    let done = sqlx::query("update store_databases set sealed = $2, credential_version = $3 where store_id = $1")
+        .bind(shop.id.as_uuid())
+        .bind(sealed)
+        .bind(version)
+        .execute(&mut master)
+        .await
+        .expect("the row is changed");
+    assert_eq!(done.rows_affected(), 1);
+    master.close().await.expect("it closes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_password_costs_one_store_only() {
+    costs_one_store_only(Trouble {
+        breaks: "alter role {} password 'changed-by-somebody'",
+        mends: "alter role {} password '{password}'",
+        cause: Cause::WrongPassword,
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_renamed_away_costs_one_store_only() {
+    costs_one_store_only(Trouble {
+        breaks: "alter database {} rename to it_faults_renamed_away",
+        mends: "alter database it_faults_renamed_away rename to {}",
+        cause: Cause::MissingDatabase,
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_without_a_free_connection_costs_one_store_only() {
+    costs_one_store_only(Trouble {
+        breaks: "alter database {} connection limit 0",
+        mends: "alter database {} connection limit -1",
+        cause: Cause::TooManyConnections,
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_is_closed_costs_one_store_only() {
+    costs_one_store_only(Trouble {
+        breaks: "alter role {} nologin",
+        mends: "alter role {} login",
+        cause: Cause::WrongPassword,
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_table_costs_one_store_only() {
+    let app = patient_app(&["--store-statement-timeout", "1000", "--store-acquire-timeout", "2000"]).await;
+    let owner = app.owner("ada").await;
+    let (ill, well) = (Shop::open(&app, &owner, "ill").await, Shop::open(&app, &owner, "well").await);
+    let (to_ill, to_well) = (ill.at(&app), well.at(&app));
+    let mut holder = app.cluster.connect(&ill.database).await;
+    run(&mut holder, "begin").await;
+    run(&mut holder, "lock table tenantry.products in access exclusive mode").await;
+
+    // More than the pool is wide: some wait for a connection, and are refused in time, too.
+    let (refused, served) = tokio::join!(at_once(50, &to_ill, PRODUCTS), at_once(20, &to_well, PRODUCTS));
+    for response in &refused {
+        ill.expect_refused(response, &["store-database-unavailable", "store-busy"]);
+    }
+    for response in &served {
+        well.expect_served(response);
+    }
+    run(&mut holder, "rollback").await;
+    ill.expect_served(&to_ill.get(PRODUCTS).await);
+    holder.close().await.expect("it closes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn known_stores_are_served_while_master_is_down() {
+    let app = patient_app(&[]).await;
+    let owner = app.owner("ada").await;
+    let (warm, cold) = (Shop::open(&app, &owner, "warm").await, Shop::open(&app, &owner, "cold").await);
+    let condemned = Shop::open(&app, &owner, "condemned").await;
+    let node = second_node(&app, &[]).await;
+    let at = |shop: &Shop| node.storefront(&shop.hostname);
+    let api = node.api().with_token(text(&owner.registered["tokens"], "accessToken"));
+    let internal = Client::new(node.internal_address, "localhost");
+    for shop in [&warm, &condemned] {
+        shop.expect_served(&at(shop).get(PRODUCTS).await);
+    }
+    // No such page: the route is known from now on, and no database was asked.
+    at(&cold).get("/no-such-page").await.expect_problem(404, "not-found");
+    let connects = metric(&node, "tenantry_connects_total{result=\"ok\"}").await;
+    assert!(connects <= 2.0, "{connects} connections were opened: the cold store is not cold");
+    assert_eq!(internal.get("/health/ready").await.expect_status(200)["status"], "ready");
+
+    let (mut admin, mut inside) = (app.cluster.admin().await, app.master().await);
+    run(&mut admin, &format!("alter database {} allow_connections false", app.master.database)).await;
+    terminate(&mut inside, &app.master.database).await;
+
+    for _ in 0..3 {
+        for shop in [&warm, &cold, &condemned] {
+            shop.expect_served(&at(shop).get(PRODUCTS).await);
+        }
+    }
+    let refused = api.post("/api/stores/create", json!({ "name": "Never", "slug": "never" })).await;
+    refused.expect_problem(503, "control-plane-unavailable");
+    assert!(!refused.header("retry-after").is_empty());
+    let refused = api.post("/api/auth/login", json!({ "email": owner.email, "password": owner.password })).await;
+    refused.expect_problem(503, "control-plane-unavailable");
+    let stranger = node.storefront("stranger.stores.localhost").get(PRODUCTS).await;
+    stranger.expect_problem(503, "directory-unavailable");
+    assert!(!stranger.header("retry-after").is_empty());
+    assert_eq!(
+        internal.get("/health/ready").await.expect_status(200),
+        json!({ "status": "degraded", "master": "down" })
+    );
+    assert_eq!(internal.get("/health/live").await.expect_status(200)["status"], "live");
+
+    // Nobody is there to hear of it.
+    let closed = sqlx::query("update stores set status = 'suspended' where id = $1")
+        .bind(condemned.id.as_uuid())
+        .execute(&mut inside)
+        .await
+        .expect("it is suspended");
+    assert_eq!(closed.rows_affected(), 1);
+    run(&mut admin, &format!("alter database {} allow_connections true", app.master.database)).await;
+
+    eventually("the suspended store is closed", || async {
+        (at(&condemned).get(PRODUCTS).await.status != 200).then_some(())
+    })
+    .await;
+    at(&condemned).get(PRODUCTS).await.expect_problem(503, "store-suspended");
+    for shop in [&warm, &cold] {
+        shop.expect_served(&at(shop).get(PRODUCTS).await);
+    }
+    assert_eq!(internal.get("/health/ready").await.expect_status(200)["status"], "ready");
+    api.post("/api/stores/create", json!({ "name": "Now", "slug": "now" })).await.expect_status(201);
+    // The workers are back, too: a store is prepared from start to end.
+    Shop::open(&app, &owner, "later").await;
+    inside.close().await.expect("it closes");
+    node.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_past_its_time_is_served_while_master_is_down_and_not_for_ever() {
+    let app = patient_app(&[]).await;
+    let owner = app.owner("ada").await;
+    let shop = Shop::open(&app, &owner, "stale").await;
+    // Every request of these nodes asks master; without an answer one believes its memory, the other does not.
+    let believing = second_node(&app, &[("ROUTE_TTL_MS", "0")]).await;
+    let strict = second_node(&app, &[("ROUTE_TTL_MS", "0"), ("ROUTE_MAX_STALE_MS", "0")]).await;
+    let (believing, strict) =
+        ((believing.storefront(&shop.hostname), believing), (strict.storefront(&shop.hostname), strict));
+    for client in [&believing.0, &strict.0] {
+        shop.expect_served(&client.get(PRODUCTS).await);
+    }
+    let (mut admin, mut inside) = (app.cluster.admin().await, app.master().await);
+    run(&mut admin, &format!("alter database {} allow_connections false", app.master.database)).await;
+    terminate(&mut inside, &app.master.database).await;
+
+    for response in at_once(20, &believing.0, PRODUCTS).await {
+        shop.expect_served(&response);
+    }
+    shop.expect_refused(&strict.0.get(PRODUCTS).await, &["directory-unavailable"]);
+    run(&mut admin, &format!("alter database {} allow_connections true", app.master.database)).await;
+    shop.expect_served(&believing.0.get(PRODUCTS).await);
+    shop.expect_served(&strict.0.get(PRODUCTS).await);
+    inside.close().await.expect("it closes");
+    believing.1.kill().await;
+    strict.1.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_credential_in_another_stores_row_does_not_open() {
+    let app = patient_app(&[]).await;
+    let owner = app.owner("ada").await;
+    let (source, target) = (Shop::open(&app, &owner, "source").await, Shop::open(&app, &owner, "target").await);
+    for shop in [&source, &target] {
+        shop.expect_served(&shop.at(&app).get(PRODUCTS).await);
+    }
+    let (own, _, own_version) = credential(&app, &target).await;
+    let (foreign, opened, foreign_version) = credential(&app, &source).await;
+    assert_eq!(own_version, foreign_version, "the two differ in nothing but the store");
+
+    // A node that knows neither store: all that it can go by is the row.
+    put_credential(&app, &target, &foreign, foreign_version).await;
+    let node = second_node(&app, &[]).await;
+    for response in at_once(10, &node.storefront(&target.hostname), PRODUCTS).await {
+        target.expect_refused(&response, &["store-database-unavailable"]);
+    }
+    source.expect_served(&node.storefront(&source.hostname).get(PRODUCTS).await);
+    // The node with an open pool may go on with what it had, which was the store's own.
+    let response = target.at(&app).get(PRODUCTS).await;
+    if response.status == 200 {
+        target.expect_served(&response);
+    }
+    // It does not when the version says that what it has is void.
+    let (version, at_version) = (foreign_version + 1, opened.seal(&app.cx.keys, source.id, foreign_version + 1));
+    put_credential(&app, &source, at_version.as_bytes(), version).await;
+    put_credential(&app, &target, at_version.as_bytes(), version).await;
+    eventually("the node has heard of it", || async {
+        let response = target.at(&app).get(PRODUCTS).await;
+        if response.status == 200 {
+            target.expect_served(&response);
+            return None;
+        }
+        target.expect_refused(&response, &["store-database-unavailable"]);
+        Some(())
+    })
+    .await;
+    source.expect_served(&source.at(&app).get(PRODUCTS).await);
+
+    // Its own credential at another version does not open either; at its own it does, on both nodes.
+    put_credential(&app, &target, &own, own_version + 7).await;
+    let fresh = second_node(&app, &[]).await;
+    target.expect_refused(&fresh.storefront(&target.hostname).get(PRODUCTS).await, &["store-database-unavailable"]);
+    put_credential(&app, &target, &own, own_version).await;
+    for client in [target.at(&app), node.storefront(&target.hostname), fresh.storefront(&target.hostname)] {
+        eventually("the store is served again", || async { (client.get(PRODUCTS).await.status == 200).then_some(()) })
+            .await;
+        target.expect_served(&client.get(PRODUCTS).await);
+    }
+    node.kill().await;
+    fresh.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotated_credential_takes_over_without_a_restart() {
+    let app = patient_app(&[]).await;
+    let owner = app.owner("ada").await;
+    let shop = Shop::open(&app, &owner, "rotated").await;
+    let client = shop.at(&app);
+    shop.expect_served(&client.get(PRODUCTS).await);
+    let mut admin = app.cluster.admin().await;
+    let old = backends(&mut admin, &shop.database).await;
+    assert!(!old.is_empty(), "the store has a pool");
+
+    let (_, mut credential, version) = credential(&app, &shop).await;
+    run(&mut admin, &format!("alter role \"{}\" password 'rotated-password'", shop.database)).await;
+    credential.password = SecretString::from("rotated-password");
+    let sealed = credential.seal(&app.cx.keys, shop.id, version + 1);
+    put_credential(&app, &shop, sealed.as_bytes(), version + 1).await;
+
+    // Served all the while, until the old sessions are gone and new ones have come.
+    let database = shop.database.as_str();
+    eventually("the old pool is gone", || async {
+        shop.expect_served(&client.get(PRODUCTS).await);
+        let mut admin = app.cluster.admin().await;
+        let now = backends(&mut admin, database).await;
+        admin.close().await.expect("it closes");
+        (!now.is_empty() && now.is_disjoint(&old)).then_some(())
+    })
+    .await;
+    for response in at_once(20, &client, PRODUCTS).await {
+        shop.expect_served(&response);
+    }
+    let known = eventually("no pool drains", || async {
+        app.cx.stores.explain(shop.id).await.filter(|known| known.draining == 0)
+    })
+    .await;
+    assert!(known.last_error.is_none(), "{known:?}");
+}
+
+/// A request by hand, which ends when the test says.
+struct Pending {
+    stream: TcpStream,
+}
+
+impl Pending {
+    /// Sends a head and part of a body, once the server has begun to wait for the body.
+    async fn begin(app: &TestApp, head: &str, body: &str) -> Self {
+        let stream = TcpStream::connect(app.address).await.expect("the node listens");
+        let mut pending = Self { stream };
+        pending.write(&format!("{head}expect: 100-continue\r\n\r\n")).await;
+        pending.read_until("100 Continue\r\n\r\n").await;
+        pending.write(body).await;
+        pending
+    }
+
+    async fn write(&mut self, text: &str) {
+        self.stream.write_all(text.as_bytes()).await.expect("the node reads");
+    }
+
+    async fn read_until(&mut self, end: &str) -> String {
+        let mut read = Vec::new();
+        within(end, async {
+            while !String::from_utf8_lossy(&read).contains(end) {
+                let count = self.stream.read_buf(&mut read).await.expect("the node answers");
+                assert!(count > 0, "the node hung up after {:?}", String::from_utf8_lossy(&read));
+            }
+        })
+        .await;
+        String::from_utf8_lossy(&read).into_owned()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_without_a_query_holds_no_connection() {
+    let app = patient_app(&["--store-max-connections", "1"]).await;
+    let owner = app.owner("ada").await;
+    let shop = Shop::open(&app, &owner, "patient").await;
+    let client = shop.at(&app);
+    let product = client.get(&format!("{PRODUCTS}/{}", shop.sells)).await.expect_status(200);
+    let cart = client.post("/store/v1/carts", Value::Null).await.expect_status(201);
+    let line = json!({ "variantId": product["variants"][0]["id"], "quantity": 1 }).to_string();
+    let head = format!(
+        "POST /store/v1/carts/{}/lines HTTP/1.1\r\nhost: {}\r\nx-cart-token: {}\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n",
+        text(&cart, "id"),
+        shop.hostname,
+        text(&cart, "token"),
+        line.len(),
+    );
+    let (begun, rest) = line.split_at(10);
+
+    // Ten shoppers who were answered and stay connected, and ten whose requests never end.
+    let mut open = Vec::new();
+    for _ in 0..10 {
+        let stream = TcpStream::connect(app.address).await.expect("the node listens");
+        let mut resting = Pending { stream };
+        resting.write(&format!("GET {PRODUCTS} HTTP/1.1\r\nhost: {}\r\n\r\n", shop.hostname)).await;
+        assert!(resting.read_until(&shop.sells).await.starts_with("HTTP/1.1 200"));
+        open.push(resting);
+        open.push(Pending::begin(&app, &head, begun).await);
+    }
+    eventually("nobody holds the one connection", || async {
+        let pool = app.cx.stores.explain(shop.id).await?.pool?;
+        // The pending requests have their leases, so they are where the test wants them.
+        (pool.leases == 10 && pool.open == pool.idle && pool.waiting == 0).then_some(())
+    })
+    .await;
+    shop.expect_served(&client.get(PRODUCTS).await);
+    client.post("/store/v1/carts", Value::Null).await.expect_status(201);
+
+    // They were real requests: the last one goes on where it stood.
+    let mut last = open.pop().expect("ten are pending");
+    last.write(rest).await;
+    let answer = last.read_until(&shop.sells).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspension_reaches_the_node_that_did_it_at_once() {
+    let app = patient_app(&[]).await;
+    let (owner, root) = (app.owner("ada").await, app.admin().await);
+    let (shop, other) = (Shop::open(&app, &owner, "suspended").await, Shop::open(&app, &owner, "other").await);
+    let node = second_node(&app, &[]).await;
+    let (here, there) = (shop.at(&app), node.storefront(&shop.hostname));
+    for client in [&here, &there] {
+        shop.expect_served(&client.get(PRODUCTS).await);
+    }
+
+    let started = Instant::now();
+    suspend(&root, &shop).await;
+    let response = here.get(PRODUCTS).await;
+    println!("suspended and refused on the same node after {:?}", started.elapsed());
+    shop.expect_refused(&response, &["store-suspended"]);
+    eventually("the other node refuses", || async { (there.get(PRODUCTS).await.status != 200).then_some(()) }).await;
+    println!("refused on the other node after {:?}", started.elapsed());
+    shop.expect_refused(&there.get(PRODUCTS).await, &["store-suspended"]);
+    other.expect_served(&other.at(&app).get(PRODUCTS).await);
+    // The database is left alone.
+    let database = shop.database.as_str();
+    eventually("nobody is connected to a suspended store", || async {
+        let mut admin = app.cluster.admin().await;
+        let connected = backends(&mut admin, database).await;
+        admin.close().await.expect("it closes");
+        connected.is_empty().then_some(())
+    })
+    .await;
+
+    resume(&root, &shop).await;
+    shop.expect_served(&here.get(PRODUCTS).await);
+    eventually("the other node serves", || async { (there.get(PRODUCTS).await.status == 200).then_some(()) }).await;
+    shop.expect_served(&there.get(PRODUCTS).await);
+    node.kill().await;
+}
