@@ -1,1 +1,141 @@
-fn main() {}
+#![doc = include_str!("../README.md")]
+
+mod client;
+mod cold;
+mod figures;
+mod list;
+mod load;
+mod plain;
+mod process;
+mod provision;
+mod report;
+mod rig;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::report::{Report, say};
+use crate::rig::Rig;
+
+/// Measures Tenantry beside its baselines, in one run, on the same databases.
+#[derive(Parser)]
+#[command(name = "cargo xtask bench", max_term_width = 110, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The baseline service; reads what it needs from its input.
+    #[command(hide = true)]
+    Plain,
+}
+
+/// How much is measured.
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Options {
+    /// A look instead of a measurement: few stores, few short rounds, nothing written
+    #[arg(long)]
+    quick: bool,
+    /// Interleaved rounds of the product list [default: 9]
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// How long each measurement of the product list lasts [default: 1.5]
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// Stores; also the rounds of provisioning [default: 50]
+    #[arg(long)]
+    stores: Option<usize>,
+    /// Products of each store
+    #[arg(long, default_value_t = 1000)]
+    products: usize,
+    /// Connections of the plain service's pool
+    #[arg(long, default_value_t = 8)]
+    pool: u32,
+    /// Only these parts
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Part::Provision, Part::List, Part::Cold])]
+    parts: Vec<Part>,
+    /// Where the results go; what stands there below the line of notes is kept
+    #[arg(long, default_value = "crates/bench/RESULTS.md")]
+    out: PathBuf,
+    /// The folder of the private PostgreSQL, on a disk and not in memory [default: a new one among the temporary files]
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    List,
+    Cold,
+    Provision,
+}
+
+impl Options {
+    pub(crate) fn rounds(&self) -> usize {
+        self.rounds.unwrap_or(if self.quick { 3 } else { 9 }).max(1)
+    }
+
+    pub(crate) fn length(&self) -> Duration {
+        Duration::from_secs_f64(self.seconds.unwrap_or(if self.quick { 0.4 } else { 1.5 }).clamp(0.05, 600.0))
+    }
+
+    pub(crate) fn stores(&self) -> usize {
+        self.stores.unwrap_or(if self.quick { 6 } else { 50 }).max(3)
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Some(Command::Plain) => plain::main(),
+        // One thread, so that the load takes as little as possible from what it measures.
+        None => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(Into::into)
+            .and_then(|runtime| runtime.block_on(measure(&cli.options))),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("bench: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn measure(options: &Options) -> anyhow::Result<()> {
+    let mut rig = Rig::start(options).await?;
+    let measured = parts(&mut rig, options).await;
+    let stopped = rig.stop().await;
+    let report = measured?;
+    stopped?;
+    say(&report.text());
+    if options.quick { Ok(()) } else { report.write(&options.out) }
+}
+
+async fn parts(rig: &mut Rig, options: &Options) -> anyhow::Result<Report> {
+    let mut report = Report::new(rig, options).await?;
+    let wants = |part| options.parts.contains(&part);
+    // Every store is provisioned anyway; this part looks at how long it takes.
+    let provisioned = provision::run(rig, options.stores()).await?;
+    if wants(Part::Provision) {
+        provisioned.add_to(&mut report);
+    }
+    if wants(Part::List) || wants(Part::Cold) {
+        rig.fill_stores(options.products).await?;
+    }
+    if wants(Part::List) {
+        list::run(rig, options, &mut report).await?;
+    }
+    if wants(Part::Cold) {
+        cold::run(rig, options, &mut report).await?;
+    }
+    Ok(report)
+}

@@ -1,0 +1,128 @@
+//! The tables, on the terminal and in the file.
+
+use std::path::Path;
+use std::thread::available_parallelism;
+
+use anyhow::Context as _;
+use sqlx::Connection as _;
+
+use crate::Options;
+use crate::figures::Spread;
+use crate::rig::Rig;
+
+/// Whatever follows this line in the file was written by people and is kept.
+const NOTES: &str = "## Notes\n";
+
+pub(crate) struct Report {
+    conditions: String,
+    aims: Table,
+    missed: Vec<String>,
+    tables: Vec<Table>,
+}
+
+impl Report {
+    pub(crate) async fn new(rig: &Rig, options: &Options) -> anyhow::Result<Self> {
+        let mut admin = rig.admin("postgres").await?;
+        let version: String = sqlx::query_scalar("show server_version").fetch_one(&mut admin).await?;
+        admin.close().await?;
+        let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+        let system = release
+            .lines()
+            .find_map(|line| line.strip_prefix("PRETTY_NAME="))
+            .map_or(std::env::consts::OS, |name| name.trim_matches('"'));
+        let version = version.split(' ').next().unwrap_or_default();
+        let processors = available_parallelism().map_or(0, usize::from);
+        let conditions = format!(
+            "{} stores with {} products each; {} rounds of {:.1} s; {processors} processors, shared by load, server and \
+             database; {system}; PostgreSQL {version}, fsync on, over TCP on loopback; a pool of {} connections in the \
+             limit, of 4 for each store in the plain service with pools, of at most 8 for each store and 200 in all in \
+             Tenantry.",
+            options.stores(),
+            options.products,
+            options.rounds(),
+            options.length().as_secs_f64(),
+            options.pool,
+        );
+        Ok(Self {
+            conditions,
+            aims: Table::new("Aims", &["what", "ratio: median (spread)", "aim", ""]),
+            missed: Vec::new(),
+            tables: Vec::new(),
+        })
+    }
+
+    pub(crate) fn aim(&mut self, what: &str, ratio: Spread, aim: &str, is_met: bool) {
+        let verdict = if is_met { "met" } else { "missed" };
+        self.aims.row([what.to_owned(), ratio.show(2), aim.to_owned(), verdict.to_owned()]);
+        if !is_met {
+            self.missed.push(format!("Missed: {what}: {:.2}, where the aim is {aim}.", ratio.median));
+        }
+    }
+
+    pub(crate) fn table(&mut self, table: Table) {
+        self.tables.push(table);
+    }
+
+    pub(crate) fn text(&self) -> String {
+        let mut parts = vec![self.conditions.clone(), self.aims.text()];
+        if !self.missed.is_empty() {
+            parts.push(self.missed.join("\n\n"));
+        }
+        parts.extend(self.tables.iter().map(Table::text));
+        parts.join("\n\n") + "\n"
+    }
+
+    /// Writes the file anew, but for the notes.
+    pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let old = std::fs::read_to_string(path).unwrap_or_default();
+        let notes = old.split_once(NOTES).map_or("", |(_, notes)| notes);
+        let text = format!(
+            "# Results\n\nWritten by `cargo xtask bench`; the notes at the end are not. README.md says how it measures.\n\n\
+             {}\n{NOTES}{notes}",
+            self.text(),
+        );
+        std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+    }
+}
+
+/// A table, as Markdown that reads on a terminal.
+pub(crate) struct Table {
+    title: &'static str,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    pub(crate) fn new(title: &'static str, head: &[&str]) -> Self {
+        Self { title, rows: vec![head.iter().map(|&text| text.to_owned()).collect()] }
+    }
+
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().collect());
+    }
+
+    fn text(&self) -> String {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or_default();
+        let width = |at: usize| self.rows.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count()).max();
+        let widths: Vec<usize> = (0..columns).map(|at| width(at).unwrap_or_default()).collect();
+        let line = |row: &Vec<String>| {
+            let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}", width = *width));
+            format!("| {} |", cells.collect::<Vec<_>>().join(" | "))
+        };
+        let rule = widths.iter().map(|width| "-".repeat(width + 2)).collect::<Vec<_>>().join("|");
+        let mut lines: Vec<String> = self.rows.iter().map(line).collect();
+        lines.insert(1, format!("|{rule}|"));
+        format!("## {}\n\n{}", self.title, lines.join("\n"))
+    }
+}
+
+/// Tells the person at the terminal.
+#[expect(clippy::print_stdout, reason = "the one site: the results are what the program is for")]
+pub(crate) fn say(line: &str) {
+    println!("{line}");
+}
+
+/// Tells of what goes wrong, and, in the plain service, whoever started it.
+#[expect(clippy::print_stderr, reason = "the one site: a program without a log of its own")]
+pub(crate) fn complain(line: &str) {
+    eprintln!("{line}");
+}
