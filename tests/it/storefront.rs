@@ -67,6 +67,7 @@ async fn walk(shop: &Client, query: &str, limit: usize) -> Vec<String> {
         let page = shop.get(&path).await.expect_status(200);
         let found = handles(&page);
         assert!(found.len() <= limit);
+        assert!(seen.len() < 1000, "the pages do not end: {query}");
         seen.extend(found.into_iter().map(str::to_owned));
         let Some(next) = page["meta"]["nextCursor"].as_str() else { return seen };
         path = format!("/store/v1/products?limit={limit}&{query}&cursor={next}");

@@ -174,7 +174,7 @@ async fn a_list_shows_each_store_once_newest_first() {
     loop {
         let page = ada.api.get(&path).await.expect_status(200);
         let data = page["data"].as_array().unwrap();
-        assert!(data.len() <= 2);
+        assert!(data.len() <= 2 && cursors.len() < 100, "the pages do not end");
         seen.extend(data.iter().map(|store| text(&store["id"]).to_owned()));
         let Some(next) = page["meta"]["nextCursor"].as_str() else { break };
         cursors.push(next.to_owned());
