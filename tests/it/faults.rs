@@ -99,7 +99,7 @@ async fn backends(admin: &mut PgConnection, database: &str) -> BTreeSet<i32> {
 /// Ends every session in `database` but one's own, and waits until they are gone.
 async fn terminate(admin: &mut PgConnection, database: &str) -> usize {
     let ended: Vec<bool> = sqlx::query_scalar(
-        "select pg_terminate_backend(pid, 30000) from pg_stat_activity
+        "select pg_terminate_backend(pid, 5000) from pg_stat_activity
          where datname = $1 and pid <> pg_backend_pid() and backend_type = 'client backend'",
     )
     .bind(database)
@@ -235,22 +235,18 @@ async fn killed_backends_cost_at_most_the_requests_in_flight() {
         shop.expect_refused(refusal, &["store-database-unavailable"]);
     }
 
-    // At rest nothing is in flight
-    for round in 0..60 {
-        let (first, killed) = tokio::join!(at_once(20, &client, PRODUCTS), async {
-            for _ in 0..3 {
-                terminate(&mut admin, &shop.database).await;
-            }
-        });
-        let bad = first.iter().filter(|r| r.status != 200).count();
-        if bad > 0 {
-            println!("DEBUG {round} in flight: {bad} of {killed:?} {:?}", app.cx.stores.explain(shop.id).await);
-        }
+    // Sessions that are only being opened are killed, too; who comes afterwards does not pay for it.
+    for _ in 0..5 {
+        tokio::join!(at_once(20, &client, PRODUCTS), terminate(&mut admin, &shop.database));
         for response in at_once(20, &client, PRODUCTS).await {
-            if response.status != 200 {
-                println!("DEBUG {round} {:?}", app.cx.stores.explain(shop.id).await);
-            }
+            shop.expect_served(&response);
         }
+    }
+
+    // At rest nothing is in flight, so nothing is lost.
+    terminate(&mut admin, &shop.database).await;
+    for response in at_once(20, &client, PRODUCTS).await {
+        shop.expect_served(&response);
     }
     terminate(&mut admin, &shop.database).await;
     client.post("/store/v1/carts", Value::Null).await.expect_status(201);

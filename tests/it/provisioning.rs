@@ -348,7 +348,8 @@ async fn a_brought_run_unwinds_from_every_step_and_leaves_the_old_shop_alone() {
 async fn unwinds_from_every_step(bench: &Bench, kind: DatabaseKind, database: Option<&TestDatabase>) {
     let store = store_id(&bench.stores[0]);
     let name = managed_name(store);
-    for done in 0..=StepName::of(kind).len() {
+    // The last step opens the store in the transaction that ends the run: after it there is nothing left to cancel.
+    for done in 0..StepName::of(kind).len() {
         let run = bench.connect(store, database).await;
         let mut master = bench.app.master().await;
         for (at, step) in run.steps.iter().take(done).enumerate() {
@@ -392,7 +393,7 @@ async fn after_a_cancellation_nothing_reaches_the_database_that_was_given_up() {
     let store = store_id(&bench.stores[0]);
     let (first, second) = (bench.app.cluster.brought().await, bench.app.cluster.brought().await);
     let run = bench.connect(store, Some(&first)).await;
-    for step in &run.steps {
+    for step in run.steps.iter().filter(|step| step.name != StepName::Activate) {
         // From the seed on there are open connections to it.
         bench.perform(&run, step.name).await;
     }
@@ -662,7 +663,7 @@ async fn a_cancellation_that_comes_as_the_run_ends_is_not_lost() {
     let store = store_id(&bench.stores[0]);
     let run = bench.connect(store, None).await;
     let mut master = bench.app.master().await;
-    for step in &run.steps {
+    for step in run.steps.iter().filter(|step| step.name != StepName::Activate) {
         db::step_begin(&mut master, run.run.id, step.name, bench.cx.clock.now()).await.unwrap();
         bench.perform(&run, step.name).await;
         let end = db::StepEnd { state: StepState::Succeeded, error: None };

@@ -87,6 +87,9 @@ enum Next {
 
 async fn advance(cx: &OpsCx, id: RunId) -> Result<(), RunError> {
     let mut tx = cx.master.begin().await?;
+    let Some(found) = db::run_find(&mut tx, id).await? else { return Ok(()) };
+    // The store before its run, as cancelling locks them.
+    stores::db::store_lock(&mut tx, found.run.store_id).await?;
     if !db::run_begin(&mut tx, id, cx.clock.now()).await? {
         return Ok(());
     }

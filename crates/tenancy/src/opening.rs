@@ -89,6 +89,7 @@ async fn wait_for_permit(pool: &Arc<Pool>) -> Option<Permit> {
 async fn connect(pool: &Pool) -> Result<(Link, Backend), ConnectError> {
     let database = &pool.database;
     let mut pause = Duration::from_millis(10);
+    let mut was_ended = false;
     loop {
         let opened = {
             // Opened here and dropped here: nothing keeps the secret beyond the connecting.
@@ -103,6 +104,8 @@ async fn connect(pool: &Pool) -> Result<(Link, Backend), ConnectError> {
                 sleep(pause).await;
                 pause *= 2;
             }
+            // Somebody ended this one session, which says nothing of the server: one that stops refuses the next.
+            Err(error) if error.sqlstate.as_deref() == Some("57P01") && !was_ended => was_ended = true,
             other => return other,
         }
     }
