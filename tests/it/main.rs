@@ -14,5 +14,6 @@ mod processes;
 mod provisioning;
 mod scenes;
 mod secrets;
+mod soak;
 mod storefront;
 mod stores;

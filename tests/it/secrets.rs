@@ -1,189 +1,271 @@
-//! No secret is readable anywhere but where it is used: every log line, every row of every table and every metric of a whole
-//! run is searched for every secret that the run has used.
+//! Secrets leave no trace: not in logs, answers to ops, metrics, master, the job queue, or a store's own database.
 
-use base64::Engine as _;
-use integration_tests::{Cli, Client, ENCRYPTION_KEY, JWT_SECRET, Process, cluster, database_name, eventually};
+use std::collections::BTreeMap;
+
+use control_plane::config::KeyArgs;
+use control_plane::provisioning::db;
+use control_plane::servers;
+use integration_tests::{Cli, Cluster, ENCRYPTION_KEY, JWT_SECRET, Process, TestDatabase, database_name, own_cluster};
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tenancy::Credential;
-use vault::{KeyRing, Sealed};
 
-const PASSWORD: &str = "plain-password-of-ada";
-const WRONG: &str = "wrong-database-password";
+use crate::processes::master_with_server;
+use crate::provisioning::store_id;
 
-/// Secrets by name, and where they must not be.
-struct Search {
-    secrets: Vec<(&'static str, String)>,
-    found: Vec<String>,
-}
+/// What must not be found, by what it is.
+#[derive(Default)]
+struct Secrets(BTreeMap<String, String>);
 
-impl Search {
-    /// Looks for every secret in `text`: as it is, in hexadecimal and in both alphabets of base64.
-    fn look(&mut self, place: &str, text: &str) {
-        for (name, secret) in &self.secrets {
-            let forms = [
-                secret.clone(),
-                hex::encode(secret),
-                base64::engine::general_purpose::STANDARD_NO_PAD.encode(secret),
-                base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(secret),
-            ];
-            if forms.iter().any(|form| text.contains(form.as_str())) {
-                self.found.push(format!("{name} in {place}"));
-            }
-        }
+impl Secrets {
+    fn add(&mut self, what: &str, secret: &str) {
+        assert!(secret.len() >= 8, "{what} is too short to be looked for");
+        self.0.insert(format!("{what} {}", self.0.len()), secret.to_owned());
     }
 
-    /// Looks through every row of every table that is not the server's own.
-    async fn look_through(&mut self, place: &str, mut connection: PgConnection) {
-        let tables = "select format('%I.%I', table_schema, table_name) from information_schema.tables
-                      where table_schema not in ('pg_catalog', 'information_schema') and table_type = 'BASE TABLE'";
-        let tables: Vec<String> =
-            sqlx::query_scalar(tables).fetch_all(&mut connection).await.expect("tables are listed");
-        assert!(tables.len() > 10, "{place} has only {tables:?}");
-        for table in tables {
-            let rows =
-                sqlx::raw_sql(AssertSqlSafe(format!("select t::text from {table} t"))).fetch_all(&mut connection).await;
-            for row in rows.expect("rows are read") {
-                let text: String = row.get(0);
-                self.look(&format!("{place} {table}"), &text);
+    /// The secrets that are in `text`, as they are or in another common writing.
+    fn found_in(&self, text: &str) -> Vec<&str> {
+        let mut found = Vec::new();
+        for (what, secret) in &self.0 {
+            let hex = hex::encode(secret);
+            if text.contains(secret.as_str()) || text.contains(&hex) {
+                found.push(what.as_str());
             }
         }
-        connection.close().await.expect("it closes");
+        found
     }
 }
 
-async fn run_ended(owner: &Client, store: &Value) -> Value {
-    let path = format!("/api/stores/{}/provisioning", store["id"].as_str().expect("an id"));
-    eventually("the run ends", || async {
-        let run = owner.get(&path).await.expect_status(200)["run"].clone();
-        ["succeeded", "failed"].contains(&run["state"].as_str().expect("a state")).then_some(run)
-    })
+/// Every row of every table of a database, as text. Bytes show as hexadecimal digits.
+async fn everything(connection: &mut PgConnection) -> String {
+    let tables: Vec<(String, String)> = sqlx::query_as(
+        "select n.nspname::text, c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
+         where c.relkind in ('r', 'p', 'm') and n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast')",
+    )
+    .fetch_all(&mut *connection)
     .await
+    .unwrap();
+    assert!(tables.len() > 5);
+    let mut text = String::new();
+    for (schema, table) in tables {
+        let rows: Vec<String> =
+            sqlx::query_scalar(AssertSqlSafe(format!("select t::text from \"{schema}\".\"{table}\" t")))
+                .fetch_all(&mut *connection)
+                .await
+                .unwrap();
+        text.push_str(&format!("-- {schema}.{table}\n{}\n", rows.join("\n")));
+    }
+    text
+}
+
+fn password_of(url: &str) -> &str {
+    url.split(':').nth(2).unwrap().split('@').next().unwrap()
+}
+
+async fn credential(master: &TestDatabase, store: &Value) -> Credential {
+    let ring =
+        KeyArgs { encryption_key: Some(ENCRYPTION_KEY.to_owned().into()), encryption_keys: None }.ring().unwrap();
+    let id = store_id(store);
+    let row = db::store_database_find(&mut master.admin().await, id).await.unwrap().unwrap();
+    Credential::open(&ring, &row.sealed, id, row.credential_version).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_secret_of_a_whole_run_is_left_anywhere() {
-    let cluster = cluster().await;
-    let (master, brought) = (cluster.master().await, cluster.brought().await);
-    let admin_url = cluster.url("postgres");
-    Cli::json(&master.url(), &["servers", "add", "local", "--url", &admin_url]).await;
-    let node = Process::serve(&master.url(), &[("LOG", "trace")]).await;
-    let anybody = node.api();
-
-    let body = json!({ "email": "ada@example.com", "password": PASSWORD, "firstName": "Ada", "lastName": "L" });
-    let registered = anybody.post("/api/auth/register", body).await.expect_status(201);
-    let token = |body: &Value, name: &str| body["tokens"][name].as_str().expect("a token").to_owned();
-    let mut secrets = vec![
-        ("first access token", token(&registered, "accessToken")),
-        ("first refresh token", token(&registered, "refreshToken")),
-    ];
-    let refreshed = anybody.post("/api/auth/refresh", json!({ "refreshToken": secrets[1].1 })).await.expect_status(200);
-    secrets.extend([
-        ("access token", token(&refreshed, "accessToken")),
-        ("refresh token", token(&refreshed, "refreshToken")),
-    ]);
-    anybody
-        .post("/api/auth/login", json!({ "email": "ada@example.com", "password": PASSWORD }))
-        .await
-        .expect_status(200);
-    let owner = anybody.with_token(&secrets[2].1);
-
-    let mut stores = Vec::new();
-    for (slug, connect) in [
-        ("managed", json!({ "managed": true, "demoProducts": true })),
-        ("brought", json!({ "engine": "postgresql", "connectionString": brought.url() })),
-        (
-            "refused",
-            json!({ "engine": "postgresql", "host": "127.0.0.1", "port": cluster.port(), "username": brought.database,
-            "password": WRONG, "database": brought.database }),
-        ),
-        (
-            "mistyped",
-            json!({ "engine": "postgresql", "connectionString": format!("postgres://ada:{WRONG}@127.0.0.1:1/x?sslmode=often") }),
-        ),
-    ] {
-        let store = owner
-            .post("/api/stores/create", json!({ "name": slug, "slug": format!("{slug}-tea") }))
-            .await
-            .expect_status(201);
-        let path = format!("/api/stores/{}/connect-database", store["id"].as_str().expect("an id"));
-        let answer = owner.post(&path, connect).await;
-        assert!(!answer.text().contains(WRONG), "{}", answer.text());
-        if slug != "mistyped" {
-            answer.expect_status(202);
-            let run = run_ended(&owner, &store).await;
-            assert_eq!(run["state"], if slug == "refused" { "failed" } else { "succeeded" }, "{run}");
-        }
-        stores.push(store);
+async fn no_secret_is_found_anywhere_after_a_day_of_work() {
+    let cluster: &Cluster = own_cluster("secrets").await;
+    // A server that writes everything down, as an administrator in trouble may set it.
+    let mut admin = cluster.admin().await;
+    for setting in ["log_statement = 'all'", "log_min_error_statement = 'error'"] {
+        admin.execute(AssertSqlSafe(format!("alter role all set {setting}"))).await.unwrap();
     }
+    let master = master_with_server(cluster).await;
+    let url = master.url();
+    let log = "trace,sqlx::query=trace,sqlx::postgres=trace,sqlx::pool=trace,graphile_worker::runner=trace";
+    let node = Process::serve(&url, &[("LOG", log)]).await;
+    let mut secrets = Secrets::default();
+    secrets.add("encryption key", ENCRYPTION_KEY);
+    secrets.add("signing secret", JWT_SECRET);
+    secrets.add("administrator's password", password_of(&url));
+    let mut answers = String::new();
 
-    let import = format!("/api/stores/{}/products/import", stores[1]["id"].as_str().expect("an id"));
-    let csv = "Handle,Title,Variant Price,Variant Inventory Qty\nteapot,Teapot,12.50,5\n";
-    owner.send_bytes(http::Method::POST, &import, "text/csv", csv).await.expect_status(200);
-    let shop = node.storefront(stores[1]["hostname"].as_str().expect("a hostname"));
-    let product = shop.get("/store/v1/products/teapot").await.expect_status(200);
-    let cart = shop.post("/store/v1/carts", Value::Null).await.expect_status(201);
-    let cart_token = cart["token"].as_str().expect("a token").to_owned();
-    let buyer = shop.with("x-cart-token", &cart_token).with("idempotency-key", "order-1");
-    let cart_path = format!("/store/v1/carts/{}", cart["id"].as_str().expect("an id"));
-    let line = json!({ "variantId": product["variants"][0]["id"], "quantity": 1 });
-    buyer.post(&format!("{cart_path}/lines"), line).await.expect_status(200);
-    let address = json!({ "firstName": "B", "lastName": "C", "address1": "Street 1", "city": "Bern", "country": "CH" });
-    let order = json!({ "email": "b@example.com", "shippingAddress": address });
-    let order = buyer.post(&format!("{cart_path}/complete"), order).await.expect_status(201);
+    // People come, sign in, come back, and mistype.
+    let owner = node.owner("ada").await;
+    secrets.add("password", &owner.password);
+    let tokens = &owner.registered["tokens"];
+    secrets.add("access token", tokens["accessToken"].as_str().unwrap());
+    secrets.add("refresh token", tokens["refreshToken"].as_str().unwrap());
+    let login = owner.login(json!({})).await.expect_status(200);
+    secrets.add("refresh token", login["tokens"]["refreshToken"].as_str().unwrap());
+    let refresh = json!({ "refreshToken": login["tokens"]["refreshToken"] });
+    let refreshed = node.api().post("/api/auth/refresh", refresh.clone()).await.expect_status(200);
+    secrets.add("access token", refreshed["tokens"]["accessToken"].as_str().unwrap());
+    secrets.add("refresh token", refreshed["tokens"]["refreshToken"].as_str().unwrap());
+    answers += &node.api().post("/api/auth/refresh", refresh).await.text();
+    let mistyped = json!({ "email": owner.email, "password": "mistyped-password-1" });
+    secrets.add("mistyped password", "mistyped-password-1");
+    answers += &node.api().post("/api/auth/login", mistyped).await.text();
+    answers += &node.api().with_token("made-up-token-1").get("/api/auth/me").await.text();
+    secrets.add("made-up token", "made-up-token-1");
 
-    // The password that we made up for the managed store, as the row of its database holds it.
-    let mut connection = master.admin().await;
-    let (sealed, version): (Vec<u8>, i32) =
-        sqlx::query_as("select sealed, credential_version from store_databases where kind = 'managed'")
-            .fetch_one(&mut connection)
-            .await
-            .expect("one managed database");
-    let ring = KeyRing::single(ENCRYPTION_KEY).expect("a key");
-    let id = stores[0]["id"].as_str().expect("an id").parse().expect("a store id");
-    let made_up = Credential::open(&ring, &Sealed::from_bytes(sealed).expect("sealed"), id, version).expect("it opens");
-
-    let admin_password = admin_url
-        .split_once("://")
-        .and_then(|(_, rest)| rest.split_once(':')?.1.split_once('@'))
-        .expect("a password")
-        .0
-        .to_owned();
-    secrets.extend([
-        ("owner's password", PASSWORD.to_owned()),
-        ("brought database's password", brought.password()),
-        ("refused password", WRONG.to_owned()),
-        ("made-up database password", made_up.password.expose_secret().to_owned()),
-        ("server administrator's password", admin_password),
-        ("encryption key", ENCRYPTION_KEY.to_owned()),
-        ("signing secret", JWT_SECRET.to_owned()),
-        ("cart token", cart_token),
-        ("order token", order["orderToken"].as_str().expect("a token").to_owned()),
-    ]);
-    let mut search = Search { secrets, found: Vec::new() };
-
-    let metrics = Client::new(node.internal_address, "localhost").get("/metrics").await;
-    search.look("metrics", &metrics.text());
-    owner.post("/api/auth/logout", Value::Null).await.expect_status(204);
-    search.look_through("master", connection).await;
-    search.look_through("the managed database", cluster.connect(&database_name(&stores[0])).await).await;
-    search.look_through("the brought database", brought.admin().await).await;
-    let server_log = std::fs::read_to_string(cluster.log_file()).expect("the server writes a log");
-    search.look("the server's log", &server_log);
-    let log = node.log();
-    assert!(log.lines().count() > 50, "the node has logged: {log}");
-    search.look("the node's log", &log);
-    assert_eq!(search.found, Vec::<String>::new());
-
-    // The search itself works: what is planted is found, in every form.
-    for planted in
-        [PASSWORD.to_owned(), hex::encode(PASSWORD), base64::engine::general_purpose::STANDARD_NO_PAD.encode(PASSWORD)]
+    // Stores get databases of both kinds, some at the second try.
+    let managed = node.active_store(&owner, "managed-shop").await;
+    let brought = owner.create_store("brought-shop").await.expect_status(201);
+    let database = cluster.brought().await;
+    secrets.add("brought password", &database.password());
+    let wrong = database.url().replace(&database.password(), "wrong-database-password");
+    secrets.add("wrong password", "wrong-database-password");
+    let connection = |url: &str| json!({ "engine": "postgresql", "connectionString": url });
+    owner.connect(&brought, connection(&wrong)).await.expect_status(202);
+    let failed = node.run_ended(&owner, &brought).await;
+    assert_eq!(failed["state"], "failed");
+    answers += &failed.to_string();
+    secrets.add("malformed password", "malformed-url-password");
+    for malformed in
+        ["mysql://u:malformed-url-password@h/d", "postgres://u:malformed-url-password@", "malformed-url-password"]
     {
-        search.look("a planted text", &format!("x{planted}y"));
-        assert_eq!(search.found.drain(..).collect::<Vec<_>>(), ["owner's password in a planted text"]);
+        answers += &owner.connect(&brought, connection(malformed)).await.text();
+    }
+    let typo = json!({ "engine": "postgresql", "connectionString": "malformed-url-password", "passwort": 1 });
+    answers += &owner.connect(&brought, typo).await.text();
+    owner.connect(&brought, connection(&database.url())).await.expect_status(202);
+    assert_eq!(node.run_ended(&owner, &brought).await["state"], "succeeded");
+    let given_up = owner.create_store("given-up").await.expect_status(201);
+    node.active_store(&owner, "second-shop").await;
+    owner.connect(&given_up, connection(&wrong)).await.expect_status(202);
+    node.run_ended(&owner, &given_up).await;
+    owner.api.post(&format!("/api/stores/{}/provisioning/retry", given_up["id"].as_str().unwrap()), json!({})).await;
+    node.run_ended(&owner, &given_up).await;
+    for store in [&managed, &brought] {
+        secrets.add("store's password", credential(&master, store).await.password.expose_secret());
     }
 
-    // The node is gone before the databases that it uses.
-    node.kill().await;
+    // Products come, and somebody buys one.
+    let csv = "Handle,Title,Variant Price\nmug,Mug,9.90\nbad,Bad,price\n";
+    let path = format!("/api/stores/{}/products/import", brought["id"].as_str().unwrap());
+    owner.api.send_bytes(http::Method::POST, &path, "text/csv", csv).await.expect_status(200);
+    let shop = node.storefront_of(&brought);
+    let mug = shop.get("/store/v1/products/mug").await.expect_status(200);
+    let cart = shop.post("/store/v1/carts", json!({})).await.expect_status(201);
+    secrets.add("cart token", cart["token"].as_str().unwrap());
+    let shopper = shop.with("x-cart-token", cart["token"].as_str().unwrap());
+    let cart_path = format!("/store/v1/carts/{}", cart["id"].as_str().unwrap());
+    let line = json!({ "variantId": mug["variants"][0]["id"], "quantity": 1 });
+    shopper.post(&format!("{cart_path}/lines"), line).await.expect_status(200);
+    let address = json!({ "firstName": "Eve", "lastName": "E", "address1": "1 Road", "city": "Town", "postalCode": "12345", "country": "US" });
+    let checkout = json!({ "email": "eve@example.com", "shippingAddress": address });
+    let buyer = shopper.with("idempotency-key", "order-1");
+    let order = buyer.post(&format!("{cart_path}/complete"), checkout).await;
+    let order = order.expect_status(201);
+    secrets.add("order token", order["orderToken"].as_str().unwrap());
+
+    // Something breaks, and ops look at it.
+    admin.execute(AssertSqlSafe(format!("alter role {} connection limit 0", database_name(&managed)))).await.unwrap();
+    admin
+        .execute(AssertSqlSafe(format!(
+            "select pg_terminate_backend(pid) from pg_stat_activity where usename = '{}'",
+            database_name(&managed)
+        )))
+        .await
+        .unwrap();
+    answers += &node.storefront_of(&managed).get("/store/v1/products").await.text();
+    Cli::json(&url, &["admin", "grant", &owner.email]).await;
+    for path in [
+        "/api/ops/doctor",
+        "/api/ops/servers",
+        "/api/ops/stores",
+        "/api/ops/explain/host?host=brought-shop.stores.localhost",
+    ] {
+        answers += &owner.api.get(path).await.text();
+    }
+    let more =
+        json!({ "name": "more", "url": cluster.url("postgres").replace(password_of(&url), "wrong-admin-password") });
+    secrets.add("wrong administrator's password", "wrong-admin-password");
+    answers += &owner.api.post("/api/ops/servers", more).await.text();
+    for arguments in [&["doctor"][..], &["servers", "list"], &["explain", "host", "managed-shop.stores.localhost"]] {
+        let output = Cli::run(&url, arguments).await;
+        answers += &String::from_utf8_lossy(&[output.stdout, output.stderr].concat());
+    }
+
+    let metrics = node.internal().get("/metrics").await.text();
+    let program = node.log_handle();
+    assert_eq!(node.terminate().await, Some(0));
+    let program = program.lock().unwrap().clone();
+    assert!(program.contains("TRACE") && program.contains("provisioning"), "the log was as loud as it gets");
+    let server = std::fs::read_to_string(cluster.log_file()).unwrap();
+    assert!(
+        server.to_lowercase().contains("statement: ") || server.contains("execute "),
+        "the server wrote statements down"
+    );
+    let in_master = everything(&mut master.admin().await).await;
+    assert!(in_master.contains("graphile_worker."), "the job queue was read, too");
+    // Statements that still run, or ran last, are seen by everybody who may look at the server.
+    let activity: Vec<String> =
+        sqlx::query_scalar("select coalesce(query, '') from pg_stat_activity").fetch_all(&mut admin).await.unwrap();
+    let mut places = vec![
+        ("answers", answers),
+        ("metrics", metrics),
+        ("the program's log", program),
+        ("the server's log", server),
+        ("master", in_master),
+        ("activity", activity.join("\n")),
+    ];
+    for store in [&managed, &brought] {
+        let name = if store == &managed { database_name(store) } else { database.database.clone() };
+        places.push(("a store's database", everything(&mut cluster.connect(&name).await).await));
+    }
+
+    for (place, text) in &places {
+        let mut found = secrets.found_in(text);
+        // The test made this login itself, in the open.
+        if *place == "the server's log" {
+            found.retain(|what| !what.starts_with("brought password"));
+            let by_us = text.lines().filter(|line| line.contains(&database.password()));
+            assert!(
+                by_us.clone().all(|line| line.contains("create role it_brought")),
+                "{:?}",
+                by_us.collect::<Vec<_>>()
+            );
+            found.retain(|what| !what.starts_with("store's password") || secrets.0[*what] != database.password());
+        }
+        assert!(found.is_empty(), "{place} holds: {found:?}\n{}", lines_with(&secrets, text));
+    }
+    proves_that_it_finds(&secrets, &master, &database).await;
+}
+
+fn lines_with(secrets: &Secrets, text: &str) -> String {
+    let lines = text.lines().filter(|line| !secrets.found_in(line).is_empty());
+    lines.take(5).map(|line| line.chars().take(600).collect::<String>() + "\n").collect()
+}
+
+/// Plants secrets where they must not be, and finds them.
+async fn proves_that_it_finds(secrets: &Secrets, master: &TestDatabase, store: &TestDatabase) {
+    let (what, secret) = secrets.0.iter().next().unwrap();
+    for database in [master, store] {
+        let mut connection = database.admin().await;
+        let mut tx = connection.begin().await.unwrap();
+        tx.execute("create table planted (plain text, bytes bytea)").await.unwrap();
+        for column in ["plain", "bytes"] {
+            let statement = format!("truncate planted; insert into planted ({column}) values ('{secret}')");
+            tx.execute(AssertSqlSafe(statement)).await.unwrap();
+            assert_eq!(secrets.found_in(&everything(&mut tx).await), [what.as_str()]);
+        }
+    }
+    assert_eq!(secrets.found_in(&format!("a line with {secret} in it")), [what.as_str()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registered_servers_password_is_sealed_at_once() {
+    let app = integration_tests::TestApp::start().await;
+    let password = password_of(&app.cluster.url("postgres")).to_owned();
+    let admin = app.admin().await;
+    let listed = admin.api.get("/api/ops/servers").await;
+    listed.expect_status(200);
+    assert!(!listed.text().contains(&password));
+    let rows = everything(&mut app.master().await).await;
+    assert!(!rows.contains(&password) && !rows.contains(&hex::encode(&password)));
+    // It is there all the same, for who has the key.
+    let servers = servers::list(&app.cx).await.unwrap();
+    let opened = servers::open_credential(&app.cx, &servers[0]).unwrap();
+    assert_eq!(opened.password.expose_secret(), password);
 }

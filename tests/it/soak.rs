@@ -1,0 +1,150 @@
+//! Long runs, for `cargo xtask soak`: many kills, a hammer of many stores, a large import.
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use control_plane::audit::Actor;
+use integration_tests::{Cli, TestApp, TestAppOptions, database_name, own_cluster};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::processes::survive_kills;
+use crate::provisioning::{seeded, store_id};
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "soak"]
+async fn runs_survive_ten_kills_each() {
+    let cluster = own_cluster("kills").await;
+    let hits = survive_kills(cluster, 6, 10).await;
+    println!("{hits} of 60 kills hit an unfinished run");
+    assert!(hits >= 20, "too few kills hit anything: {hits}");
+}
+
+fn path(store: &Value, rest: &str) -> String {
+    format!("/api/stores/{}{rest}", store["id"].as_str().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "soak"]
+async fn a_minute_of_connecting_cancelling_and_suspending_leaves_every_store_whole() {
+    const STORES: usize = 12;
+    let app = TestApp::start_with(TestAppOptions::default()).await;
+    let owner = app.owner("ada").await;
+    let mut stores = Vec::new();
+    for at in 0..STORES {
+        stores.push(owner.create_store(&format!("store-{at}")).await.expect_status(201));
+    }
+    let until = Instant::now() + Duration::from_secs(60);
+    let mut hammers = JoinSet::new();
+    for store in &stores {
+        let (store, owner, cx) = (store.clone(), owner.clone(), app.cx.clone());
+        let shop = app.storefront_of(&store);
+        hammers.spawn(async move {
+            let mut done = 0_usize;
+            while Instant::now() < until {
+                let answer = match kernel::random::below(24) {
+                    0..=3 => owner.connect(&store, json!({ "managed": true })).await,
+                    4 => owner.api.post(&path(&store, "/provisioning/cancel"), json!({})).await,
+                    5 => owner.api.post(&path(&store, "/provisioning/retry"), json!({})).await,
+                    _ => shop.get("/store/v1/products").await,
+                };
+                // Whatever comes when: an answer that makes sense, and never a failure of ours.
+                assert!([200, 202, 404, 409, 503].contains(&answer.status.as_u16()), "{}", answer.text());
+                if kernel::random::below(4) == 0 {
+                    // Refused while it is not served, which is as good.
+                    drop(control_plane::stores::suspend(&cx, Actor::Cli, store_id(&store), "hammer").await);
+                    drop(control_plane::stores::resume(&cx, Actor::Cli, store_id(&store)).await);
+                }
+                done += 1;
+                tokio::time::sleep(Duration::from_millis(kernel::random::below(200))).await;
+            }
+            done
+        });
+    }
+    let done: usize = hammers.join_all().await.into_iter().sum();
+
+    let mut ends = std::collections::BTreeMap::<String, usize>::new();
+    for store in &stores {
+        let latest = owner.api.get(&path(store, "/provisioning")).await;
+        if latest.status == 404 {
+            continue;
+        }
+        let run = app.run_ended(&owner, store).await;
+        let detail = owner.api.get(&path(store, "")).await.expect_status(200);
+        let status = detail["status"].as_str().unwrap().to_owned();
+        *ends.entry(format!("{} {status}", run["state"].as_str().unwrap())).or_default() += 1;
+        match run["state"].as_str().unwrap() {
+            "succeeded" => assert_eq!(status, "active", "{run}"),
+            "cancelled" => assert_eq!(status, "pending_database", "{run}"),
+            _ => panic!("a run failed: {run}"),
+        }
+        if status == "pending_database" {
+            owner.connect(store, json!({ "managed": true })).await.expect_status(202);
+            let run = app.run_ended(&owner, store).await;
+            assert_eq!(run["state"], "succeeded", "{run}");
+        }
+        app.storefront_of(store).get("/store/v1/products").await.expect_status(200);
+        let seeds = seeded(&mut app.cluster.connect(&database_name(store)).await).await;
+        assert!(seeds.contains(&("staff".to_owned(), 1)), "{seeds:?}");
+    }
+    println!("{done} calls on {STORES} stores; ends: {ends:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "soak"]
+async fn fifty_thousand_rows_are_imported_while_the_storefront_answers() {
+    const PRODUCTS: usize = 25_000;
+    let app = TestApp::start().await;
+    let owner = app.owner("ada").await;
+    let store = owner.create_store("tea").await.expect_status(201);
+    owner.connect(&store, json!({ "managed": true })).await.expect_status(202);
+    assert_eq!(app.run_ended(&owner, &store).await["state"], "succeeded");
+    let mut csv = "Handle,Title,Option1 Name,Option1 Value,Variant SKU,Variant Price\n".to_owned();
+    for at in 0..PRODUCTS {
+        let _ = writeln!(csv, "p-{at},Product {at},Size,S,{at}-S,1.00\np-{at},,,L,{at}-L,2.00");
+    }
+    let shop = app.storefront_of(&store);
+    // The harness's own limit on a request is a minute; this one may take longer.
+    let (address, token) = (app.address, owner.registered["tokens"]["accessToken"].as_str().unwrap().to_owned());
+    let import = path(&store, "/products/import");
+    let send = |csv: String| {
+        let (import, token) = (import.clone(), token.clone());
+        async move { post_csv(address, &import, &token, csv).await }
+    };
+
+    let began = Instant::now();
+    let importing = tokio::task::spawn(send(csv.clone()));
+    let mut asked = 0;
+    while !importing.is_finished() {
+        shop.get("/store/v1/products?limit=20").await.expect_status(200);
+        asked += 1;
+    }
+    let report = importing.await.unwrap();
+
+    println!("50,000 rows in {:?}, {asked} storefront requests meanwhile", began.elapsed());
+    assert_eq!((&report["rows"], &report["productsCreated"]), (&json!(2 * PRODUCTS), &json!(PRODUCTS)), "{report}");
+    let again = send(csv).await;
+    assert_eq!((&again["productsCreated"], &again["productsUnchanged"]), (&json!(0), &json!(PRODUCTS)), "{again}");
+    let counts: (i64, i64) = sqlx::query_as(
+        "select (select count(*) from tenantry.products), (select count(*) from tenantry.product_variants)",
+    )
+    .fetch_one(&mut app.store_database(&store).await)
+    .await
+    .unwrap();
+    assert_eq!(counts, (PRODUCTS as i64, 2 * PRODUCTS as i64));
+    assert!(Cli::run("unused", &["openapi"]).await.status.success());
+}
+
+/// Sends a file and waits for as long as it takes.
+async fn post_csv(address: std::net::SocketAddr, path: &str, token: &str, csv: String) -> Value {
+    let client = integration_tests::Client::new(address, "localhost").with_token(token);
+    let request = client
+        .build(http::Method::POST, path)
+        .header("content-type", "text/csv")
+        .body(axum::body::Body::from(csv))
+        .unwrap();
+    let response = client.open(request).await;
+    assert_eq!(response.status(), 200);
+    let bytes = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();
+    serde_json::from_slice(&bytes).unwrap()
+}
