@@ -15,8 +15,8 @@ use kernel::{StoreStatus, SystemClock};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 
+use super::Signals;
 use super::output::{Printed, print};
-use super::wait_for_signal;
 use crate::audit::Actor;
 use crate::config::Config;
 use crate::cx::Cx;
@@ -92,16 +92,18 @@ async fn serve_demo(
         None => admin_url.clone(),
     };
     let config = config(args, secrets, &master_url)?;
+    let mut signals = Signals::listen()?;
     master::migrate(&config.master).await?;
     let metrics = telemetry::init_metrics()?;
     let node = serve::Node::start(config, Arc::new(SystemClock), metrics).await?;
-    let prepared = prepare(&node.cx, secrets, admin_url).await;
-    let outcome = match prepared {
-        Ok(store) => {
-            announce(&node, &store, secrets)?;
-            wait_for_signal().await.map_err(Into::into)
-        }
-        Err(error) => Err(error),
+    let served = async {
+        let store = prepare(&node.cx, secrets, admin_url).await?;
+        announce(&node, &store, secrets)?;
+        std::future::pending().await
+    };
+    let outcome = tokio::select! {
+        outcome = served => outcome,
+        () = signals.asked_to_stop() => Ok(()),
     };
     tracing::info!("shutting down");
     node.stop().await;

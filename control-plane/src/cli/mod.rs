@@ -397,22 +397,37 @@ async fn import(cx: &OpsCx, store: StoreId, path: &PathBuf, dry_run: bool) -> Re
 
 /// Serves until SIGINT or SIGTERM, then drains.
 async fn serve_until_signal(config: Config) -> Result<ExitCode, anyhow::Error> {
+    let mut signals = Signals::listen()?;
     let metrics = telemetry::init_metrics()?;
-    let node = serve::Node::start(config, Arc::new(SystemClock), metrics).await?;
-    wait_for_signal().await?;
+    let node = tokio::select! {
+        started = serve::Node::start(config, Arc::new(SystemClock), metrics) => started?,
+        () = signals.asked_to_stop() => return Ok(ExitCode::SUCCESS),
+    };
+    signals.asked_to_stop().await;
     tracing::info!("shutting down");
     node.stop().await;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn wait_for_signal() -> Result<(), std::io::Error> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+/// SIGINT and SIGTERM, heard from the moment this is made: before the process says that it listens.
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, std::io::Error> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
-    Ok(())
+
+    /// Waits for either.
+    async fn asked_to_stop(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
 }
 
 /// The message of an error with its sources, for people.
