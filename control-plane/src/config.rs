@@ -74,11 +74,17 @@ pub struct LimitArgs {
     /// The most open connections on the public listener
     #[arg(long, env = "MAX_CLIENT_CONNECTIONS", default_value_t = 10_000)]
     pub max_client_connections: usize,
+    /// The most of them from one address, trusted proxies apart
+    #[arg(long, env = "MAX_CLIENT_CONNECTIONS_PER_ADDRESS", default_value_t = 1000)]
+    pub max_client_connections_per_address: usize,
+    /// How long a client may take to send the head of a request, or to take a piece of an answer, in milliseconds
+    #[arg(long = "client-timeout-ms", env = "CLIENT_TIMEOUT_MS", default_value = "30000", value_parser = millis)]
+    pub client_timeout: Duration,
     /// The longest that an ordinary request may take, in milliseconds
-    #[arg(long, env = "REQUEST_TIMEOUT_MS", default_value = "15000", value_parser = millis)]
+    #[arg(long = "request-timeout-ms", env = "REQUEST_TIMEOUT_MS", default_value = "15000", value_parser = millis)]
     pub request_timeout: Duration,
     /// The longest that a product import may take, in milliseconds
-    #[arg(long, env = "IMPORT_TIMEOUT_MS", default_value = "600000", value_parser = millis)]
+    #[arg(long = "import-timeout-ms", env = "IMPORT_TIMEOUT_MS", default_value = "600000", value_parser = millis)]
     pub import_timeout: Duration,
     /// The largest body of an ordinary request, in bytes
     #[arg(long, env = "BODY_LIMIT_BYTES", default_value_t = 256 * 1024)]
@@ -99,26 +105,32 @@ pub struct LimitArgs {
     #[arg(long, env = "MAX_OPEN_POOLS", default_value_t = 1000)]
     pub max_open_pools: usize,
     /// How long a store's idle connection is kept, in milliseconds
-    #[arg(long, env = "STORE_IDLE_TIMEOUT_MS", default_value = "60000", value_parser = millis)]
+    #[arg(long = "store-idle-timeout-ms", env = "STORE_IDLE_TIMEOUT_MS", default_value = "60000", value_parser = millis)]
     pub store_idle_timeout: Duration,
     /// How long a request waits for a connection to its store's database, in milliseconds
-    #[arg(long, env = "STORE_ACQUIRE_TIMEOUT_MS", default_value = "2000", value_parser = millis)]
+    #[arg(long = "store-acquire-timeout-ms", env = "STORE_ACQUIRE_TIMEOUT_MS", default_value = "2000", value_parser = millis)]
     pub store_acquire_timeout: Duration,
     /// How long connecting to a store's database may take, in milliseconds
-    #[arg(long, env = "STORE_CONNECT_TIMEOUT_MS", default_value = "3000", value_parser = millis)]
+    #[arg(long = "store-connect-timeout-ms", env = "STORE_CONNECT_TIMEOUT_MS", default_value = "3000", value_parser = millis)]
     pub store_connect_timeout: Duration,
     /// How long one statement in a store's database may run, in milliseconds
-    #[arg(long, env = "STORE_STATEMENT_TIMEOUT_MS", default_value = "5000", value_parser = millis)]
+    #[arg(long = "store-statement-timeout-ms", env = "STORE_STATEMENT_TIMEOUT_MS", default_value = "5000", value_parser = millis)]
     pub store_statement_timeout: Duration,
     /// How long a resolved hostname is believed before master is asked again, in milliseconds
-    #[arg(long, env = "ROUTE_TTL_MS", default_value = "30000", value_parser = millis)]
+    #[arg(long = "route-ttl-ms", env = "ROUTE_TTL_MS", default_value = "30000", value_parser = millis)]
     pub route_ttl: Duration,
     /// How long a resolved hostname is still served while master is down, in milliseconds: the stated staleness
-    #[arg(long, env = "ROUTE_MAX_STALE_MS", default_value = "600000", value_parser = millis)]
+    #[arg(long = "route-max-stale-ms", env = "ROUTE_MAX_STALE_MS", default_value = "600000", value_parser = millis)]
     pub route_max_stale: Duration,
+    /// How long asking master for one route may take, in milliseconds
+    #[arg(long = "route-lookup-timeout-ms", env = "ROUTE_LOOKUP_TIMEOUT_MS", default_value = "2000", value_parser = millis)]
+    pub route_lookup_timeout: Duration,
     /// How many distinct unknown hostnames a second may reach master
     #[arg(long, env = "UNKNOWN_HOSTS_PER_SECOND", default_value_t = 50)]
     pub unknown_hosts_per_second: u32,
+    /// How many distinct unknown hostnames may reach master at once, before that rate holds
+    #[arg(long, env = "UNKNOWN_HOSTS_BURST", default_value_t = 200)]
+    pub unknown_hosts_burst: u32,
     /// How many password hashes are computed at one time
     #[arg(long, env = "PASSWORD_HASHERS", default_value_t = 2)]
     pub password_hashers: usize,
@@ -129,7 +141,7 @@ pub struct LimitArgs {
     #[arg(long, env = "JOB_CONCURRENCY", default_value_t = 4)]
     pub job_concurrency: usize,
     /// How long shutting down waits for requests in flight, in milliseconds
-    #[arg(long, env = "SHUTDOWN_GRACE_MS", default_value = "10000", value_parser = millis)]
+    #[arg(long = "shutdown-grace-ms", env = "SHUTDOWN_GRACE_MS", default_value = "10000", value_parser = millis)]
     pub shutdown_grace: Duration,
 }
 
@@ -148,10 +160,10 @@ pub struct Config {
     #[arg(long, env = "JWT_SECRET", hide_env_values = true)]
     pub jwt_secret: SecretString,
     /// How long an access token is good for, in seconds
-    #[arg(long, env = "ACCESS_TOKEN_TTL_S", default_value = "900", value_parser = seconds)]
+    #[arg(long = "access-token-ttl-s", env = "ACCESS_TOKEN_TTL_S", default_value = "900", value_parser = seconds)]
     pub access_token_ttl: Duration,
     /// How long a device stays signed in without being used, in seconds
-    #[arg(long, env = "REFRESH_TOKEN_TTL_S", default_value = "2592000", value_parser = seconds)]
+    #[arg(long = "refresh-token-ttl-s", env = "REFRESH_TOKEN_TTL_S", default_value = "2592000", value_parser = seconds)]
     pub refresh_token_ttl: Duration,
     /// Lets owners connect databases at private, loopback and link-local addresses, and without TLS
     #[arg(long, env = "ALLOW_PRIVATE_DATABASES", default_value_t = false, action = clap::ArgAction::Set)]

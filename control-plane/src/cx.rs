@@ -76,7 +76,9 @@ impl OpsCx {
             directory: DirectoryConfig {
                 refresh: limits.route_ttl,
                 max_stale: limits.route_max_stale,
+                lookup_timeout: limits.route_lookup_timeout,
                 unknown_per_second: limits.unknown_hosts_per_second,
+                unknown_burst: limits.unknown_hosts_burst,
                 ..DirectoryConfig::default()
             },
             ..TenancyConfig::default()

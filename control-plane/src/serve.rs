@@ -10,9 +10,13 @@ use tokio::net::TcpListener;
 use crate::config::Config;
 use crate::cx::Cx;
 use crate::http::entry::Entry;
+use crate::http::server::ClientLimits;
 use crate::http::{internal, server};
 use crate::master::{self, MasterError};
 use crate::{directory, jobs};
+
+/// The most open connections on the internal listener.
+const INTERNAL_CONNECTIONS: usize = 256;
 
 /// Why a node cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -55,10 +59,21 @@ impl Node {
         let (limits, shutdown, tasks) = (&cx.config.limits, &cx.shutdown, &cx.tasks);
         let grace = limits.shutdown_grace;
         let entry = Entry::new(cx.clone());
-        let serve = server::serve(public, entry, limits.max_client_connections, shutdown.clone(), grace, tasks.clone());
-        tasks.spawn(serve);
+        let clients = ClientLimits {
+            max_connections: limits.max_client_connections,
+            max_per_address: limits.max_client_connections_per_address,
+            proxies: cx.config.hosts.trusted_proxies.clone(),
+            timeout: limits.client_timeout,
+        };
+        tasks.spawn(server::serve(public, entry, clients, shutdown.clone(), grace, tasks.clone()));
         let router = internal::router(cx.clone(), metrics);
-        tasks.spawn(server::serve(private, router, 256, shutdown.clone(), grace, tasks.clone()));
+        let ours = ClientLimits {
+            max_connections: INTERNAL_CONNECTIONS,
+            max_per_address: INTERNAL_CONNECTIONS,
+            proxies: Vec::new(),
+            timeout: limits.client_timeout,
+        };
+        tasks.spawn(server::serve(private, router, ours, shutdown.clone(), grace, tasks.clone()));
         tracing::info!("listening on http://{address}, internally on http://{internal_address}");
         Ok(Self { cx, address, internal_address })
     }

@@ -27,7 +27,7 @@ static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
 /// What a test sets otherwise than the rest.
 #[derive(Debug, Default, Clone)]
 pub struct TestAppOptions {
-    /// Further options of `tenantry serve`, such as `["--route-ttl", "0"]`.
+    /// Further options of `tenantry serve`, such as `["--route-ttl-ms", "0"]`.
     pub arguments: Vec<String>,
     /// Whether no database server is registered.
     pub without_server: bool,
@@ -245,7 +245,7 @@ pub fn config(master_url: &str, arguments: &[String]) -> Config {
         "true",
         "--auth-requests-per-minute",
         "100000",
-        "--shutdown-grace",
+        "--shutdown-grace-ms",
         "2000",
     ];
     let all = fixed.iter().map(|&text| text.to_owned()).chain(arguments.iter().cloned());

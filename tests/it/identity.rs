@@ -247,7 +247,7 @@ async fn logging_out_revokes_the_refresh_token_too() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_expire_with_the_clock() {
-    let app = TestApp::start_with(with_options(&["--access-token-ttl", "60", "--refresh-token-ttl", "3600"])).await;
+    let app = TestApp::start_with(with_options(&["--access-token-ttl-s", "60", "--refresh-token-ttl-s", "3600"])).await;
     let owner = app.owner("ada").await;
     assert_eq!(owner.registered["tokens"]["expiresIn"], 60);
     owner.api.get("/api/auth/me").await.expect_status(200);

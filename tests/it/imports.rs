@@ -323,7 +323,7 @@ async fn a_store_without_a_database_takes_no_products_and_a_suspended_one_does()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_stops_coming_is_given_up_in_time() {
-    let shop = shop_with(&["--import-timeout", "500", "--max-imports", "1"]).await;
+    let shop = shop_with(&["--import-timeout-ms", "500", "--max-imports", "1"]).await;
     let token = text(&shop.owner.registered["tokens"]["accessToken"]);
     for accept in ["application/json", "text/event-stream"] {
         let request = format!(
