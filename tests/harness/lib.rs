@@ -14,6 +14,7 @@ mod clock;
 mod cluster;
 mod events;
 mod process;
+mod proxy;
 mod wait;
 
 pub use app::{ENCRYPTION_KEY, JWT_SECRET, Owner, TestApp, TestAppOptions, config, database_name};
@@ -22,4 +23,5 @@ pub use clock::TestClock;
 pub use cluster::{Cluster, TestDatabase, cluster, own_cluster};
 pub use events::{EventStream, ServerEvent};
 pub use process::{Cli, Process};
+pub use proxy::ChaosProxy;
 pub use wait::{eventually, within};

@@ -17,21 +17,27 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use vault::Sealed;
 
-const PRODUCTS: &str = "/store/v1/products";
+pub(crate) const PRODUCTS: &str = "/store/v1/products";
 
 /// A served store that sells one thing, which no other store sells.
-struct Shop {
-    id: StoreId,
+pub(crate) struct Shop {
+    pub(crate) id: StoreId,
     hostname: String,
-    /// The name of its database and of the role that enters it.
+    /// The name of its database and of the role that enters it, when they are managed.
     database: String,
     sells: String,
 }
 
 impl Shop {
-    async fn open(app: &TestApp, owner: &Owner, slug: &str) -> Self {
+    /// In a managed database.
+    pub(crate) async fn open(app: &TestApp, owner: &Owner, slug: &str) -> Self {
+        Self::connect(app, owner, slug, json!({ "managed": true })).await
+    }
+
+    /// In the database that this body of connect-database names.
+    pub(crate) async fn connect(app: &TestApp, owner: &Owner, slug: &str, database: Value) -> Self {
         let store = owner.create_store(slug).await.expect_status(201);
-        owner.connect(&store, json!({ "managed": true })).await.expect_status(202);
+        owner.connect(&store, database).await.expect_status(202);
         let run = app.run_ended(owner, &store).await;
         assert_eq!(run["state"], "succeeded", "{run}");
         let sells = format!("only-of-{slug}");
@@ -42,13 +48,18 @@ impl Shop {
         Self { id: text(&store, "id").parse().expect("an id"), hostname, database: database_name(&store), sells }
     }
 
-    fn at(&self, app: &TestApp) -> Client {
+    /// The handle of the one product that it sells.
+    pub(crate) fn sells(&self) -> &str {
+        &self.sells
+    }
+
+    pub(crate) fn at(&self, app: &TestApp) -> Client {
         app.storefront(&self.hostname)
     }
 
     /// Fails unless this is the store's list of products, and nobody else's.
     #[track_caller]
-    fn expect_served(&self, response: &Response) {
+    pub(crate) fn expect_served(&self, response: &Response) {
         let list = response.expect_status(200);
         let handles: Vec<&str> =
             list["data"].as_array().expect("a list").iter().map(|product| text(product, "handle")).collect();
@@ -57,7 +68,7 @@ impl Shop {
 
     /// Fails unless the store is refused as it should be, by one of these codes: nothing is said of where it lives.
     #[track_caller]
-    fn expect_refused(&self, response: &Response, codes: &[&str]) {
+    pub(crate) fn expect_refused(&self, response: &Response, codes: &[&str]) {
         let problem = response.json();
         let code = codes.iter().find(|code| problem["code"] == **code).unwrap_or(&codes[0]);
         response.expect_problem(503, code);
@@ -71,12 +82,12 @@ impl Shop {
     }
 }
 
-fn text<'v>(value: &'v Value, name: &str) -> &'v str {
+pub(crate) fn text<'v>(value: &'v Value, name: &str) -> &'v str {
     value[name].as_str().unwrap_or_else(|| panic!("no {name} in {value}"))
 }
 
 /// Sends so many requests at once and returns the answers.
-async fn at_once(count: usize, client: &Client, path: &'static str) -> Vec<Response> {
+pub(crate) async fn at_once(count: usize, client: &Client, path: &'static str) -> Vec<Response> {
     let mut requests = JoinSet::new();
     for _ in 0..count {
         let client = client.clone();
@@ -97,7 +108,7 @@ async fn backends(admin: &mut PgConnection, database: &str) -> BTreeSet<i32> {
 }
 
 /// Ends every session in `database` but one's own, and waits until they are gone.
-async fn terminate(admin: &mut PgConnection, database: &str) -> usize {
+pub(crate) async fn terminate(admin: &mut PgConnection, database: &str) -> usize {
     let ended: Vec<bool> = sqlx::query_scalar(
         "select pg_terminate_backend(pid, 5000) from pg_stat_activity
          where datname = $1 and pid <> pg_backend_pid() and backend_type = 'client backend'",
@@ -109,7 +120,7 @@ async fn terminate(admin: &mut PgConnection, database: &str) -> usize {
     ended.len()
 }
 
-async fn run(admin: &mut PgConnection, sql: &str) {
+pub(crate) async fn run(admin: &mut PgConnection, sql: &str) {
     admin.execute(AssertSqlSafe(sql.to_owned())).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
 }
 
@@ -133,9 +144,9 @@ async fn second_node(app: &TestApp, environment: &[(&str, &str)]) -> Process {
 }
 
 /// A node that waits long for its stores, so that a slow machine does not count as a fault.
-async fn patient_app(more: &[&str]) -> TestApp {
+pub(crate) async fn patient_app(more: &[&str]) -> TestApp {
     let patient =
-        ["--store-acquire-timeout", "20000", "--store-connect-timeout", "20000", "--request-timeout", "50000"];
+        ["--store-acquire-timeout-ms", "20000", "--store-connect-timeout-ms", "20000", "--request-timeout-ms", "50000"];
     let arguments = patient.iter().chain(more).map(|&argument| argument.to_owned()).collect();
     TestApp::start_with(TestAppOptions { arguments, ..TestAppOptions::default() }).await
 }
@@ -418,7 +429,7 @@ async fn a_login_that_is_closed_costs_one_store_only() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_locked_table_costs_one_store_only() {
-    let app = patient_app(&["--store-statement-timeout", "1000", "--store-acquire-timeout", "2000"]).await;
+    let app = patient_app(&["--store-statement-timeout-ms", "1000", "--store-acquire-timeout-ms", "2000"]).await;
     let owner = app.owner("ada").await;
     let (ill, well) = (Shop::open(&app, &owner, "ill").await, Shop::open(&app, &owner, "well").await);
     let (to_ill, to_well) = (ill.at(&app), well.at(&app));

@@ -5,11 +5,13 @@
 
 mod authorization;
 mod bad_input;
+mod clients;
 mod faults;
 mod hosts;
 mod identity;
 mod imports;
 mod main_path;
+mod outages;
 mod processes;
 mod provisioning;
 mod scenes;

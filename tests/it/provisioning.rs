@@ -7,7 +7,10 @@ use control_plane::provisioning::steps::StepCx;
 use control_plane::provisioning::{
     self, DatabaseKind, NewDatabase, RunState, RunWithSteps, StepName, StepState, Target, db, managed_name, run,
 };
-use integration_tests::{Owner, TestApp, TestAppOptions, TestDatabase, database_name, eventually};
+use control_plane::servers::NewServer;
+use integration_tests::{
+    Cluster, Owner, TestApp, TestAppOptions, TestDatabase, database_name, eventually, own_cluster,
+};
 use kernel::{StoreId, StoreStatus};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
@@ -32,18 +35,18 @@ async fn count(connection: &mut PgConnection, sql: &'static str, id: StoreId) ->
     sqlx::query_scalar(sql).bind(id.as_uuid()).fetch_one(connection).await.unwrap()
 }
 
-async fn database_exists(app: &TestApp, name: &str) -> bool {
+async fn database_exists(server: &Cluster, name: &str) -> bool {
     sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
         .bind(name)
-        .fetch_one(&mut app.cluster.admin().await)
+        .fetch_one(&mut server.admin().await)
         .await
         .unwrap()
 }
 
-async fn role_exists(app: &TestApp, name: &str) -> bool {
+async fn role_exists(server: &Cluster, name: &str) -> bool {
     sqlx::query_scalar("select exists (select from pg_roles where rolname = $1)")
         .bind(name)
-        .fetch_one(&mut app.cluster.admin().await)
+        .fetch_one(&mut server.admin().await)
         .await
         .unwrap()
 }
@@ -123,14 +126,13 @@ async fn expect_not_ready(app: &TestApp, store: &Value) {
 }
 
 /// Keeps the migrate step of a brought database waiting until it is dropped or closed.
-async fn hold_migration(database: &TestDatabase) -> PgConnection {
+pub(crate) async fn hold_migration(database: &TestDatabase) -> PgConnection {
     let mut holder = database.admin().await;
     sqlx::query("select pg_advisory_lock($1)").bind(MIGRATE_LOCK).execute(&mut holder).await.unwrap();
     holder
 }
 
-async fn step_running(app: &TestApp, owner: &Owner, store: &Value, name: &str) {
-    let _ = app;
+pub(crate) async fn step_running(owner: &Owner, store: &Value, name: &str) {
     eventually(&format!("step {name}"), || async {
         let run = owner.api.get(&path_of(store, "/provisioning")).await.expect_status(200);
         let steps = run["run"]["steps"].as_array()?.clone();
@@ -254,6 +256,8 @@ async fn connecting_something_else_meanwhile_names_the_run_in_the_way() {
 /// A store whose run the test works off by itself.
 struct Bench {
     app: TestApp,
+    /// Where managed databases are made.
+    server: &'static Cluster,
     cx: OpsCx,
     stores: Vec<Value>,
 }
@@ -261,13 +265,18 @@ struct Bench {
 impl Bench {
     async fn new(slugs: &[&str]) -> Self {
         let app = TestApp::start().await;
+        let server = app.cluster;
+        Self::on(server, app, slugs).await
+    }
+
+    async fn on(server: &'static Cluster, app: TestApp, slugs: &[&str]) -> Self {
         let owner = app.owner("ada").await;
         let mut stores = Vec::new();
         for slug in slugs {
             stores.push(owner.create_store(slug).await.expect_status(201));
         }
         let cx = app.without_worker().await;
-        Self { app, cx, stores }
+        Self { app, server, cx, stores }
     }
 
     async fn connect(&self, store: StoreId, database: Option<&TestDatabase>) -> RunWithSteps {
@@ -289,7 +298,7 @@ impl Bench {
 
     async fn inside(&self, store: StoreId, database: Option<&TestDatabase>) -> PgConnection {
         match database {
-            None => self.app.cluster.connect(managed_name(store).as_str()).await,
+            None => self.server.connect(managed_name(store).as_str()).await,
             Some(database) => database.admin().await,
         }
     }
@@ -335,6 +344,45 @@ async fn a_managed_run_unwinds_from_every_step() {
     unwinds_from_every_step(&bench, DatabaseKind::Managed, None).await;
 }
 
+/// A hosted server's administrator is no superuser: it may make databases and roles, and that is all.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_managed_run_unwinds_from_every_step_without_superuser_rights() {
+    let cluster = own_cluster("modest").await;
+    let mut admin = cluster.admin().await;
+    admin.execute("create role modest login createdb createrole password 'modest-secret'").await.unwrap();
+    let app = TestApp::start_with(TestAppOptions { without_server: true, ..TestAppOptions::default() }).await;
+    let new = NewServer {
+        name: "hosted".to_owned(),
+        url: format!("postgres://modest:modest-secret@127.0.0.1:{}/postgres", cluster.port()).into(),
+        region: None,
+        max_stores: 10,
+        max_connections: 80,
+    };
+    control_plane::servers::add(&app.cx, Actor::Cli, new).await.unwrap();
+    let bench = Bench::on(cluster, app, &["tea"]).await;
+    unwinds_from_every_step(&bench, DatabaseKind::Managed, None).await;
+
+    let name = managed_name(store_id(&bench.stores[0]));
+    let (is_admins, is_open): (bool, bool) = sqlx::query_as(
+        "select pg_get_userbyid(datdba) = 'modest', has_database_privilege('public', oid, 'connect')
+         from pg_database where datname = $1",
+    )
+    .bind(name.as_str())
+    .fetch_one(&mut admin)
+    .await
+    .unwrap();
+    assert!(is_admins && !is_open, "it is the administrator's, and closed to the rest");
+    let strangers: Vec<String> = sqlx::query_scalar(
+        "select c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
+         where n.nspname = 'tenantry' and pg_get_userbyid(c.relowner) <> $1",
+    )
+    .bind(name.as_str())
+    .fetch_all(&mut cluster.connect(name.as_str()).await)
+    .await
+    .unwrap();
+    assert!(strangers.is_empty(), "everything inside is the store's: {strangers:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_brought_run_unwinds_from_every_step_and_leaves_the_old_shop_alone() {
     let bench = Bench::new(&["tea"]).await;
@@ -369,8 +417,8 @@ async fn unwinds_from_every_step(bench: &Bench, kind: DatabaseKind, database: Op
         assert_eq!(count(&mut master, "select count(*) from store_databases where store_id = $1", store).await, 0);
         match database {
             None => {
-                assert!(!database_exists(&bench.app, name.as_str()).await, "after {done} steps");
-                assert!(!role_exists(&bench.app, name.as_str()).await, "after {done} steps");
+                assert!(!database_exists(bench.server, name.as_str()).await, "after {done} steps");
+                assert!(!role_exists(bench.server, name.as_str()).await, "after {done} steps");
             }
             Some(database) => {
                 let has_ours: bool = sqlx::query_scalar("select to_regnamespace('tenantry') is not null")
@@ -535,7 +583,7 @@ async fn two_stores_that_connect_one_database_at_once_do_not_share_it() {
     let holder = hold_migration(&database).await;
     for store in [&one, &two] {
         owner.connect(store, brought_body(&database)).await.expect_status(202);
-        step_running(&app, &owner, store, "migrate").await;
+        step_running(&owner, store, "migrate").await;
     }
     holder.close().await.unwrap();
 
@@ -641,7 +689,7 @@ async fn a_running_run_is_cancelled_between_two_steps() {
     let database = app.cluster.brought().await;
     let holder = hold_migration(&database).await;
     owner.connect(&store, brought_body(&database)).await.expect_status(202);
-    step_running(&app, &owner, &store, "migrate").await;
+    step_running(&owner, &store, "migrate").await;
 
     let cancelled = owner.api.post(&path_of(&store, "/provisioning/cancel"), json!({})).await.expect_status(202);
     holder.close().await.unwrap();

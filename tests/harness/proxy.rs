@@ -1,0 +1,80 @@
+//! What stands between a node and a database in tests of the network: passes bytes on, or does what networks do instead.
+
+use std::net::SocketAddr;
+
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Passes,
+    Stalls,
+    Cuts,
+}
+
+/// A port on loopback that leads to another one. Dropping it cuts every connection.
+pub struct ChaosProxy {
+    pub port: u16,
+    mode: watch::Sender<Mode>,
+    _accepting: AbortOnDropHandle<()>,
+}
+
+impl ChaosProxy {
+    /// Leads to `target`, until told otherwise.
+    pub async fn to(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (mode, modes) = watch::channel(Mode::Passes);
+        let accepting = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                connections.spawn(carry(client, target, modes.clone()));
+                while connections.try_join_next().is_some() {}
+            }
+        });
+        Self { port, mode, _accepting: AbortOnDropHandle::new(accepting) }
+    }
+
+    /// Keeps every connection, old and new, open without a byte going through.
+    pub fn stall(&self) {
+        self.mode.send_replace(Mode::Stalls);
+    }
+
+    /// Ends every connection, and each new one as soon as it comes.
+    pub fn cut(&self) {
+        self.mode.send_replace(Mode::Cuts);
+    }
+
+    /// Works again; what was stalled goes on.
+    pub fn mend(&self) {
+        self.mode.send_replace(Mode::Passes);
+    }
+}
+
+/// Carries one connection through every change of the mode, until a side ends or it is cut.
+async fn carry(mut client: TcpStream, target: SocketAddr, mut modes: watch::Receiver<Mode>) {
+    // Nothing is asked of the target before it is meant to be reached.
+    if modes.wait_for(|mode| *mode != Mode::Stalls).await.is_err() || *modes.borrow() == Mode::Cuts {
+        return;
+    }
+    let Ok(mut server) = TcpStream::connect(target).await else { return };
+    loop {
+        let mode = *modes.borrow_and_update();
+        match mode {
+            Mode::Cuts => return,
+            Mode::Stalls => {
+                if modes.changed().await.is_err() {
+                    return;
+                }
+            }
+            Mode::Passes => tokio::select! {
+                // Bytes that are half-way when the mode changes are lost, as in a network that was cut there.
+                _ = copy_bidirectional(&mut client, &mut server) => return,
+                changed = modes.changed() => if changed.is_err() { return },
+            },
+        }
+    }
+}
