@@ -112,21 +112,17 @@ async fn serve_demo(
 
 fn config(args: &DevArgs, secrets: &Secrets, master_url: &SecretString) -> Result<Config, anyhow::Error> {
     let command = Config::augment_args(clap::Command::new("dev"));
-    let matches = command.try_get_matches_from([
-        "dev",
-        "--master-db-url",
-        master_url.expose_secret(),
-        "--encryption-key",
-        &secrets.encryption_key,
-        "--jwt-secret",
-        &secrets.jwt_secret,
-        "--listen",
-        &args.listen,
-        "--internal-listen",
-        &args.internal_listen,
-        "--allow-private-databases",
-        "true",
-    ])?;
+    // In one word with its name: a secret may begin with a dash.
+    let arguments = [
+        ("master-db-url", master_url.expose_secret()),
+        ("encryption-key", &secrets.encryption_key),
+        ("jwt-secret", &secrets.jwt_secret),
+        ("listen", &args.listen),
+        ("internal-listen", &args.internal_listen),
+        ("allow-private-databases", "true"),
+    ];
+    let words = arguments.iter().map(|(name, value)| format!("--{name}={value}"));
+    let matches = command.try_get_matches_from(std::iter::once("dev".to_owned()).chain(words))?;
     Ok(Config::from_arg_matches(&matches)?)
 }
 
@@ -236,4 +232,26 @@ fn announce(node: &serve::Node, store: &Store, secrets: &Secrets) -> Result<(), 
         .line("")
         .line("Ctrl-C ends everything; the next start takes it up again.");
     print(false, &printed)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args as _, FromArgMatches as _};
+    use secrecy::ExposeSecret as _;
+
+    use super::{DevArgs, Secrets, config};
+
+    #[test]
+    fn a_made_up_secret_may_begin_with_a_dash() {
+        let matches = DevArgs::augment_args(clap::Command::new("dev")).try_get_matches_from(["dev"]).expect("defaults");
+        let args = DevArgs::from_arg_matches(&matches).expect("defaults");
+        let secret = "-2_a-secret-that-is-long-enough-to-sign-with";
+        let secrets = Secrets {
+            encryption_key: vault::generate_key().expose_secret().to_owned(),
+            jwt_secret: secret.to_owned(),
+            demo_password: "demo".to_owned(),
+        };
+        let config = config(&args, &secrets, &"postgres://localhost/master".into()).expect("it is usable");
+        assert_eq!(config.jwt_secret.expose_secret(), secret);
+    }
 }
