@@ -172,6 +172,12 @@ ids! {
     AuditEventId => "aud",
     /// One HTTP request.
     RequestId => "req",
+    /// A decision of the credit ledger.
+    CreditTransactionId => "ctx",
+    /// Credits that were granted together.
+    CreditLotId => "lot",
+    /// Credits that are reserved.
+    CreditHoldId => "hold",
     /// A product import.
     ImportId => "imp",
     /// A product of a store.

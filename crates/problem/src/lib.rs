@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
 
 pub use extract::{Json, Path, Query};
@@ -42,6 +42,7 @@ struct Parts {
     errors: Vec<FieldError>,
     retry_after: Option<Duration>,
     members: Vec<(&'static str, serde_json::Value)>,
+    headers: Vec<(&'static str, &'static str)>,
 }
 
 impl Problem {
@@ -56,6 +57,7 @@ impl Problem {
             errors: Vec::new(),
             retry_after: None,
             members: Vec::new(),
+            headers: Vec::new(),
         }))
     }
 
@@ -84,6 +86,13 @@ impl Problem {
     #[must_use]
     pub fn member(mut self, name: &'static str, value: impl Into<serde_json::Value>) -> Self {
         self.0.members.push((name, value.into()));
+        self
+    }
+
+    /// A further header of the answer.
+    #[must_use]
+    pub fn header(mut self, name: &'static str, value: &'static str) -> Self {
+        self.0.headers.push((name, value));
         self
     }
 
@@ -169,6 +178,9 @@ fn render(problem: &Problem, request_id: Option<&str>) -> Response {
     if let Some(after) = problem.0.retry_after {
         let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
         headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+    }
+    for (name, value) in &problem.0.headers {
+        headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
     }
     response
 }

@@ -1,6 +1,6 @@
 //! Where a sealed value belongs. Every byte of it is authenticated, so a value opens nowhere else.
 
-use kernel::{ServerId, StoreId};
+use kernel::{OrganizationId, ServerId, StoreId};
 
 /// Whose secret it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -9,6 +9,10 @@ pub enum Owner {
     Store(StoreId),
     /// A database server's, which many stores share.
     Server(ServerId),
+    /// An organization's.
+    Organization(OrganizationId),
+    /// The installation's own.
+    Platform,
 }
 
 /// What the secret is for. A value sealed for one purpose does not open for another.
@@ -22,6 +26,8 @@ pub enum Purpose {
     ServiceToken,
     /// A secret that signs what a webhook sends or receives.
     WebhookSecret,
+    /// What the credit ledger was at a moment.
+    LedgerRoot,
 }
 
 impl Purpose {
@@ -32,6 +38,7 @@ impl Purpose {
             Self::ServerCredential => 2,
             Self::ServiceToken => 3,
             Self::WebhookSecret => 4,
+            Self::LedgerRoot => 5,
         }
     }
 }
@@ -60,12 +67,26 @@ impl Aad {
         Self { owner: Owner::Server(server), purpose, version }
     }
 
+    /// A place that belongs to an organization.
+    #[must_use]
+    pub const fn for_organization(organization: OrganizationId, purpose: Purpose, version: i32) -> Self {
+        Self { owner: Owner::Organization(organization), purpose, version }
+    }
+
+    /// A place that belongs to the installation itself.
+    #[must_use]
+    pub const fn for_platform(purpose: Purpose, version: i32) -> Self {
+        Self { owner: Owner::Platform, purpose, version }
+    }
+
     /// The authenticated bytes: a fixed layout, so no two places share one; then the header of the value itself.
     pub(crate) fn bytes(&self, header: &[u8]) -> Vec<u8> {
         const CONTEXT: &[u8] = b"tenantry-vault-1";
         let (kind, id) = match self.owner {
             Owner::Store(id) => (1_u8, *id.as_uuid().as_bytes()),
             Owner::Server(id) => (2, *id.as_uuid().as_bytes()),
+            Owner::Organization(id) => (3, *id.as_uuid().as_bytes()),
+            Owner::Platform => (4, [0; 16]),
         };
         let mut out = Vec::with_capacity(CONTEXT.len() + 22 + header.len());
         out.extend_from_slice(CONTEXT);
