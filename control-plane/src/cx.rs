@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use vault::KeyRing;
 
 use crate::config::{Config, ConfigError, HostArgs, KeyArgs, LimitArgs, MasterArgs};
+use crate::credits::batch::Batcher;
 use crate::directory::MasterDirectory;
 use crate::identity::limits::AuthLimits;
 use crate::identity::passwords::Passwords;
@@ -37,6 +38,8 @@ pub struct OpsParts {
     pub allow_private_databases: bool,
     /// Product imports of this process that run at one time.
     pub imports: Semaphore,
+    /// Spends that wait for the commit before theirs.
+    pub credits: Batcher,
     /// Everything spawned, so that shutting down waits for it.
     pub tasks: TaskTracker,
     pub shutdown: CancellationToken,
@@ -96,6 +99,7 @@ impl OpsCx {
             limits,
             allow_private_databases,
             imports,
+            credits: Batcher::default(),
             tasks,
             shutdown,
         })))

@@ -4,6 +4,7 @@ pub mod audit;
 pub mod catalog;
 pub mod cli;
 pub mod config;
+pub mod credits;
 pub mod cx;
 pub mod directory;
 pub mod hostnames;

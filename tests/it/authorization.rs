@@ -12,6 +12,7 @@ use integration_tests::{Client, Owner, Response, TestApp, TestDatabase};
 use kernel::UserId;
 use serde_json::{Value, json};
 
+use crate::credits::give;
 use crate::scenes::{Cart, checkout_body, join, send_raw, store_path, text, variant_of};
 
 /// Who an operation is for.
@@ -74,6 +75,15 @@ const CASES: &[Case] = &[
     on(Stage::Pending, "database_connect", Who::Manager, 202),
     on(Stage::Failed, "provisioning_retry", Who::Manager, 202),
     on(Stage::Failed, "provisioning_cancel", Who::Manager, 202),
+    case("credit_balance", Who::Member, 200),
+    case("credit_transaction_list", Who::Member, 200),
+    case("credit_spend", Who::Member, 201),
+    case("credit_hold_create", Who::Member, 201),
+    case("credit_hold_get", Who::Member, 200),
+    case("credit_hold_capture", Who::Member, 200),
+    case("credit_hold_void", Who::Member, 200),
+    case("ops_credit_grant", Who::Ops, 201),
+    case("ops_credit_verify", Who::Ops, 200),
     case("ops_server_list", Who::Ops, 200),
     case("ops_server_add", Who::Ops, 201),
     case("ops_server_drain", Who::Ops, 200),
@@ -163,6 +173,8 @@ struct Scene {
     failed: Value,
     variant: String,
     other_variant: String,
+    /// Two holds of the active store.
+    holds: [String; 2],
     /// It lives as long as the store that failed to connect to it.
     _brought: TestDatabase,
 }
@@ -187,7 +199,14 @@ impl Scene {
         .execute(&mut app.store_database(&active).await)
         .await
         .unwrap();
-        Self { app, owner, pending, active, failed, variant, other_variant, _brought: brought }
+        give(&app, &active, 1000).await;
+        let hold = async |key: &str| {
+            let body = json!({ "storeId": active["id"], "amount": 10 });
+            let held = owner.api.with("idempotency-key", key).post("/api/credits/holds", body).await;
+            text(&held.expect_status(201)["holdId"]).to_owned()
+        };
+        let holds = [hold("scene-1").await, hold("scene-2").await];
+        Self { app, owner, pending, active, failed, variant, other_variant, holds, _brought: brought }
     }
 
     fn store(&self, stage: Stage) -> &Value {
@@ -230,6 +249,9 @@ impl Scene {
             "database_connect" => Some(json!({ "managed": true })),
             "ops_server_add" => Some(json!({ "name": "second", "url": self.app.cluster.url("postgres") })),
             "ops_store_suspend" => Some(json!({ "reason": "they asked" })),
+            "credit_spend" | "credit_hold_create" => Some(json!({ "storeId": store, "amount": 1 })),
+            "credit_hold_capture" => Some(json!({ "amount": 1 })),
+            "ops_credit_grant" => Some(json!({ "storeId": store, "amount": 5, "reason": "a gift" })),
             "storefront_cart_update" => Some(json!({ "email": "sam@example.com" })),
             "storefront_line_add" => Some(json!({ "variantId": self.other_variant, "quantity": 1 })),
             "storefront_line_change" => Some(json!({ "quantity": 2 })),
@@ -237,6 +259,11 @@ impl Scene {
             _ => None,
         };
         match case.operation {
+            "credit_balance" | "credit_transaction_list" => {
+                path.push_str(&format!("?organizationId={}", self.owner.organization_id()));
+            }
+            "credit_hold_get" | "credit_hold_capture" => path = path.replace("{hold}", &self.holds[0]),
+            "credit_hold_void" => path = path.replace("{hold}", &self.holds[1]),
             "ops_host_explain" => path.push_str("?host=adas-tea.stores.localhost"),
             "storefront_redirect_get" => path.push_str("?path=/old"),
             "storefront_cart_complete" => client = client.with("idempotency-key", "a-key"),
@@ -245,6 +272,9 @@ impl Scene {
                 return client.send_bytes(operation.method, &path, "text/csv", file).await;
             }
             _ => {}
+        }
+        if case.operation.starts_with("credit_") && operation.method == Method::POST {
+            client = client.with("idempotency-key", case.operation);
         }
         assert!(!path.contains('{'), "the case of {} does not fill in {path}", case.operation);
         client.send(operation.method, &path, body).await

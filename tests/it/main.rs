@@ -6,6 +6,7 @@
 mod authorization;
 mod bad_input;
 mod clients;
+mod credits;
 mod faults;
 mod hosts;
 mod identity;

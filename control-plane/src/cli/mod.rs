@@ -9,14 +9,17 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use clap::{Args, Parser, Subcommand};
-use kernel::{StoreId, SystemClock};
+use kernel::{OrganizationId, StoreId, SystemClock};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 
 use crate::audit::Actor;
 use crate::catalog;
 use crate::config::{Config, HostArgs, KeyArgs, LimitArgs, LogArgs, MasterArgs};
+use crate::credits::routes::{BalanceView, TransactionView};
+use crate::credits::{self, GrantTo, LotKind};
 use crate::cx::OpsCx;
 use crate::http::errors::chain;
 use crate::ops::routes::{OpsStoreView, ServerView, default_max_connections, default_max_stores};
@@ -64,6 +67,9 @@ enum Command {
     /// Products of a store
     #[command(subcommand)]
     Products(Products),
+    /// What organizations have bought and spent
+    #[command(subcommand)]
+    Credits(Credits),
     /// Why something is as it is
     #[command(subcommand)]
     Explain(Explain),
@@ -185,6 +191,76 @@ enum Products {
 }
 
 #[derive(Subcommand)]
+enum Credits {
+    /// Give credits to an organization
+    Grant {
+        #[command(flatten)]
+        to: CreditsOf,
+        /// Whole credits
+        #[arg(long)]
+        amount: i64,
+        /// Kept in the audit trail and shown on the statement
+        #[arg(long)]
+        reason: String,
+        /// `promotional`, `compensation` or `paid`
+        #[arg(long, default_value = "promotional", value_parser = lot_kind)]
+        kind: LotKind,
+        /// When what is left of them is gone, as 2027-01-31T00:00:00Z; never when left out
+        #[arg(long)]
+        expires_at: Option<DateTime<Utc>>,
+        /// Granting again with the same key grants nothing
+        #[arg(long)]
+        key: Option<String>,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
+    /// What an organization has, lot by lot
+    Balance {
+        #[command(flatten)]
+        of: CreditsOf,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
+    /// Check every invariant of the ledger and every sealed root; exit code 3 when something does not hold
+    Verify {
+        /// Only this organization
+        #[arg(long)]
+        org: Option<OrganizationId>,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
+}
+
+/// Whose credits.
+#[derive(Args, Clone)]
+#[group(required = true, multiple = false)]
+struct CreditsOf {
+    /// The organization
+    #[arg(long)]
+    org: Option<OrganizationId>,
+    /// The organization of this store
+    #[arg(long)]
+    store: Option<StoreId>,
+}
+
+impl CreditsOf {
+    fn target(&self) -> GrantTo {
+        match (self.org, self.store) {
+            (Some(organization), _) => GrantTo::Organization(organization),
+            (None, Some(store)) => GrantTo::Store(store),
+            (None, None) => unreachable!("the argument group needs one of them"),
+        }
+    }
+}
+
+fn lot_kind(text: &str) -> Result<LotKind, String> {
+    [LotKind::Promotional, LotKind::Compensation, LotKind::Paid]
+        .into_iter()
+        .find(|kind| kind.as_str() == text)
+        .ok_or_else(|| "expected promotional, compensation or paid".to_owned())
+}
+
+#[derive(Subcommand)]
 enum Explain {
     /// What a request with this Host header gets
     Host {
@@ -270,6 +346,14 @@ async fn act(cli: Cli) -> Result<ExitCode, anyhow::Error> {
             let document = crate::http::openapi::document().to_pretty_json()?;
             return print(json, &Printed::text(document)).map(|()| ExitCode::SUCCESS);
         }
+        Command::Credits(Credits::Verify { org, ops }) => {
+            let cx = ops.context()?;
+            let found = credits::verify::verify(&cx, org).await;
+            cx.close().await;
+            let found = found?;
+            print(json, &output::credit_verification(&found)?)?;
+            return Ok(if found.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(3) });
+        }
         Command::Doctor(args) => {
             let cx = args.context()?;
             let findings = ops::doctor(&cx).await;
@@ -302,7 +386,12 @@ async fn operate(command: Command) -> Result<Printed, anyhow::Error> {
             (ops, Operation::ProductImport { store, file, dry_run })
         }
         Command::Explain(Explain::Host { name, ops }) => (ops, Operation::ExplainHost { name }),
-        Command::Dev(_)
+        Command::Credits(Credits::Grant { to, amount, reason, kind, expires_at, key, ops }) => {
+            (ops, Operation::CreditGrant { to, amount, reason, kind, expires_at, key })
+        }
+        Command::Credits(Credits::Balance { of, ops }) => (ops, Operation::CreditBalance { of }),
+        Command::Credits(Credits::Verify { .. })
+        | Command::Dev(_)
         | Command::Serve(_)
         | Command::Migrate(_)
         | Command::Keys(_)
@@ -318,17 +407,51 @@ async fn operate(command: Command) -> Result<Printed, anyhow::Error> {
 }
 
 enum Operation {
-    AdminGrant { email: String },
+    AdminGrant {
+        email: String,
+    },
     ServerAdd(NewServer),
     ServerList,
-    ServerDrain { server: String },
-    StoreList { limit: Option<u8>, cursor: Option<String> },
-    StoreShow { store: StoreId },
-    StoreProvision { store: StoreId, region: Option<String> },
-    StoreSuspend { store: StoreId, reason: String },
-    StoreResume { store: StoreId },
-    ProductImport { store: StoreId, file: PathBuf, dry_run: bool },
-    ExplainHost { name: String },
+    ServerDrain {
+        server: String,
+    },
+    StoreList {
+        limit: Option<u8>,
+        cursor: Option<String>,
+    },
+    StoreShow {
+        store: StoreId,
+    },
+    StoreProvision {
+        store: StoreId,
+        region: Option<String>,
+    },
+    StoreSuspend {
+        store: StoreId,
+        reason: String,
+    },
+    StoreResume {
+        store: StoreId,
+    },
+    ProductImport {
+        store: StoreId,
+        file: PathBuf,
+        dry_run: bool,
+    },
+    ExplainHost {
+        name: String,
+    },
+    CreditGrant {
+        to: CreditsOf,
+        amount: i64,
+        reason: String,
+        kind: LotKind,
+        expires_at: Option<DateTime<Utc>>,
+        key: Option<String>,
+    },
+    CreditBalance {
+        of: CreditsOf,
+    },
 }
 
 impl Operation {
@@ -375,6 +498,18 @@ impl Operation {
             }
             Self::ProductImport { store, file, dry_run } => import(cx, store, &file, dry_run).await?,
             Self::ExplainHost { name } => output::explanation(&ops::explain_host(cx, &name).await?)?,
+            Self::CreditGrant { to, amount, reason, kind, expires_at, key } => {
+                let new = credits::NewGrant { to: to.target(), kind, amount, expires_at, reason };
+                let decision = credits::grant(cx, Actor::Cli, &new, key.as_deref()).await?;
+                output::credit_transaction(&TransactionView::from(decision.transaction), decision.is_new)?
+            }
+            Self::CreditBalance { of } => {
+                let organization = match of.target() {
+                    GrantTo::Organization(id) => id,
+                    GrantTo::Store(id) => stores::find(cx, id).await?.organization_id,
+                };
+                output::credit_balance(&BalanceView::read(cx, organization).await?)?
+            }
         })
     }
 }

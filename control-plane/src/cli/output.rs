@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use super::{explain_error, json_of};
 use crate::catalog::ImportReport;
+use crate::credits::routes::{BalanceView, TransactionView};
+use crate::credits::verify::Verification;
 use crate::ops::routes::{OpsStoreView, ServerView};
 use crate::ops::{Finding, HostExplanation};
 use crate::provisioning::routes::RunView;
@@ -221,4 +223,53 @@ pub(super) fn import(report: &ImportReport, dry_run: bool) -> Result<Printed, an
         lines.push(format!("line {}, {}: {}", error["line"], part("column"), part("message")));
     }
     Ok(Printed { json: Some(json), lines })
+}
+
+/// One decision of the credit ledger.
+pub(super) fn credit_transaction(view: &TransactionView, is_new: bool) -> Result<Printed, anyhow::Error> {
+    let after = &view.balance_after;
+    let when = if is_new { "" } else { " before, under this key" };
+    Ok(Printed::new(json_of(view)?).line(format!(
+        "{} of {} credits {}{when}: {}; {} are available now",
+        view.kind.as_str(),
+        view.amount,
+        view.status.as_str(),
+        view.id,
+        after.available
+    )))
+}
+
+/// What an organization has.
+pub(super) fn credit_balance(view: &BalanceView) -> Result<Printed, anyhow::Error> {
+    let amounts = &view.amounts;
+    let first = format!(
+        "{}: {} available, {} held, {} debt",
+        view.organization_id, amounts.available, amounts.held, amounts.debt
+    );
+    Ok(view.lots.iter().fold(Printed::new(json_of(view)?).line(first), |printed, lot| {
+        let expiry = lot.expires_at.map_or_else(|| "never".to_owned(), |at| at.to_rfc3339());
+        printed.line(format!(
+            "  {} {:<13} {:>12} left of {:<12} held {:<8} expires {expiry}",
+            lot.id,
+            lot.kind.as_str(),
+            lot.remaining,
+            lot.granted,
+            lot.held
+        ))
+    }))
+}
+
+/// What does not hold of the ledger.
+pub(super) fn credit_verification(found: &Verification) -> Result<Printed, anyhow::Error> {
+    let printed = Printed::new(json_of(found)?);
+    if found.violations.is_empty() {
+        return Ok(printed.line(format!("every invariant holds; {} sealed roots agree", found.roots_checked)));
+    }
+    Ok(found.violations.iter().fold(printed, |printed, violation| {
+        let version = violation.version.map_or_else(|| "-".to_owned(), |version| version.to_string());
+        printed.line(format!(
+            "FAIL {} version {version} invariant {}: {}",
+            violation.organization_id, violation.invariant, violation.what
+        ))
+    }))
 }

@@ -15,7 +15,7 @@ use crate::config::MasterArgs;
 use crate::cx::{Cx, OpsCx};
 use crate::http::errors::chain;
 use crate::provisioning::jobs::WorkRun;
-use crate::{directory, idempotency, identity, provisioning};
+use crate::{credits, directory, idempotency, identity, provisioning};
 
 const SCHEMA: &str = "graphile_worker";
 const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -24,6 +24,8 @@ const SWEEP: Duration = Duration::from_secs(3);
 const STALE: chrono::Duration = chrono::Duration::seconds(8);
 const WORKER_RETRY: Duration = Duration::from_secs(1);
 const HOUSEKEEPING: Duration = Duration::from_secs(600);
+const EXPIRY: Duration = Duration::from_secs(15);
+const PROOF: Duration = Duration::from_secs(3600);
 
 /// Why the worker cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +82,11 @@ pub async fn start(cx: &Cx) -> Result<(), JobsError> {
         |cx| async move { requeue(&cx, STALE).await },
     ));
     cx.tasks.spawn(every(ops, HOUSEKEEPING, "housekeeping", |cx| async move { keep_house(&cx).await }));
+    let ops = cx.ops().clone();
+    cx.tasks.spawn(every(ops.clone(), EXPIRY, "booking what has expired", |cx| async move {
+        credits::jobs::expire_due(&cx).await
+    }));
+    cx.tasks.spawn(every(ops, PROOF, "proving the credit ledger", |cx| async move { credits::jobs::prove(&cx).await }));
     Ok(())
 }
 

@@ -1,0 +1,565 @@
+//! SQL of credits, in master. What decides is a function of the database; here are its arguments and its answers.
+
+use chrono::{DateTime, Utc};
+use kernel::{CreditHoldId, CreditLotId, CreditTransactionId, OrganizationId, StoreId, UserId};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::batch::Spend;
+use super::{
+    Balance, Decision, Hold, HoldState, Lot, LotKind, NewLot, Transaction, TransactionFilter, TransactionKind,
+    TransactionStatus,
+};
+
+/// A decision as its row says it; named columns of a transaction, and whether it was made by this statement.
+struct DecisionRow {
+    is_new: bool,
+    id: CreditTransactionId,
+    organization_id: OrganizationId,
+    version: i64,
+    kind: TransactionKind,
+    status: TransactionStatus,
+    reason: Option<String>,
+    amount: i64,
+    request_hash: Vec<u8>,
+    store_id: Option<StoreId>,
+    actor_user_id: Option<UserId>,
+    hold_id: Option<CreditHoldId>,
+    service: Option<String>,
+    quantity: Option<i64>,
+    description: Option<String>,
+    data: Option<serde_json::Value>,
+    available_after: i64,
+    held_after: i64,
+    debt_after: i64,
+    created_at: DateTime<Utc>,
+}
+
+impl From<DecisionRow> for Decision {
+    fn from(row: DecisionRow) -> Self {
+        Self {
+            is_new: row.is_new,
+            transaction: Transaction {
+                id: row.id,
+                organization_id: row.organization_id,
+                version: row.version,
+                kind: row.kind,
+                status: row.status,
+                reason: row.reason,
+                amount: row.amount,
+                request_hash: row.request_hash,
+                store_id: row.store_id,
+                actor_user_id: row.actor_user_id,
+                hold_id: row.hold_id,
+                service: row.service,
+                quantity: row.quantity,
+                description: row.description,
+                data: row.data,
+                available_after: row.available_after,
+                held_after: row.held_after,
+                debt_after: row.debt_after,
+                created_at: row.created_at,
+            },
+        }
+    }
+}
+
+/// What is in an account, and when the next of its lots expires.
+pub async fn balance_find(
+    conn: &mut PgConnection,
+    organization: OrganizationId,
+) -> Result<Option<(Balance, Option<DateTime<Utc>>)>, sqlx::Error> {
+    let row = sqlx::query!(
+        r#"select available, held, debt, version, nullif(next_expiry_at, 'infinity') as next_expiry_at
+           from credit_accounts
+           where organization_id = $1"#,
+        organization.as_uuid(),
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(row.map(|row| {
+        let balance = Balance {
+            organization_id: organization,
+            available: row.available,
+            held: row.held,
+            debt: row.debt,
+            version: row.version,
+        };
+        (balance, row.next_expiry_at)
+    }))
+}
+
+/// Books what has expired in one account.
+pub async fn expire(
+    conn: &mut PgConnection,
+    organization: OrganizationId,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(r#"select credit_expire($1, $2)::text as "done""#, organization.as_uuid(), now)
+        .fetch_one(conn)
+        .await?;
+    Ok(())
+}
+
+/// Accounts with something that has expired and is not booked yet.
+pub async fn accounts_to_expire(
+    conn: &mut PgConnection,
+    now: DateTime<Utc>,
+    limit: i64,
+) -> Result<Vec<OrganizationId>, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"select organization_id as "id: OrganizationId" from credit_accounts where next_expiry_at <= $1 limit $2"#,
+        now,
+        limit,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+pub async fn lots_open(conn: &mut PgConnection, organization: OrganizationId) -> Result<Vec<Lot>, sqlx::Error> {
+    sqlx::query_as!(
+        Lot,
+        r#"select id as "id: CreditLotId", kind as "kind: LotKind", granted, remaining, held, priority,
+                  nullif(expires_at, 'infinity') as expires_at
+           from credit_lots
+           where organization_id = $1 and is_open
+           order by priority, credit_lots.expires_at, credit_lot_rank(kind), unit_cost_minor, id
+           limit 1000"#,
+        organization.as_uuid(),
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Decides spends of one account in their order, in one commit. The decisions come in the same order.
+pub async fn spend(
+    conn: &mut PgConnection,
+    organization: OrganizationId,
+    spends: &[Spend],
+    now: DateTime<Utc>,
+) -> Result<Vec<Decision>, sqlx::Error> {
+    let ids: Vec<Uuid> = spends.iter().map(|spend| spend.id.as_uuid()).collect();
+    let keys: Vec<String> = spends.iter().map(|spend| spend.key.clone()).collect();
+    let hashes: Vec<Vec<u8>> = spends.iter().map(|spend| spend.hash.to_vec()).collect();
+    let kinds: Vec<String> = spends.iter().map(|spend| spend.kind.as_str().to_owned()).collect();
+    let stores: Vec<Option<Uuid>> = spends.iter().map(|spend| spend.store.map(|id| id.as_uuid())).collect();
+    let actors: Vec<Option<Uuid>> = spends.iter().map(|spend| spend.actor.map(|id| id.as_uuid())).collect();
+    let amounts: Vec<i64> = spends.iter().map(|spend| spend.amount).collect();
+    let services: Vec<Option<String>> = spends.iter().map(|spend| spend.service.clone()).collect();
+    let quantities: Vec<Option<i64>> = spends.iter().map(|spend| spend.quantity).collect();
+    let descriptions: Vec<Option<String>> = spends.iter().map(|spend| spend.description.clone()).collect();
+    let rows = sqlx::query_as!(
+        DecisionRow,
+        r#"select s.is_new as "is_new!", (s.decided).id as "id!: CreditTransactionId",
+                  (s.decided).organization_id as "organization_id!: OrganizationId", (s.decided).version as "version!",
+                  (s.decided).kind as "kind!: TransactionKind", (s.decided).status as "status!: TransactionStatus",
+                  (s.decided).reason as reason, (s.decided).amount as "amount!", (s.decided).request_hash as "request_hash!",
+                  (s.decided).store_id as "store_id: StoreId", (s.decided).actor_user_id as "actor_user_id: UserId",
+                  (s.decided).hold_id as "hold_id: CreditHoldId", (s.decided).service as service,
+                  (s.decided).quantity as quantity, (s.decided).description as description, (s.decided).data as data,
+                  (s.decided).available_after as "available_after!", (s.decided).held_after as "held_after!",
+                  (s.decided).debt_after as "debt_after!", (s.decided).created_at as "created_at!"
+           from credit_spend($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) s
+           order by s.ordinal"#,
+        organization.as_uuid(),
+        &ids,
+        &keys,
+        &hashes,
+        &kinds,
+        &stores as &[Option<Uuid>],
+        &actors as &[Option<Uuid>],
+        &amounts,
+        &services as &[Option<String>],
+        &quantities as &[Option<i64>],
+        &descriptions as &[Option<String>],
+        now,
+    )
+    .fetch_all(conn)
+    .await?;
+    // A key without its decision would move every answer after it to the wrong asker.
+    if rows.len() != spends.len() {
+        return Err(sqlx::Error::Protocol(format!("{} spends got {} decisions", spends.len(), rows.len())));
+    }
+    Ok(rows.into_iter().map(Into::into).collect())
+}
+
+/// What is granted, and on what grounds.
+pub struct Grant<'a> {
+    pub id: CreditTransactionId,
+    pub key: &'a str,
+    pub hash: &'a [u8; 32],
+    /// `Grant` or `Purchase`; only a purchase repays debt.
+    pub kind: TransactionKind,
+    pub actor: Option<UserId>,
+    pub store: Option<StoreId>,
+    pub why: Option<&'a str>,
+    /// Names the thing outside that paid for it: one of a kind is granted once.
+    pub reference: Option<&'a str>,
+    pub lots: &'a [NewLot],
+    pub purchase: Option<Uuid>,
+    pub currency: Option<&'a str>,
+}
+
+pub async fn grant(
+    conn: &mut PgConnection,
+    organization: OrganizationId,
+    grant: &Grant<'_>,
+    now: DateTime<Utc>,
+) -> Result<Decision, sqlx::Error> {
+    let ids: Vec<Uuid> = grant.lots.iter().map(|_| CreditLotId::new(now).as_uuid()).collect();
+    let kinds: Vec<String> = grant.lots.iter().map(|lot| lot.kind.as_str().to_owned()).collect();
+    let amounts: Vec<i64> = grant.lots.iter().map(|lot| lot.amount).collect();
+    let priorities: Vec<i16> = grant.lots.iter().map(|lot| lot.priority).collect();
+    let expiries: Vec<Option<DateTime<Utc>>> = grant.lots.iter().map(|lot| lot.expires_at).collect();
+    let costs: Vec<i64> = grant.lots.iter().map(|lot| lot.unit_cost_minor).collect();
+    let row = sqlx::query_as!(
+        DecisionRow,
+        r#"select s.is_new as "is_new!", (s.decided).id as "id!: CreditTransactionId",
+                  (s.decided).organization_id as "organization_id!: OrganizationId", (s.decided).version as "version!",
+                  (s.decided).kind as "kind!: TransactionKind", (s.decided).status as "status!: TransactionStatus",
+                  (s.decided).reason as reason, (s.decided).amount as "amount!", (s.decided).request_hash as "request_hash!",
+                  (s.decided).store_id as "store_id: StoreId", (s.decided).actor_user_id as "actor_user_id: UserId",
+                  (s.decided).hold_id as "hold_id: CreditHoldId", (s.decided).service as service,
+                  (s.decided).quantity as quantity, (s.decided).description as description, (s.decided).data as data,
+                  (s.decided).available_after as "available_after!", (s.decided).held_after as "held_after!",
+                  (s.decided).debt_after as "debt_after!", (s.decided).created_at as "created_at!"
+           from credit_grant($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,
+                    (select array_agg(coalesce(e, 'infinity') order by n) from unnest($14::timestamptz[]) with ordinality u (e, n)),
+                    $15, $16, $17, $18) s"#,
+        organization.as_uuid(),
+        grant.id.as_uuid(),
+        grant.key,
+        grant.hash.as_slice(),
+        grant.kind.as_str(),
+        grant.actor.map(|id| id.as_uuid()),
+        grant.store.map(|id| id.as_uuid()),
+        grant.why,
+        grant.reference,
+        &ids,
+        &kinds,
+        &amounts,
+        &priorities,
+        &expiries as &[Option<DateTime<Utc>>],
+        grant.purchase,
+        &costs,
+        grant.currency,
+        now,
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(row.into())
+}
+
+/// What is reserved. Its id becomes the hold's.
+pub struct NewHold<'a> {
+    pub id: CreditTransactionId,
+    pub key: &'a str,
+    pub hash: &'a [u8; 32],
+    pub store: StoreId,
+    pub actor: UserId,
+    pub amount: i64,
+    pub service: Option<&'a str>,
+    pub description: Option<&'a str>,
+    pub expires_at: DateTime<Utc>,
+}
+
+pub async fn hold(
+    conn: &mut PgConnection,
+    organization: OrganizationId,
+    new: &NewHold<'_>,
+    now: DateTime<Utc>,
+) -> Result<Decision, sqlx::Error> {
+    let row = sqlx::query_as!(
+        DecisionRow,
+        r#"select s.is_new as "is_new!", (s.decided).id as "id!: CreditTransactionId",
+                  (s.decided).organization_id as "organization_id!: OrganizationId", (s.decided).version as "version!",
+                  (s.decided).kind as "kind!: TransactionKind", (s.decided).status as "status!: TransactionStatus",
+                  (s.decided).reason as reason, (s.decided).amount as "amount!", (s.decided).request_hash as "request_hash!",
+                  (s.decided).store_id as "store_id: StoreId", (s.decided).actor_user_id as "actor_user_id: UserId",
+                  (s.decided).hold_id as "hold_id: CreditHoldId", (s.decided).service as service,
+                  (s.decided).quantity as quantity, (s.decided).description as description, (s.decided).data as data,
+                  (s.decided).available_after as "available_after!", (s.decided).held_after as "held_after!",
+                  (s.decided).debt_after as "debt_after!", (s.decided).created_at as "created_at!"
+           from credit_hold($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) s"#,
+        organization.as_uuid(),
+        new.id.as_uuid(),
+        new.key,
+        new.hash.as_slice(),
+        new.store.as_uuid(),
+        new.actor.as_uuid(),
+        new.amount,
+        new.service,
+        new.description,
+        new.expires_at,
+        now,
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(row.into())
+}
+
+/// How a hold is ended: `capture`, `void` or `hold_expiry`.
+pub struct EndHold<'a> {
+    pub id: CreditTransactionId,
+    pub key: &'a str,
+    pub hash: &'a [u8; 32],
+    pub ending: TransactionKind,
+    pub hold: CreditHoldId,
+    pub actor: Option<UserId>,
+    /// What a capture takes; 0 otherwise.
+    pub taken: i64,
+    pub why: Option<&'a str>,
+}
+
+pub async fn hold_end(
+    conn: &mut PgConnection,
+    organization: OrganizationId,
+    end: &EndHold<'_>,
+    now: DateTime<Utc>,
+) -> Result<Decision, sqlx::Error> {
+    let row = sqlx::query_as!(
+        DecisionRow,
+        r#"select s.is_new as "is_new!", (s.decided).id as "id!: CreditTransactionId",
+                  (s.decided).organization_id as "organization_id!: OrganizationId", (s.decided).version as "version!",
+                  (s.decided).kind as "kind!: TransactionKind", (s.decided).status as "status!: TransactionStatus",
+                  (s.decided).reason as reason, (s.decided).amount as "amount!", (s.decided).request_hash as "request_hash!",
+                  (s.decided).store_id as "store_id: StoreId", (s.decided).actor_user_id as "actor_user_id: UserId",
+                  (s.decided).hold_id as "hold_id: CreditHoldId", (s.decided).service as service,
+                  (s.decided).quantity as quantity, (s.decided).description as description, (s.decided).data as data,
+                  (s.decided).available_after as "available_after!", (s.decided).held_after as "held_after!",
+                  (s.decided).debt_after as "debt_after!", (s.decided).created_at as "created_at!"
+           from credit_hold_end($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) s"#,
+        organization.as_uuid(),
+        end.id.as_uuid(),
+        end.key,
+        end.hash.as_slice(),
+        end.ending.as_str(),
+        end.hold.as_uuid(),
+        end.actor.map(|id| id.as_uuid()),
+        end.taken,
+        end.why,
+        now,
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(row.into())
+}
+
+/// A hold for a spend, not one that a dispute made.
+pub async fn hold_find(conn: &mut PgConnection, id: CreditHoldId) -> Result<Option<Hold>, sqlx::Error> {
+    sqlx::query_as!(
+        Hold,
+        r#"select id as "id: CreditHoldId", organization_id as "organization_id: OrganizationId", store_id as "store_id: StoreId",
+                  amount, captured, state as "state: HoldState", service, description, expires_at, created_at
+           from credit_holds
+           where id = $1 and kind = 'spend'"#,
+        id.as_uuid(),
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// Open holds whose time is over, oldest first.
+pub async fn holds_to_expire(
+    conn: &mut PgConnection,
+    now: DateTime<Utc>,
+    limit: i64,
+) -> Result<Vec<(CreditHoldId, OrganizationId)>, sqlx::Error> {
+    let rows = sqlx::query!(
+        r#"select id as "id: CreditHoldId", organization_id as "organization_id: OrganizationId"
+           from credit_holds
+           where state = 'open' and expires_at <= $1 and kind = 'spend'
+           order by expires_at
+           limit $2"#,
+        now,
+        limit,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.organization_id)).collect())
+}
+
+/// An account's transactions before a version, newest first.
+pub async fn transactions(
+    conn: &mut PgConnection,
+    organization: OrganizationId,
+    filter: &TransactionFilter,
+    before: Option<i64>,
+    limit: i64,
+) -> Result<Vec<Transaction>, sqlx::Error> {
+    sqlx::query_as!(
+        Transaction,
+        r#"select id as "id: CreditTransactionId", organization_id as "organization_id: OrganizationId", version,
+                  kind as "kind: TransactionKind", status as "status: TransactionStatus", reason, amount, request_hash,
+                  store_id as "store_id: StoreId", actor_user_id as "actor_user_id: UserId", hold_id as "hold_id: CreditHoldId",
+                  service, quantity, description, data, available_after, held_after, debt_after, created_at
+           from credit_transactions
+           where organization_id = $1
+             and ($2::bigint is null or version < $2)
+             and ($3::uuid is null or store_id = $3)
+             and ($4::text is null or kind = $4)
+             and ($5::uuid is null or actor_user_id = $5)
+             and ($6::timestamptz is null or created_at >= $6)
+             and ($7::timestamptz is null or created_at < $7)
+           order by version desc
+           limit $8"#,
+        organization.as_uuid(),
+        before,
+        filter.store.map(|id| id.as_uuid()),
+        filter.kind.map(TransactionKind::as_str),
+        filter.actor.map(|id| id.as_uuid()),
+        filter.from,
+        filter.until,
+        limit,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Something that must hold of an account and does not.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Violation {
+    /// 1 to 10, as the migration of the checks numbers them.
+    pub invariant: i32,
+    pub organization_id: OrganizationId,
+    /// The first version at which it is seen.
+    pub version: Option<i64>,
+    pub what: String,
+}
+
+/// Everything that does not hold, of one account or of all, by account and version.
+pub async fn violations(
+    conn: &mut PgConnection,
+    organization: Option<OrganizationId>,
+) -> Result<Vec<Violation>, sqlx::Error> {
+    sqlx::query_as!(
+        Violation,
+        r#"select invariant as "invariant!", organization_id as "organization_id!: OrganizationId", version, what as "what!"
+           from credit_violations($1)"#,
+        organization.map(|id| id.as_uuid()),
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Where an account's chain ends.
+pub struct Head {
+    pub organization_id: OrganizationId,
+    pub version: i64,
+    pub chain: Vec<u8>,
+}
+
+/// Where every account's chain ends, in the order of the organizations.
+pub async fn heads(conn: &mut PgConnection) -> Result<Vec<Head>, sqlx::Error> {
+    sqlx::query_as!(
+        Head,
+        r#"select organization_id as "organization_id: OrganizationId", version, chain from credit_accounts
+           where version > 0
+           order by organization_id"#,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// A sealed root, as it was kept.
+pub struct RootRow {
+    pub id: Uuid,
+    pub root: Vec<u8>,
+    pub sealed: Vec<u8>,
+    pub created_at: DateTime<Utc>,
+}
+
+pub async fn root_insert(conn: &mut PgConnection, root: &RootRow, heads: &[Head]) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "insert into credit_roots (id, root, sealed, accounts, created_at) values ($1, $2, $3, $4, $5)",
+        root.id,
+        root.root,
+        root.sealed,
+        i64::try_from(heads.len()).unwrap_or(i64::MAX),
+        root.created_at,
+    )
+    .execute(&mut *conn)
+    .await?;
+    let organizations: Vec<Uuid> = heads.iter().map(|head| head.organization_id.as_uuid()).collect();
+    let versions: Vec<i64> = heads.iter().map(|head| head.version).collect();
+    let chains: Vec<Vec<u8>> = heads.iter().map(|head| head.chain.clone()).collect();
+    sqlx::query!(
+        "insert into credit_root_heads (root_id, organization_id, version, chain)
+         select $1, u.organization_id, u.version, u.chain
+         from unnest($2::uuid[], $3::bigint[], $4::bytea[]) u (organization_id, version, chain)",
+        root.id,
+        &organizations,
+        &versions,
+        &chains,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// The sealed roots, newest first.
+pub async fn roots(conn: &mut PgConnection, limit: i64) -> Result<Vec<RootRow>, sqlx::Error> {
+    sqlx::query_as!(
+        RootRow,
+        "select id, root, sealed, created_at from credit_roots order by created_at desc limit $1",
+        limit,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+pub async fn root_heads(conn: &mut PgConnection, root: Uuid) -> Result<Vec<Head>, sqlx::Error> {
+    sqlx::query_as!(
+        Head,
+        r#"select organization_id as "organization_id: OrganizationId", version, chain from credit_root_heads
+           where root_id = $1
+           order by organization_id"#,
+        root,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// The heads of a root that the ledger does not have any more: another hash at that version, or no such version.
+pub async fn root_heads_missing(
+    conn: &mut PgConnection,
+    root: Uuid,
+) -> Result<Vec<(OrganizationId, i64)>, sqlx::Error> {
+    let rows = sqlx::query!(
+        r#"select h.organization_id as "organization_id: OrganizationId", h.version
+           from credit_root_heads h
+           left join credit_transactions t on t.organization_id = h.organization_id and t.version = h.version
+           where h.root_id = $1 and t.chain is distinct from h.chain
+           order by h.organization_id"#,
+        root,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.organization_id, row.version)).collect())
+}
+
+/// Deletes all but the newest roots.
+pub async fn roots_purge(conn: &mut PgConnection, keep: i64) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "delete from credit_roots where id not in (select id from credit_roots order by created_at desc limit $1)",
+        keep,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Makes the transaction read one snapshot from its first statement on.
+pub async fn snapshot(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query!("set transaction isolation level repeatable read, read only").execute(&mut *conn).await?;
+    // A verification reads everything that there is.
+    sqlx::query!("set local statement_timeout = '30min'").execute(conn).await?;
+    Ok(())
+}
+
+/// One sealer at a time.
+pub async fn roots_lock(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query!("lock table credit_roots in share row exclusive mode").execute(conn).await?;
+    Ok(())
+}

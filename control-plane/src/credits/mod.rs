@@ -1,0 +1,642 @@
+//! Credits: bought once, spent once, provable to the last unit.
+//!
+//! An organization has one account. What is in it came as lots and leaves by spends and holds; every decision, also a refusal,
+//! is a transaction with a version, entries that sum to zero, and a hash over everything before it. Decisions are made by
+//! functions of the master database (`migrations-master/*_credits.sql`), each in one statement under the lock of the
+//! account's row; this module says who may ask, what the request was, and what the answer means.
+//!
+//! An idempotency key is kept for ever, in the namespace of who made it: `user:` for a caller's, others for our own. When the
+//! outcome of a statement is unknown because its connection broke, the caller is told to repeat it with the same key.
+
+pub mod batch;
+pub mod db;
+pub mod jobs;
+pub mod routes;
+pub mod verify;
+
+use axum::http::StatusCode;
+use chrono::{DateTime, Utc};
+use kernel::{CreditHoldId, CreditLotId, CreditTransactionId, Cursor, OrganizationId, StoreId, UserId, text};
+use problem::Problem;
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use crate::audit::{self, Actor, Subject};
+use crate::cx::OpsCx;
+use crate::idempotency;
+use crate::identity::{self, MemberRole, Principal};
+use crate::stores::{self, Store};
+use batch::Spend;
+
+/// The most that one transaction moves: far from where sums overflow.
+pub const MAX_AMOUNT: i64 = 1_000_000_000_000;
+/// The longest that credits may be held, in seconds.
+pub const MAX_HOLD_S: i64 = 30 * 24 * 3600;
+const DEFAULT_HOLD_S: i64 = 3600;
+const DEFAULT_LIMIT: u8 = 25;
+const MAX_LIMIT: u8 = 100;
+
+/// What a transaction did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, sqlx::Type, utoipa::ToSchema)]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub enum TransactionKind {
+    Grant,
+    Purchase,
+    Spend,
+    /// A spend that the platform makes by itself: daily or metered.
+    Charge,
+    Hold,
+    Capture,
+    Void,
+    HoldExpiry,
+    Expiry,
+    Refund,
+    DisputeOpen,
+    DisputeWon,
+    DisputeLost,
+}
+
+impl TransactionKind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Grant => "grant",
+            Self::Purchase => "purchase",
+            Self::Spend => "spend",
+            Self::Charge => "charge",
+            Self::Hold => "hold",
+            Self::Capture => "capture",
+            Self::Void => "void",
+            Self::HoldExpiry => "hold_expiry",
+            Self::Expiry => "expiry",
+            Self::Refund => "refund",
+            Self::DisputeOpen => "dispute_open",
+            Self::DisputeWon => "dispute_won",
+            Self::DisputeLost => "dispute_lost",
+        }
+    }
+}
+
+/// Whether it was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, sqlx::Type, utoipa::ToSchema)]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub enum TransactionStatus {
+    Accepted,
+    Rejected,
+}
+
+impl TransactionStatus {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Rejected => "rejected",
+        }
+    }
+}
+
+/// What a lot is: it says which is spent first, and against what it was booked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, sqlx::Type, utoipa::ToSchema)]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub enum LotKind {
+    Paid,
+    Promotional,
+    Compensation,
+}
+
+impl LotKind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Paid => "paid",
+            Self::Promotional => "promotional",
+            Self::Compensation => "compensation",
+        }
+    }
+
+    /// The priority of a lot that names none: 0 is spent first, 100 last.
+    pub const fn default_priority(self) -> i16 {
+        match self {
+            Self::Promotional => 25,
+            Self::Compensation => 30,
+            Self::Paid => 50,
+        }
+    }
+}
+
+/// One decision of the ledger.
+#[derive(Debug, Clone)]
+pub struct Transaction {
+    pub id: CreditTransactionId,
+    pub organization_id: OrganizationId,
+    /// 1, 2, 3 within its account.
+    pub version: i64,
+    pub kind: TransactionKind,
+    pub status: TransactionStatus,
+    /// A stable code of why it was refused.
+    pub reason: Option<String>,
+    /// What was asked for, in credits.
+    pub amount: i64,
+    pub request_hash: Vec<u8>,
+    pub store_id: Option<StoreId>,
+    pub actor_user_id: Option<UserId>,
+    pub hold_id: Option<CreditHoldId>,
+    pub service: Option<String>,
+    pub quantity: Option<i64>,
+    pub description: Option<String>,
+    pub data: Option<serde_json::Value>,
+    pub available_after: i64,
+    pub held_after: i64,
+    pub debt_after: i64,
+    pub created_at: DateTime<Utc>,
+}
+
+/// A decision, and whether it was made now or before under the same key.
+#[derive(Debug, Clone)]
+pub struct Decision {
+    pub is_new: bool,
+    pub transaction: Transaction,
+}
+
+impl Decision {
+    /// The decision as an answer to the request with this hash.
+    ///
+    /// # Errors
+    /// When the key was used for another request, or the decision was a refusal.
+    pub fn answer(self, hash: &[u8]) -> Result<Self, CreditError> {
+        if self.transaction.request_hash != hash {
+            return Err(CreditError::KeyReused);
+        }
+        match (self.transaction.status, self.transaction.reason.as_deref()) {
+            (TransactionStatus::Accepted, _) => Ok(self),
+            (TransactionStatus::Rejected, reason) => {
+                let is_replay = !self.is_new;
+                let (required, available) = (self.transaction.amount, self.transaction.available_after);
+                Err(match reason.unwrap_or_default() {
+                    "insufficient-credits" => CreditError::Insufficient { required, available, is_replay },
+                    "store-budget-exceeded" => CreditError::BudgetExceeded { of: "store", required, is_replay },
+                    "member-budget-exceeded" => CreditError::BudgetExceeded { of: "member", required, is_replay },
+                    "capture-exceeds-hold" => CreditError::CaptureExceedsHold,
+                    other => CreditError::HoldNotOpen { state: other.trim_start_matches("hold-").to_owned() },
+                })
+            }
+        }
+    }
+}
+
+/// What is in an account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Balance {
+    pub organization_id: OrganizationId,
+    /// What can be spent now.
+    pub available: i64,
+    /// What is reserved.
+    pub held: i64,
+    /// What the next purchase repays first.
+    pub debt: i64,
+    pub version: i64,
+}
+
+/// Credits that were granted together, and what is left of them.
+#[derive(Debug, Clone)]
+pub struct Lot {
+    pub id: CreditLotId,
+    pub kind: LotKind,
+    pub granted: i64,
+    pub remaining: i64,
+    pub held: i64,
+    pub priority: i16,
+    /// Nothing when it does not expire.
+    pub expires_at: Option<DateTime<Utc>>,
+}
+
+/// A lot that is to be granted.
+#[derive(Debug, Clone)]
+pub struct NewLot {
+    pub kind: LotKind,
+    pub amount: i64,
+    pub priority: i16,
+    pub expires_at: Option<DateTime<Utc>>,
+    /// What one credit cost, in minor units of the currency.
+    pub unit_cost_minor: i64,
+}
+
+/// How a hold stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, sqlx::Type, utoipa::ToSchema)]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub enum HoldState {
+    Open,
+    Captured,
+    Voided,
+    Expired,
+}
+
+/// Credits that are reserved.
+#[derive(Debug, Clone)]
+pub struct Hold {
+    pub id: CreditHoldId,
+    pub organization_id: OrganizationId,
+    pub store_id: Option<StoreId>,
+    pub amount: i64,
+    pub captured: i64,
+    pub state: HoldState,
+    pub service: Option<String>,
+    pub description: Option<String>,
+    pub expires_at: DateTime<Utc>,
+    pub created_at: DateTime<Utc>,
+}
+
+/// Why a credit operation was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum CreditError {
+    #[error("{required} credits are needed, {available} are available")]
+    Insufficient { required: i64, available: i64, is_replay: bool },
+    #[error("the monthly budget of the {of} does not allow {required} more")]
+    BudgetExceeded { of: &'static str, required: i64, is_replay: bool },
+    #[error("the hold is {state}")]
+    HoldNotOpen { state: String },
+    #[error("more is captured than was held")]
+    CaptureExceedsHold,
+    #[error("there is no such hold")]
+    HoldNotFound,
+    #[error("there is no such store")]
+    StoreNotFound,
+    #[error("there is no such organization")]
+    OrganizationNotFound,
+    #[error("several organizations to choose from")]
+    OrganizationAmbiguous,
+    #[error("only owners and admins of the organization may do this")]
+    NotManager,
+    #[error("the Idempotency-Key was used for another request")]
+    KeyReused,
+    #[error("an Idempotency-Key is needed")]
+    KeyMissing,
+    #[error("{detail}")]
+    Invalid { pointer: &'static str, code: &'static str, detail: String },
+    #[error("a query parameter is not valid: {detail}")]
+    Query { name: &'static str, detail: String },
+    #[error("the cursor does not belong to this list")]
+    Cursor,
+    #[error("too many spends of the account wait")]
+    Busy,
+    #[error("the connection broke before the decision was known")]
+    OutcomeUnknown,
+    #[error("database error")]
+    Db(#[from] sqlx::Error),
+}
+
+fn invalid(pointer: &'static str, code: &'static str, detail: impl Into<String>) -> CreditError {
+    CreditError::Invalid { pointer, code, detail: detail.into() }
+}
+
+/// The hash of what was asked for: the operation and its body, as it was understood.
+pub fn request_hash<B: Serialize>(operation: &'static str, body: &B) -> Result<[u8; 32], CreditError> {
+    let json = serde_json::to_vec(&(operation, body)).map_err(|error| sqlx::Error::Encode(error.into()))?;
+    Ok(Sha256::digest(json).into())
+}
+
+/// A caller's key, apart from the keys that we make ourselves.
+fn user_key(key: Option<&str>) -> Result<String, CreditError> {
+    key.map(|key| format!("user:{key}")).ok_or(CreditError::KeyMissing)
+}
+
+/// Whole credits that one request may move.
+pub fn check_amount(amount: i64, pointer: &'static str) -> Result<i64, CreditError> {
+    if (1..=MAX_AMOUNT).contains(&amount) {
+        Ok(amount)
+    } else {
+        Err(invalid(pointer, "range", format!("must be 1 to {MAX_AMOUNT} whole credits")))
+    }
+}
+
+fn check_line(line: Option<&str>, pointer: &'static str, max: usize) -> Result<Option<String>, CreditError> {
+    line.map(|line| text::one_line(line, max)).transpose().map_err(|error| invalid(pointer, "text", error.to_string()))
+}
+
+/// The store that somebody wants to act for, if they are let into it.
+async fn store_of(cx: &OpsCx, by: &Principal, store: StoreId) -> Result<Store, CreditError> {
+    // To a token that was made for one store the others do not exist.
+    if by.token_store.is_some_and(|only| only != store) {
+        return Err(CreditError::StoreNotFound);
+    }
+    let mut connection = cx.master.acquire().await?;
+    let access = stores::db::store_for_member(&mut connection, store, by.user.id).await?;
+    Ok(access.ok_or(CreditError::StoreNotFound)?.store)
+}
+
+/// The organization that somebody acts for: the one they name, or their only one.
+pub async fn organization_of(
+    cx: &OpsCx,
+    by: UserId,
+    wanted: Option<OrganizationId>,
+) -> Result<(OrganizationId, MemberRole), CreditError> {
+    let memberships = identity::db::memberships(&mut *cx.master.acquire().await?, by).await?;
+    let chosen = match (wanted, memberships.as_slice()) {
+        (Some(id), all) => {
+            all.iter().find(|membership| membership.id == id).ok_or(CreditError::OrganizationNotFound)?
+        }
+        (None, [only]) => only,
+        (None, []) => return Err(CreditError::OrganizationNotFound),
+        (None, _) => return Err(CreditError::OrganizationAmbiguous),
+    };
+    Ok((chosen.id, chosen.role))
+}
+
+/// What is in an account, with what has expired booked.
+pub async fn balance(cx: &OpsCx, organization: OrganizationId) -> Result<Balance, CreditError> {
+    let mut connection = cx.master.acquire().await?;
+    let now = cx.clock.now();
+    let (mut balance, next_expiry) =
+        db::balance_find(&mut connection, organization).await?.ok_or(CreditError::OrganizationNotFound)?;
+    if next_expiry.is_some_and(|at| at <= now) {
+        db::expire(&mut connection, organization, now).await?;
+        (balance, _) =
+            db::balance_find(&mut connection, organization).await?.ok_or(CreditError::OrganizationNotFound)?;
+    }
+    Ok(balance)
+}
+
+/// The lots that still hold something, in the order in which they are spent.
+pub async fn lots(cx: &OpsCx, organization: OrganizationId) -> Result<Vec<Lot>, CreditError> {
+    Ok(db::lots_open(&mut *cx.master.acquire().await?, organization).await?)
+}
+
+/// Spends credits on a store, once per key.
+pub async fn spend(
+    cx: &OpsCx,
+    by: &Principal,
+    body: &routes::SpendBody,
+    key: Option<&str>,
+) -> Result<Decision, CreditError> {
+    let key = user_key(key)?;
+    let amount = check_amount(body.amount, "/amount")?;
+    let description = check_line(body.description.as_deref(), "/description", 500)?;
+    let hash = request_hash("credit_spend", body)?;
+    let store = store_of(cx, by, body.store_id).await?;
+    let spend = Spend {
+        id: CreditTransactionId::new(cx.clock.now()),
+        key,
+        hash,
+        kind: TransactionKind::Spend,
+        store: Some(store.id),
+        actor: Some(by.user.id),
+        amount,
+        service: None,
+        quantity: None,
+        description,
+    };
+    cx.credits.spend(cx, store.organization_id, spend).await?.answer(&hash)
+}
+
+/// Reserves credits for a spend that is to come, once per key.
+pub async fn hold(
+    cx: &OpsCx,
+    by: &Principal,
+    body: &routes::HoldBody,
+    key: Option<&str>,
+) -> Result<Decision, CreditError> {
+    let key = user_key(key)?;
+    let amount = check_amount(body.amount, "/amount")?;
+    let description = check_line(body.description.as_deref(), "/description", 500)?;
+    let seconds = body.expires_in_seconds.unwrap_or(DEFAULT_HOLD_S);
+    if !(1..=MAX_HOLD_S).contains(&seconds) {
+        return Err(invalid("/expiresInSeconds", "range", format!("must be 1 to {MAX_HOLD_S}")));
+    }
+    let hash = request_hash("credit_hold_create", body)?;
+    let store = store_of(cx, by, body.store_id).await?;
+    let now = cx.clock.now();
+    let new = db::NewHold {
+        id: CreditTransactionId::new(now),
+        key: &key,
+        hash: &hash,
+        store: store.id,
+        actor: by.user.id,
+        amount,
+        service: None,
+        description: description.as_deref(),
+        expires_at: now + chrono::Duration::seconds(seconds),
+    };
+    let mut connection = cx.master.acquire().await?;
+    db::hold(&mut connection, store.organization_id, &new, now).await?.answer(&hash)
+}
+
+/// A hold that somebody is let at.
+pub async fn hold_find(cx: &OpsCx, by: &Principal, id: CreditHoldId) -> Result<Hold, CreditError> {
+    let mut connection = cx.master.acquire().await?;
+    let hold = db::hold_find(&mut connection, id).await?.ok_or(CreditError::HoldNotFound)?;
+    drop(connection);
+    let store = hold.store_id.ok_or(CreditError::HoldNotFound)?;
+    match store_of(cx, by, store).await {
+        Ok(_) => Ok(hold),
+        Err(CreditError::StoreNotFound) => Err(CreditError::HoldNotFound),
+        Err(error) => Err(error),
+    }
+}
+
+/// How a hold is ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HoldEnd {
+    /// Takes so much, and gives the rest back.
+    Capture(i64),
+    Void,
+}
+
+/// Ends a hold, once per key; a hold is ended once, whatever the keys.
+pub async fn hold_end(
+    cx: &OpsCx,
+    by: &Principal,
+    id: CreditHoldId,
+    end: HoldEnd,
+    key: Option<&str>,
+) -> Result<Decision, CreditError> {
+    let key = user_key(key)?;
+    let hold = hold_find(cx, by, id).await?;
+    let (operation, ending, taken) = match end {
+        HoldEnd::Capture(amount) => ("credit_hold_capture", TransactionKind::Capture, check_amount(amount, "/amount")?),
+        HoldEnd::Void => ("credit_hold_void", TransactionKind::Void, 0),
+    };
+    let hash = request_hash(operation, &(id, taken))?;
+    let now = cx.clock.now();
+    let end = db::EndHold {
+        id: CreditTransactionId::new(now),
+        key: &key,
+        hash: &hash,
+        ending,
+        hold: id,
+        actor: Some(by.user.id),
+        taken,
+        why: None,
+    };
+    let mut connection = cx.master.acquire().await?;
+    db::hold_end(&mut connection, hold.organization_id, &end, now).await?.answer(&hash)
+}
+
+/// Whom credits are granted to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GrantTo {
+    Organization(OrganizationId),
+    /// The organization of this store.
+    Store(StoreId),
+}
+
+/// Credits that ops give.
+#[derive(Debug, Clone)]
+pub struct NewGrant {
+    pub to: GrantTo,
+    pub kind: LotKind,
+    pub amount: i64,
+    pub expires_at: Option<DateTime<Utc>>,
+    pub reason: String,
+}
+
+/// Grants credits, for a reason that is kept. With a key it is done once.
+pub async fn grant(cx: &OpsCx, actor: Actor, new: &NewGrant, key: Option<&str>) -> Result<Decision, CreditError> {
+    let amount = check_amount(new.amount, "/amount")?;
+    let reason = text::one_line(&new.reason, 500).map_err(|error| invalid("/reason", "text", error.to_string()))?;
+    let now = cx.clock.now();
+    if new.expires_at.is_some_and(|at| at <= now) {
+        return Err(invalid("/expiresAt", "past", "must be in the future"));
+    }
+    let mut tx = cx.master.begin().await?;
+    let (organization, store) = match new.to {
+        GrantTo::Organization(id) => (id, None),
+        GrantTo::Store(id) => {
+            let store = stores::db::store_find(&mut tx, id).await?.ok_or(CreditError::StoreNotFound)?;
+            (store.organization_id, Some(id))
+        }
+    };
+    if db::balance_find(&mut tx, organization).await?.is_none() {
+        return Err(CreditError::OrganizationNotFound);
+    }
+    let id = CreditTransactionId::new(now);
+    let key = key.map_or_else(|| format!("grant:{id}"), |key| format!("ops:{key}"));
+    let hash = request_hash("credit_grant", &(organization, store, new.kind, amount, new.expires_at, &reason))?;
+    let lot = NewLot {
+        kind: new.kind,
+        amount,
+        priority: new.kind.default_priority(),
+        expires_at: new.expires_at,
+        unit_cost_minor: 0,
+    };
+    let user = match actor {
+        Actor::User(user) => Some(user),
+        Actor::Cli | Actor::System => None,
+    };
+    let grant = db::Grant {
+        id,
+        key: &key,
+        hash: &hash,
+        kind: TransactionKind::Grant,
+        actor: user,
+        store,
+        why: Some(&reason),
+        reference: None,
+        lots: std::slice::from_ref(&lot),
+        purchase: None,
+        currency: None,
+    };
+    let decision = db::grant(&mut tx, organization, &grant, now).await?.answer(&hash)?;
+    if decision.is_new {
+        let subject = Subject { organization: Some(organization), store };
+        let data = serde_json::json!({ "transactionId": decision.transaction.id, "amount": amount, "reason": reason });
+        audit::record(&mut tx, now, actor, "credit_grant", subject, data).await?;
+    }
+    tx.commit().await?;
+    Ok(decision)
+}
+
+/// Which transactions a list shows.
+#[derive(Debug, Clone, Default)]
+pub struct TransactionFilter {
+    pub store: Option<StoreId>,
+    pub kind: Option<TransactionKind>,
+    /// Who spent.
+    pub actor: Option<UserId>,
+    pub from: Option<DateTime<Utc>>,
+    /// Before this moment.
+    pub until: Option<DateTime<Utc>>,
+}
+
+/// A page of an account's transactions, newest first, and the cursor of the next.
+pub async fn transactions(
+    cx: &OpsCx,
+    organization: OrganizationId,
+    filter: &TransactionFilter,
+    cursor: Option<&str>,
+    limit: Option<u8>,
+) -> Result<(Vec<Transaction>, Option<String>), CreditError> {
+    let scope = format!("{filter:?}");
+    let cursors = Cursor::of(&["credit transactions", &organization.to_string(), &scope]);
+    let before: Option<i64> = cursor.map(|text| cursors.decode(text)).transpose().map_err(|_| CreditError::Cursor)?;
+    let limit = match limit.unwrap_or(DEFAULT_LIMIT) {
+        limit @ 1..=MAX_LIMIT => limit,
+        _ => return Err(CreditError::Query { name: "limit", detail: format!("must be 1 to {MAX_LIMIT}") }),
+    };
+    let mut connection = cx.master.acquire().await?;
+    let mut found = db::transactions(&mut connection, organization, filter, before, i64::from(limit) + 1).await?;
+    let has_more = found.len() > usize::from(limit);
+    found.truncate(usize::from(limit));
+    let next = found.last().filter(|_| has_more).map(|last| cursors.encode(&last.version));
+    Ok((found, next))
+}
+
+impl From<CreditError> for Problem {
+    fn from(error: CreditError) -> Self {
+        use StatusCode as S;
+        let replayed = |problem: Self, is_replay: bool| {
+            if is_replay { problem.header("idempotent-replayed", "true") } else { problem }
+        };
+        match error {
+            CreditError::Insufficient { required, available, is_replay } => replayed(
+                Self::new(S::PAYMENT_REQUIRED, "insufficient-credits", "There are not enough credits")
+                    .detail(format!("{required} are needed, {available} are available. Buy more, then use a new key."))
+                    .member("required", required)
+                    .member("available", available)
+                    .member("purchaseUrl", "/api/credits/packs"),
+                is_replay,
+            ),
+            CreditError::BudgetExceeded { of, required, is_replay } => replayed(
+                Self::new(S::FORBIDDEN, "budget-exceeded", "The monthly budget does not allow this")
+                    .detail(format!("The budget of the {of} has less than {required} left this month. An owner or admin can raise it."))
+                    .member("budget", of)
+                    .member("required", required),
+                is_replay,
+            ),
+            CreditError::HoldNotOpen { state } => {
+                Self::new(S::CONFLICT, "hold-not-open", "The hold has ended").detail(format!("It is {state}.")).member("state", state)
+            }
+            CreditError::CaptureExceedsHold => Self::invalid().field("/amount", "range", "is more than was held"),
+            CreditError::HoldNotFound | CreditError::OrganizationNotFound => Self::not_found(),
+            CreditError::StoreNotFound => Self::not_found().detail("No store of yours has this id."),
+            CreditError::OrganizationAmbiguous => crate::http::errors::invalid_query(
+                "organizationId",
+                "say which of your organizations is meant",
+            ),
+            CreditError::NotManager => Self::new(S::FORBIDDEN, "forbidden", "Your role does not allow this")
+                .detail("Ask an owner or admin of the organization."),
+            CreditError::KeyReused => idempotency::reused(),
+            CreditError::KeyMissing => {
+                Self::new(S::BAD_REQUEST, "idempotency-key-required", "An Idempotency-Key is needed").field(
+                    "Idempotency-Key",
+                    "required",
+                    "send a new random key with each new request, and the same one when you repeat it",
+                )
+            }
+            CreditError::Invalid { pointer, code, detail } => Self::invalid().field(pointer, code, detail),
+            CreditError::Query { name, detail } => crate::http::errors::invalid_query(name, detail),
+            CreditError::Cursor => crate::http::errors::invalid_cursor(),
+            CreditError::Busy => {
+                Self::new(S::SERVICE_UNAVAILABLE, "credits-busy", "Too many spends of this account at this moment")
+                    .detail("Nothing was spent. Repeat it with the same key.")
+                    .retry_after(std::time::Duration::from_secs(1))
+            }
+            CreditError::OutcomeUnknown => {
+                Self::new(S::SERVICE_UNAVAILABLE, "outcome-unknown", "It is not known whether it was done")
+                    .detail("Repeat it with the same Idempotency-Key: it is done once.")
+                    .retry_after(std::time::Duration::from_secs(1))
+            }
+            error @ CreditError::Db(_) => crate::http::errors::unexpected(&error),
+        }
+    }
+}

@@ -1,0 +1,429 @@
+//! HTTP of credits.
+
+use axum::extract::State;
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use chrono::{DateTime, Utc};
+use kernel::{CreditHoldId, CreditLotId, CreditTransactionId, OrganizationId, StoreId, UserId};
+use problem::{Json, Path, Problem, ProblemBody, Query};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::verify::Verification;
+use super::{
+    Balance, Decision, GrantTo, Hold, HoldEnd, HoldState, Lot, LotKind, NewGrant, Transaction, TransactionFilter,
+    TransactionKind, TransactionStatus,
+};
+use crate::audit::Actor;
+use crate::cx::{Cx, OpsCx};
+use crate::http::auth::{Ops, Person};
+use crate::idempotency::IdempotencyKey;
+use crate::identity::Principal;
+use crate::ops::routes::{Page, PageMeta};
+
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+
+pub fn router() -> OpenApiRouter<Cx> {
+    OpenApiRouter::new()
+        .routes(routes!(credit_balance))
+        .routes(routes!(credit_transaction_list))
+        .routes(routes!(credit_spend))
+        .routes(routes!(credit_hold_create))
+        .routes(routes!(credit_hold_get))
+        .routes(routes!(credit_hold_capture))
+        .routes(routes!(credit_hold_void))
+        .routes(routes!(ops_credit_grant))
+        .routes(routes!(ops_credit_verify))
+}
+
+/// Which organization, for somebody who has several.
+#[derive(Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct OrganizationQuery {
+    /// May be left out by somebody with one organization.
+    organization_id: Option<OrganizationId>,
+}
+
+/// What an account holds, in whole credits.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AmountsView {
+    /// What can be spent now.
+    pub available: i64,
+    /// What is reserved.
+    pub held: i64,
+    /// What the next purchase repays first.
+    pub debt: i64,
+}
+
+impl From<Balance> for AmountsView {
+    fn from(balance: Balance) -> Self {
+        Self { available: balance.available, held: balance.held, debt: balance.debt }
+    }
+}
+
+/// Credits that were granted together.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LotView {
+    pub id: CreditLotId,
+    pub kind: LotKind,
+    pub granted: i64,
+    pub remaining: i64,
+    pub held: i64,
+    /// 0 is spent first, 100 last.
+    pub priority: i16,
+    /// Null when they do not expire.
+    pub expires_at: Option<DateTime<Utc>>,
+}
+
+impl From<Lot> for LotView {
+    fn from(lot: Lot) -> Self {
+        let Lot { id, kind, granted, remaining, held, priority, expires_at } = lot;
+        Self { id, kind, granted, remaining, held, priority, expires_at }
+    }
+}
+
+/// An organization's credits.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BalanceView {
+    pub organization_id: OrganizationId,
+    #[serde(flatten)]
+    pub amounts: AmountsView,
+    /// What it is made of, in the order in which it is spent.
+    pub lots: Vec<LotView>,
+}
+
+impl BalanceView {
+    /// Reads what an organization has.
+    pub async fn read(cx: &OpsCx, organization_id: OrganizationId) -> Result<Self, super::CreditError> {
+        let balance = super::balance(cx, organization_id).await?;
+        let lots = super::lots(cx, organization_id).await?;
+        Ok(Self { organization_id, amounts: balance.into(), lots: lots.into_iter().map(Into::into).collect() })
+    }
+}
+
+/// The balance
+#[utoipa::path(get, path = "/api/credits/balance", tag = "credits", operation_id = "credit_balance", security(("bearer" = [])), params(OrganizationQuery),
+    responses((status = 200, body = BalanceView), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
+        (status = 403, body = ProblemBody), (status = 404, body = ProblemBody)))]
+async fn credit_balance(
+    Person(by): Person,
+    State(cx): State<Cx>,
+    Query(query): Query<OrganizationQuery>,
+) -> Result<Json<BalanceView>, Problem> {
+    let (organization_id, _) = super::organization_of(&cx, by.user.id, query.organization_id).await?;
+    Ok(Json(BalanceView::read(&cx, organization_id).await?))
+}
+
+/// One decision: what was asked for, and what came of it.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TransactionView {
+    pub id: CreditTransactionId,
+    /// 1, 2, 3 within the account.
+    pub version: i64,
+    pub kind: TransactionKind,
+    pub status: TransactionStatus,
+    /// Why it was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    pub amount: i64,
+    pub store_id: Option<StoreId>,
+    /// Who did it; null for what happened by itself.
+    pub user_id: Option<UserId>,
+    pub hold_id: Option<CreditHoldId>,
+    pub service: Option<String>,
+    pub quantity: Option<i64>,
+    pub description: Option<String>,
+    pub balance_after: AmountsView,
+    pub created_at: DateTime<Utc>,
+}
+
+impl From<Transaction> for TransactionView {
+    fn from(of: Transaction) -> Self {
+        Self {
+            id: of.id,
+            version: of.version,
+            kind: of.kind,
+            status: of.status,
+            reason: of.reason,
+            amount: of.amount,
+            store_id: of.store_id,
+            user_id: of.actor_user_id,
+            hold_id: of.hold_id,
+            service: of.service,
+            quantity: of.quantity,
+            description: of.description,
+            balance_after: AmountsView { available: of.available_after, held: of.held_after, debt: of.debt_after },
+            created_at: of.created_at,
+        }
+    }
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct TransactionListQuery {
+    /// May be left out by somebody with one organization.
+    organization_id: Option<OrganizationId>,
+    store_id: Option<StoreId>,
+    kind: Option<TransactionKind>,
+    /// Who did it.
+    user_id: Option<UserId>,
+    /// From this moment on.
+    from: Option<DateTime<Utc>>,
+    /// Before this moment.
+    until: Option<DateTime<Utc>>,
+    /// 1 to 100; 25 when left out.
+    limit: Option<u8>,
+    /// `meta.nextCursor` of the page before.
+    cursor: Option<String>,
+}
+
+/// Transactions, newest first
+#[utoipa::path(get, path = "/api/credits/transactions", tag = "credits", operation_id = "credit_transaction_list", security(("bearer" = [])), params(TransactionListQuery),
+    responses((status = 200, body = Page<TransactionView>), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
+        (status = 403, body = ProblemBody), (status = 404, body = ProblemBody)))]
+async fn credit_transaction_list(
+    Person(by): Person,
+    State(cx): State<Cx>,
+    Query(query): Query<TransactionListQuery>,
+) -> Result<Json<Page<TransactionView>>, Problem> {
+    let (organization, _) = super::organization_of(&cx, by.user.id, query.organization_id).await?;
+    let filter = TransactionFilter {
+        store: query.store_id,
+        kind: query.kind,
+        actor: query.user_id,
+        from: query.from,
+        until: query.until,
+    };
+    let (found, next_cursor) =
+        super::transactions(&cx, organization, &filter, query.cursor.as_deref(), query.limit).await?;
+    Ok(Json(Page { data: found.into_iter().map(Into::into).collect(), meta: PageMeta { next_cursor } }))
+}
+
+#[derive(Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SpendBody {
+    pub store_id: StoreId,
+    /// Whole credits, 1 to 1,000,000,000,000.
+    #[schema(example = 10, minimum = 1)]
+    pub amount: i64,
+    /// Shown in the list and on the statement.
+    #[schema(example = "Product texts for 20 products")]
+    pub description: Option<String>,
+}
+
+/// An answer of the ledger; repeated under the same key it says so in a header.
+fn decided<V: Serialize>(status: StatusCode, decision: Decision, view: impl FnOnce(Transaction) -> V) -> Response {
+    let is_replay = !decision.is_new;
+    let mut response = (status, Json(view(decision.transaction))).into_response();
+    if is_replay {
+        response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+    }
+    response
+}
+
+/// Spend credits on a store
+///
+/// Once per `Idempotency-Key`, which is kept for ever: repeating it answers what was decided then, also a refusal. Anybody who
+/// is let into the store may spend, within its budget and their own.
+#[utoipa::path(post, path = "/api/credits/spend", tag = "credits", operation_id = "credit_spend", security(("bearer" = [])),
+    params(("Idempotency-Key" = String, Header)), request_body = SpendBody,
+    responses((status = 201, body = TransactionView), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
+        (status = 402, body = ProblemBody, description = "Not enough credits: `required`, `available` and where to buy"),
+        (status = 403, body = ProblemBody), (status = 422, body = ProblemBody), (status = 503, body = ProblemBody)))]
+async fn credit_spend(
+    by: Principal,
+    State(cx): State<Cx>,
+    key: IdempotencyKey,
+    Json(body): Json<SpendBody>,
+) -> Result<Response, Problem> {
+    let decision = super::spend(&cx, &by, &body, key.0.as_deref()).await?;
+    Ok(decided(StatusCode::CREATED, decision, TransactionView::from))
+}
+
+#[derive(Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HoldBody {
+    pub store_id: StoreId,
+    /// Whole credits.
+    #[schema(example = 100, minimum = 1)]
+    pub amount: i64,
+    pub description: Option<String>,
+    /// When they are given back by themselves: 1 to 2,592,000 (30 days); 3,600 when left out.
+    #[schema(example = 3600)]
+    pub expires_in_seconds: Option<i64>,
+}
+
+/// Reserve credits
+///
+/// They count as spent against balance and budgets until the hold is captured, voided, or expires. The answer's `holdId` names
+/// it.
+#[utoipa::path(post, path = "/api/credits/holds", tag = "credits", operation_id = "credit_hold_create", security(("bearer" = [])),
+    params(("Idempotency-Key" = String, Header)), request_body = HoldBody,
+    responses((status = 201, body = TransactionView), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
+        (status = 402, body = ProblemBody), (status = 403, body = ProblemBody), (status = 422, body = ProblemBody)))]
+async fn credit_hold_create(
+    by: Principal,
+    State(cx): State<Cx>,
+    key: IdempotencyKey,
+    Json(body): Json<HoldBody>,
+) -> Result<Response, Problem> {
+    let decision = super::hold(&cx, &by, &body, key.0.as_deref()).await?;
+    Ok(decided(StatusCode::CREATED, decision, TransactionView::from))
+}
+
+/// Credits that are, or were, reserved.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HoldView {
+    id: CreditHoldId,
+    store_id: Option<StoreId>,
+    amount: i64,
+    captured: i64,
+    state: HoldState,
+    service: Option<String>,
+    description: Option<String>,
+    expires_at: DateTime<Utc>,
+    created_at: DateTime<Utc>,
+}
+
+impl From<Hold> for HoldView {
+    fn from(of: Hold) -> Self {
+        let Hold {
+            id,
+            organization_id: _,
+            store_id,
+            amount,
+            captured,
+            state,
+            service,
+            description,
+            expires_at,
+            created_at,
+        } = of;
+        Self { id, store_id, amount, captured, state, service, description, expires_at, created_at }
+    }
+}
+
+/// One hold
+#[utoipa::path(get, path = "/api/credits/holds/{hold}", tag = "credits", operation_id = "credit_hold_get", security(("bearer" = [])),
+    params(("hold" = CreditHoldId, Path)),
+    responses((status = 200, body = HoldView), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody)))]
+async fn credit_hold_get(
+    by: Principal,
+    State(cx): State<Cx>,
+    Path(hold): Path<CreditHoldId>,
+) -> Result<Json<HoldView>, Problem> {
+    Ok(Json(super::hold_find(&cx, &by, hold).await?.into()))
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CaptureBody {
+    /// At most what was held; the rest is given back.
+    #[schema(example = 80, minimum = 1)]
+    amount: i64,
+}
+
+/// Capture a hold
+///
+/// Spends so much of it and gives the rest back. A hold is ended once.
+#[utoipa::path(post, path = "/api/credits/holds/{hold}/capture", tag = "credits", operation_id = "credit_hold_capture", security(("bearer" = [])),
+    params(("hold" = CreditHoldId, Path), ("Idempotency-Key" = String, Header)), request_body = CaptureBody,
+    responses((status = 200, body = TransactionView), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
+        (status = 404, body = ProblemBody), (status = 409, body = ProblemBody), (status = 422, body = ProblemBody)))]
+async fn credit_hold_capture(
+    by: Principal,
+    State(cx): State<Cx>,
+    Path(hold): Path<CreditHoldId>,
+    key: IdempotencyKey,
+    Json(body): Json<CaptureBody>,
+) -> Result<Response, Problem> {
+    let decision = super::hold_end(&cx, &by, hold, HoldEnd::Capture(body.amount), key.0.as_deref()).await?;
+    Ok(decided(StatusCode::OK, decision, TransactionView::from))
+}
+
+/// Void a hold
+///
+/// Gives all of it back. A hold is ended once.
+#[utoipa::path(post, path = "/api/credits/holds/{hold}/void", tag = "credits", operation_id = "credit_hold_void", security(("bearer" = [])),
+    params(("hold" = CreditHoldId, Path), ("Idempotency-Key" = String, Header)),
+    responses((status = 200, body = TransactionView), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
+        (status = 404, body = ProblemBody), (status = 409, body = ProblemBody)))]
+async fn credit_hold_void(
+    by: Principal,
+    State(cx): State<Cx>,
+    Path(hold): Path<CreditHoldId>,
+    key: IdempotencyKey,
+) -> Result<Response, Problem> {
+    let decision = super::hold_end(&cx, &by, hold, HoldEnd::Void, key.0.as_deref()).await?;
+    Ok(decided(StatusCode::OK, decision, TransactionView::from))
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GrantBody {
+    /// Either this or `storeId`.
+    organization_id: Option<OrganizationId>,
+    /// Grants to the organization of this store.
+    store_id: Option<StoreId>,
+    amount: i64,
+    /// `promotional` when left out.
+    kind: Option<LotKind>,
+    expires_at: Option<DateTime<Utc>>,
+    /// Kept in the audit trail and shown on the statement.
+    reason: String,
+}
+
+/// Grant credits
+#[utoipa::path(post, path = "/api/ops/credits/grants", tag = "ops", operation_id = "ops_credit_grant", security(("bearer" = [])),
+    params(("Idempotency-Key" = Option<String>, Header)), request_body = GrantBody,
+    responses((status = 201, body = TransactionView), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody),
+        (status = 422, body = ProblemBody)))]
+async fn ops_credit_grant(
+    ops: Ops,
+    State(cx): State<Cx>,
+    key: IdempotencyKey,
+    Json(body): Json<GrantBody>,
+) -> Result<Response, Problem> {
+    let to = match (body.organization_id, body.store_id) {
+        (Some(organization), None) => GrantTo::Organization(organization),
+        (None, Some(store)) => GrantTo::Store(store),
+        _ => {
+            return Err(Problem::invalid().field(
+                "/organizationId",
+                "required",
+                "give either organizationId or storeId",
+            ));
+        }
+    };
+    let new = NewGrant {
+        to,
+        kind: body.kind.unwrap_or(LotKind::Promotional),
+        amount: body.amount,
+        expires_at: body.expires_at,
+        reason: body.reason,
+    };
+    let decision = super::grant(&cx, Actor::User(ops.by.user.id), &new, key.0.as_deref()).await?;
+    Ok(decided(StatusCode::CREATED, decision, TransactionView::from))
+}
+
+/// Verify the ledger
+///
+/// Every invariant of every account, and every sealed root.
+#[utoipa::path(get, path = "/api/ops/credits/verification", tag = "ops", operation_id = "ops_credit_verify", security(("bearer" = [])), params(OrganizationQuery),
+    responses((status = 200, body = Verification), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody)))]
+async fn ops_credit_verify(
+    _ops: Ops,
+    State(cx): State<Cx>,
+    Query(query): Query<OrganizationQuery>,
+) -> Result<Json<Verification>, Problem> {
+    Ok(Json(super::verify::verify(&cx, query.organization_id).await?))
+}
