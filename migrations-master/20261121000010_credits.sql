@@ -436,7 +436,7 @@ $$;
 -- then; whether the request was the same is for the caller to compare. Kinds are `spend` or `charge`.
 create function credit_spend(
     organization uuid, ids uuid[], keys text[], hashes bytea[], kinds text[], stores uuid[], actors uuid[], amounts bigint[],
-    services text[], quantities bigint[], descriptions text[], moment timestamptz
+    services text[], quantities bigint[], descriptions text[], facts jsonb[], moment timestamptz
 ) returns table (ordinal integer, is_new boolean, decided credit_transactions) language plpgsql as $$
 declare
     is_mine boolean[];
@@ -496,6 +496,7 @@ begin
             t.service := services[i];
             t.quantity := quantities[i];
             t.description := descriptions[i];
+            t.data := facts[i];
             t.created_at := moment;
             entries := '';
             entry_seq := 0;

@@ -77,6 +77,14 @@ const CASES: &[Case] = &[
     on(Stage::Failed, "provisioning_cancel", Who::Manager, 202),
     case("credit_balance", Who::Member, 200),
     case("credit_transaction_list", Who::Member, 200),
+    case("credit_quote", Who::Member, 200),
+    case("credit_price_list", Who::SignedIn, 200),
+    case("credit_statement", Who::Member, 200),
+    case("credit_allocation", Who::Member, 200),
+    case("credit_budget_list", Who::Member, 200),
+    case("credit_budget_set", Who::Manager, 200),
+    case("credit_budget_remove", Who::Manager, 204),
+    case("credit_alerts_set", Who::Manager, 204),
     case("credit_spend", Who::Member, 201),
     case("credit_hold_create", Who::Member, 201),
     case("credit_hold_get", Who::Member, 200),
@@ -249,7 +257,9 @@ impl Scene {
             "database_connect" => Some(json!({ "managed": true })),
             "ops_server_add" => Some(json!({ "name": "second", "url": self.app.cluster.url("postgres") })),
             "ops_store_suspend" => Some(json!({ "reason": "they asked" })),
-            "credit_spend" | "credit_hold_create" => Some(json!({ "storeId": store, "amount": 1 })),
+            "credit_budget_set" => Some(json!({ "storeId": store, "monthlyAmount": 1000 })),
+            "credit_alerts_set" => Some(json!({ "lowBalance": 5 })),
+            "credit_quote" | "credit_spend" | "credit_hold_create" => Some(json!({ "storeId": store, "amount": 1 })),
             "credit_hold_capture" => Some(json!({ "amount": 1 })),
             "ops_credit_grant" => Some(json!({ "storeId": store, "amount": 5, "reason": "a gift" })),
             "storefront_cart_update" => Some(json!({ "email": "sam@example.com" })),
@@ -259,9 +269,20 @@ impl Scene {
             _ => None,
         };
         match case.operation {
-            "credit_balance" | "credit_transaction_list" => {
+            "credit_balance"
+            | "credit_transaction_list"
+            | "credit_budget_list"
+            | "credit_budget_set"
+            | "credit_alerts_set" => {
                 path.push_str(&format!("?organizationId={}", self.owner.organization_id()));
             }
+            "credit_budget_remove" => {
+                path.push_str(&format!("?organizationId={}&storeId={store}", self.owner.organization_id()));
+            }
+            "credit_statement" | "credit_allocation" => path.push_str(&format!(
+                "?organizationId={}&from=2026-01-01T00:00:00Z&until=2027-01-01T00:00:00Z",
+                self.owner.organization_id()
+            )),
             "credit_hold_get" | "credit_hold_capture" => path = path.replace("{hold}", &self.holds[0]),
             "credit_hold_void" => path = path.replace("{hold}", &self.holds[1]),
             "ops_host_explain" => path.push_str("?host=adas-tea.stores.localhost"),

@@ -35,7 +35,10 @@ struct Agency {
 impl Agency {
     async fn with(amount: i64) -> Self {
         // Tokens that outlive the days that these tests let pass.
-        let arguments = vec!["--access-token-ttl-s".to_owned(), "10000000".to_owned()];
+        let long = ["--access-token-ttl-s", "100000000", "--refresh-token-ttl-s", "100000000"];
+        // One address is everybody here, and closed connections are counted for a moment longer.
+        let many = ["--max-client-connections-per-address", "10000"];
+        let arguments = long.iter().chain(&many).map(|&argument| argument.to_owned()).collect();
         let app = TestApp::start_with(TestAppOptions { arguments, without_server: true }).await;
         let owner = app.owner("ada").await;
         let store = owner.create_store("tea").await.expect_status(201);
@@ -497,4 +500,192 @@ async fn ops_grant_look_and_verify_by_command() {
     let found = Cli::run(&url, &["credits", "verify"]).await;
     assert_eq!(found.status.code(), Some(3), "{}", String::from_utf8_lossy(&found.stdout));
     assert!(String::from_utf8_lossy(&found.stdout).contains("version 1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_costs_its_price_and_a_quote_changes_nothing() {
+    let agency = Agency::with(100).await;
+    let ask = async |path: &str, body: Value| agency.keyed(&body.to_string().replace(' ', "")).post(path, body).await;
+    let of = |more: Value| {
+        let mut body = json!({ "storeId": agency.store["id"] });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    let prices = agency.owner.api.get("/api/credits/prices").await.expect_status(200);
+    assert!(prices["data"].as_array().is_some_and(|all| all.iter().any(|price| price["service"] == "translation")));
+    let wanted = of(json!({ "service": "translation", "quantity": 1001 }));
+    let quote = ask("/api/credits/quote", wanted.clone()).await.expect_status(200);
+    assert_eq!((&quote["amount"], &quote["availableAfter"], &quote["refusal"]), (&json!(11), &json!(89), &Value::Null));
+    assert_eq!(agency.amounts().await, [100, 0, 0]);
+    let spent = ask("/api/credits/spend", wanted).await.expect_status(201);
+    assert_eq!(
+        (&spent["amount"], &spent["service"], &spent["quantity"]),
+        (&json!(11), &json!("translation"), &json!(1001))
+    );
+    let dear = ask("/api/credits/quote", of(json!({ "service": "seo-audit", "quantity": 2 }))).await.expect_status(200);
+    assert_eq!((&dear["amount"], &dear["refusal"]), (&json!(100), &json!("insufficient-credits")));
+    for (more, pointer) in [
+        (json!({}), "/amount"),
+        (json!({ "amount": 1, "service": "translation", "quantity": 1 }), "/amount"),
+        (json!({ "service": "translation" }), "/quantity"),
+        (json!({ "quantity": 1 }), "/service"),
+        (json!({ "service": "alchemy", "quantity": 1 }), "/service"),
+        (json!({ "service": "translation", "quantity": 0 }), "/quantity"),
+        (json!({ "service": "seo-audit", "quantity": i64::MAX }), "/quantity"),
+    ] {
+        ask("/api/credits/spend", of(more.clone())).await.expect_field(422, "invalid-input", pointer);
+        ask("/api/credits/quote", of(more)).await.expect_field(422, "invalid-input", pointer);
+    }
+    agency.expect_proven().await;
+}
+
+async fn events(agency: &Agency, kind: &str) -> Vec<Value> {
+    sqlx::query_scalar("select data from outbox_events where type = $1 order by seq")
+        .bind(kind)
+        .fetch_all(&mut agency.app.master().await)
+        .await
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hard_budget_refuses_and_a_soft_one_tells_and_both_begin_anew_each_month() {
+    let agency = Agency::with(10_000).await;
+    let put = async |path: &str, body: Value| agency.owner.api.send(http::Method::PUT, path, Some(body)).await;
+    agency.keyed("before").post("/api/credits/spend", agency.body(30)).await.expect_status(201);
+    let sam = agency.app.owner("sam").await;
+    join(&agency.app, &agency.owner, &sam, "staff").await;
+    let stranger = agency.app.owner("eve").await;
+    let body = json!({ "userId": stranger.registered["user"]["id"], "monthlyAmount": 1 });
+    put("/api/credits/budgets", body).await.expect_field(422, "invalid-input", "/userId");
+    let body =
+        json!({ "storeId": agency.store["id"], "monthlyAmount": 100, "isHard": true, "alertPercents": [100, 50] });
+    let set = put("/api/credits/budgets", body).await.expect_status(200);
+    assert_eq!((&set["data"][0]["used"], &set["data"][0]["alertPercents"]), (&json!(30), &json!([50, 100])), "{set}");
+    let body = json!({ "userId": sam.registered["user"]["id"], "monthlyAmount": 10 });
+    put("/api/credits/budgets", body).await.expect_status(200);
+
+    // A hold counts at once and gives back what it did not take.
+    let held = agency.hold("held", 60).await;
+    let refused = agency.keyed("over").post("/api/credits/spend", agency.body(11)).await;
+    assert_eq!(refused.expect_problem(403, "budget-exceeded")["budget"], "store");
+    let quote = agency.owner.api.post("/api/credits/quote", agency.body(11)).await.expect_status(200);
+    assert_eq!(quote["refusal"], "store-budget-exceeded");
+    let capture = json!({ "amount": 10 });
+    agency.keyed("taken").post(&format!("/api/credits/holds/{held}/capture"), capture).await.expect_status(200);
+    // Of many at once as many pass as the budget allows: 60 are left.
+    let mut tasks = JoinSet::new();
+    for number in 0..40 {
+        let (client, body) = (agency.keyed(&format!("race-{number}")), agency.body(7));
+        tasks.spawn(async move { client.post("/api/credits/spend", body).await.status.as_u16() });
+    }
+    let statuses = tasks.join_all().await;
+    assert_eq!(
+        (statuses.iter().filter(|s| **s == 201).count(), statuses.iter().filter(|s| **s == 403).count()),
+        (8, 32)
+    );
+    let by_sam = sam.api.with("idempotency-key", "sams");
+    by_sam.post("/api/credits/spend", agency.body(5)).await.expect_problem(403, "budget-exceeded");
+
+    let told = events(&agency, "credits.budget_reached").await;
+    let percents: Vec<i64> = told.iter().map(|event| event["percent"].as_i64().unwrap()).collect();
+    // Half of it was reached by the hold, left again, and reached again.
+    assert_eq!(percents, [50, 50], "{told:?}");
+
+    agency.app.clock.advance(Duration::days(31));
+    agency.keyed("next").post("/api/credits/spend", agency.body(100)).await.expect_status(201);
+    let sams = agency.owner.create_store("coffee").await.expect_status(201);
+    let body = json!({ "storeId": sams["id"], "amount": 25 });
+    by_sam.with("idempotency-key", "soft").post("/api/credits/spend", body).await.expect_status(201);
+    let told = events(&agency, "credits.budget_reached").await;
+    let of_sam = told.iter().filter(|event| event["subjectKind"] == "member").count();
+    assert_eq!(of_sam, 2, "80 and 100 percent at once: {told:?}");
+    let path = format!("/api/credits/budgets?storeId={}", text(&agency.store["id"]));
+    agency.owner.api.delete(&path).await.expect_status(204);
+    agency.keyed("free").post("/api/credits/spend", agency.body(500)).await.expect_status(201);
+    agency.expect_proven().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_low_balance_is_told_once_per_fall() {
+    let agency = Agency::with(100).await;
+    let alerts = json!({ "lowBalance": 50 });
+    agency.owner.api.send(http::Method::PUT, "/api/credits/alerts", Some(alerts)).await.expect_status(204);
+    for number in 0..8 {
+        agency.keyed(&format!("a{number}")).post("/api/credits/spend", agency.body(10)).await.expect_status(201);
+    }
+    assert_eq!(events(&agency, "credits.balance_low").await.len(), 1);
+    give(&agency.app, &agency.store, 100).await;
+    let mut tasks = JoinSet::new();
+    for number in 0..10 {
+        let (client, body) = (agency.keyed(&format!("b{number}")), agency.body(10));
+        tasks.spawn(async move { client.post("/api/credits/spend", body).await.expect_status(201) });
+    }
+    tasks.join_all().await;
+    assert_eq!(events(&agency, "credits.balance_low").await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn statements_tile_the_year_and_agree_with_every_answer() {
+    let agency = Agency::with(1000).await;
+    let begun = agency.app.clock.now();
+    let mut answered = -1000;
+    let mut months = vec![begun - Duration::days(1)];
+    for number in 0..12 {
+        let mut body = agency.body(number * 3 + 1);
+        body["description"] = json!(
+            ["=cmd|' /C calc'!A0", "+1", "plain, with \"quotes\"", "<b>bold</b>"][usize::try_from(number).unwrap() % 4]
+        );
+        let spent = agency.keyed(&format!("k{number}")).post("/api/credits/spend", body).await.expect_status(201);
+        answered += spent["amount"].as_i64().unwrap();
+        if number % 3 == 0 {
+            let hold = agency.hold(&format!("h{number}"), 10).await;
+            let body = json!({ "amount": 4 });
+            let path = format!("/api/credits/holds/{hold}/capture");
+            let captured = agency.keyed(&format!("c{number}")).post(&path, body).await.expect_status(200);
+            answered += captured["amount"].as_i64().unwrap();
+        }
+        agency
+            .keyed(&format!("r{number}"))
+            .post("/api/credits/spend", agency.body(100_000))
+            .await
+            .expect_problem(402, "insufficient-credits");
+        agency.app.clock.advance(Duration::days(17));
+        months.push(agency.app.clock.now());
+        agency.app.clock.advance(Duration::days(3));
+    }
+    let time = |at: DateTime<Utc>| at.format("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
+    let statement = async |from, until, format: &str| {
+        let path = format!("/api/credits/statement?from={}&until={}&format={format}", time(from), time(until));
+        agency.owner.api.get(&path).await
+    };
+    let (mut sum, mut before) = (0, 0);
+    for pair in months.windows(2) {
+        let page = statement(pair[0], pair[1], "json").await.expect_status(200);
+        let entries: i64 = page["data"].as_array().unwrap().iter().map(|line| line["amount"].as_i64().unwrap()).sum();
+        assert_eq!(page["opening"].as_i64().unwrap(), before, "{page}");
+        before += entries;
+        assert_eq!(
+            (page["closing"].as_i64().unwrap(), page["lines"].as_u64().unwrap()),
+            (before, page["data"].as_array().unwrap().len() as u64)
+        );
+        sum += entries;
+    }
+    let [available, held, debt] = agency.amounts().await;
+    assert_eq!((sum, -answered), (available + held - debt, sum));
+    let whole = (months[0], *months.last().unwrap());
+    let csv = statement(whole.0, whole.1, "csv").await;
+    assert_eq!((csv.status.as_u16(), csv.header("content-type")), (200, "text/csv; charset=utf-8"));
+    let text = csv.text();
+    assert_eq!(text.lines().count(), 1 + 1 + 1 + 12 + 4 + 1, "{text}");
+    assert!(
+        text.contains("'=cmd") && !text.contains(",=cmd") && text.contains("\"plain, with \"\"quotes\"\"\""),
+        "{text}"
+    );
+    assert!(text.trim_end().ends_with(&format!(",{sum}")), "{text}");
+    let html = statement(whole.0, whole.1, "html").await.text();
+    assert!(html.contains("&lt;b&gt;bold") && !html.contains("<b>bold"), "{html}");
+    let year = format!("from={}&until={}", time(whole.0), time(whole.1));
+    let spent = agency.owner.api.get(&format!("/api/credits/allocation?{year}")).await.expect_status(200);
+    let total: i64 = spent["data"].as_array().unwrap().iter().map(|part| part["credits"].as_i64().unwrap()).sum();
+    assert_eq!(total, 1000 - sum);
 }

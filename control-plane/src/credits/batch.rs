@@ -36,6 +36,8 @@ pub struct Spend {
     pub service: Option<String>,
     pub quantity: Option<i64>,
     pub description: Option<String>,
+    /// What else is to be kept, such as the price that was applied.
+    pub facts: Option<serde_json::Value>,
 }
 
 struct Waiting {

@@ -1,11 +1,16 @@
 //! SQL of credits, in master. What decides is a function of the database; here are its arguments and its answers.
 
 use chrono::{DateTime, Utc};
-use kernel::{CreditHoldId, CreditLotId, CreditTransactionId, OrganizationId, StoreId, UserId};
+use kernel::{
+    CreditBudgetId, CreditHoldId, CreditLotId, CreditPriceId, CreditTransactionId, OrganizationId, StoreId, UserId,
+};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::batch::Spend;
+use super::budgets::{Allocation, Budget, BudgetSubject, NewBudget};
+use super::prices::Price;
+use super::statement::{StatementFrame, StatementLine};
 use super::{
     Balance, Decision, Hold, HoldState, Lot, LotKind, NewLot, Transaction, TransactionFilter, TransactionKind,
     TransactionStatus,
@@ -148,6 +153,7 @@ pub async fn spend(
     let services: Vec<Option<String>> = spends.iter().map(|spend| spend.service.clone()).collect();
     let quantities: Vec<Option<i64>> = spends.iter().map(|spend| spend.quantity).collect();
     let descriptions: Vec<Option<String>> = spends.iter().map(|spend| spend.description.clone()).collect();
+    let facts: Vec<Option<serde_json::Value>> = spends.iter().map(|spend| spend.facts.clone()).collect();
     let rows = sqlx::query_as!(
         DecisionRow,
         r#"select s.is_new as "is_new!", (s.decided).id as "id!: CreditTransactionId",
@@ -159,7 +165,7 @@ pub async fn spend(
                   (s.decided).quantity as quantity, (s.decided).description as description, (s.decided).data as data,
                   (s.decided).available_after as "available_after!", (s.decided).held_after as "held_after!",
                   (s.decided).debt_after as "debt_after!", (s.decided).created_at as "created_at!"
-           from credit_spend($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) s
+           from credit_spend($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) s
            order by s.ordinal"#,
         organization.as_uuid(),
         &ids,
@@ -172,6 +178,7 @@ pub async fn spend(
         &services as &[Option<String>],
         &quantities as &[Option<i64>],
         &descriptions as &[Option<String>],
+        &facts as &[Option<serde_json::Value>],
         now,
     )
     .fetch_all(conn)
@@ -562,4 +569,237 @@ pub async fn snapshot(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
 pub async fn roots_lock(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     sqlx::query!("lock table credit_roots in share row exclusive mode").execute(conn).await?;
     Ok(())
+}
+
+/// The prices that hold at a moment, of one service or of all.
+pub async fn prices(
+    conn: &mut PgConnection,
+    service: Option<&str>,
+    now: DateTime<Utc>,
+) -> Result<Vec<Price>, sqlx::Error> {
+    sqlx::query_as!(
+        Price,
+        r#"select distinct on (service) id as "id: CreditPriceId", service, version, name, unit, credits, per, valid_from
+           from credit_prices
+           where valid_from <= $2 and ($1::text is null or service = $1)
+           order by service, valid_from desc, version desc"#,
+        service,
+        now,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// The reason of the hard budget that does not allow so much more, if one stands in the way.
+pub async fn budget_refusal(
+    conn: &mut PgConnection,
+    organization: OrganizationId,
+    store: StoreId,
+    actor: UserId,
+    amount: i64,
+    now: DateTime<Utc>,
+) -> Result<Option<String>, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"select credit_budget_refusal(a, $2, $3, $4, $5) as reason from credit_accounts a where a.organization_id = $1"#,
+        organization.as_uuid(),
+        store.as_uuid(),
+        actor.as_uuid(),
+        amount,
+        now,
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// The budgets of an organization, and what of the running month is used.
+pub async fn budgets(
+    conn: &mut PgConnection,
+    organization: OrganizationId,
+    now: DateTime<Utc>,
+) -> Result<Vec<Budget>, sqlx::Error> {
+    let rows = sqlx::query!(
+        r#"select b.id as "id: CreditBudgetId", b.subject_kind, b.subject_id, b.monthly_amount, b.is_hard, b.alert_percents,
+                  coalesce(m.used, 0) as "used!"
+           from credit_budgets b
+           left join credit_budget_months m
+             on m.budget_id = b.id and m.month = date_trunc('month', $2::timestamptz at time zone 'UTC')::date
+           where b.organization_id = $1
+           order by b.subject_kind desc, b.id"#,
+        organization.as_uuid(),
+        now,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| Budget {
+            id: row.id,
+            subject: match row.subject_kind.as_str() {
+                "store" => BudgetSubject::Store(StoreId::from_uuid(row.subject_id)),
+                _ => BudgetSubject::Member(UserId::from_uuid(row.subject_id)),
+            },
+            monthly_amount: row.monthly_amount,
+            is_hard: row.is_hard,
+            alert_percents: row.alert_percents,
+            used: row.used,
+        })
+        .collect())
+}
+
+fn subject(of: BudgetSubject) -> (&'static str, Uuid) {
+    match of {
+        BudgetSubject::Store(id) => ("store", id.as_uuid()),
+        BudgetSubject::Member(id) => ("member", id.as_uuid()),
+    }
+}
+
+/// Whether the store, or the person, is of the organization.
+pub async fn budget_subject_exists(
+    conn: &mut PgConnection,
+    organization: OrganizationId,
+    of: BudgetSubject,
+) -> Result<bool, sqlx::Error> {
+    let (kind, id) = subject(of);
+    sqlx::query_scalar!(
+        r#"select case $2 when 'store' then exists (select from stores where id = $3 and organization_id = $1)
+                  else exists (select from organization_members where user_id = $3 and organization_id = $1) end as "exists!""#,
+        organization.as_uuid(),
+        kind,
+        id,
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// Sets a budget, or removes it.
+pub async fn budget_set(
+    conn: &mut PgConnection,
+    organization: OrganizationId,
+    of: BudgetSubject,
+    new: Option<(CreditBudgetId, &NewBudget)>,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    let (kind, id) = subject(of);
+    sqlx::query!(
+        r#"select credit_budget_set($1, $2, $3, $4, $5, $6, $7, $8)::text as done"#,
+        organization.as_uuid(),
+        new.map(|(id, _)| id.as_uuid()),
+        kind,
+        id,
+        new.map(|(_, budget)| budget.monthly_amount),
+        new.map(|(_, budget)| budget.is_hard),
+        new.map(|(_, budget)| budget.alert_percents.as_slice()),
+        now,
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(())
+}
+
+pub async fn low_balance_set(
+    conn: &mut PgConnection,
+    organization: OrganizationId,
+    mark: Option<i64>,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update credit_accounts set low_balance = $2 where organization_id = $1",
+        organization.as_uuid(),
+        mark,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// What was spent by month, store and service.
+pub async fn allocation(
+    conn: &mut PgConnection,
+    organization: OrganizationId,
+    from: DateTime<Utc>,
+    until: DateTime<Utc>,
+) -> Result<Vec<Allocation>, sqlx::Error> {
+    sqlx::query_as!(
+        Allocation,
+        r#"select to_char(t.created_at at time zone 'UTC', 'YYYY-MM') as "month!", t.store_id as "store_id: StoreId", t.service,
+                  sum(e.amount)::bigint as "credits!", count(*) as "transactions!"
+           from credit_transactions t
+           join credit_entries e on e.organization_id = t.organization_id and e.version = t.version and e.account = 'revenue'
+           where t.organization_id = $1 and t.created_at >= $2 and t.created_at < $3
+           group by 1, 2, 3
+           order by 1, 2, 3"#,
+        organization.as_uuid(),
+        from,
+        until,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// What frames a statement: what the account was worth before the first and after the last entry of the period.
+pub async fn statement_frame(
+    conn: &mut PgConnection,
+    organization: OrganizationId,
+    from: DateTime<Utc>,
+    until: DateTime<Utc>,
+) -> Result<StatementFrame, sqlx::Error> {
+    let row = sqlx::query!(
+        r#"with before as (
+               select version, available_after + held_after - debt_after as worth from credit_transactions
+               where organization_id = $1 and created_at < $2 order by created_at desc, version desc limit 1
+           ), last as (
+               select version, available_after + held_after - debt_after as worth from credit_transactions
+               where organization_id = $1 and created_at < $3 order by created_at desc, version desc limit 1
+           )
+           select coalesce((select worth from before), 0) as "opening!", coalesce((select worth from last), 0) as "closing!",
+                  coalesce((select version from before), 0) + 1 as "first!", coalesce((select version from last), 0) as "last!",
+                  (select count(distinct e.version) from credit_entries e
+                   where e.organization_id = $1 and e.account = 'credits'
+                     and e.version > coalesce((select version from before), 0)
+                     and e.version <= coalesce((select version from last), 0)) as "lines!""#,
+        organization.as_uuid(),
+        from,
+        until,
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(StatementFrame {
+        organization_id: organization,
+        from,
+        until,
+        opening: row.opening,
+        closing: row.closing,
+        lines: row.lines,
+        first: row.first,
+        last: row.last,
+    })
+}
+
+/// The lines after a version, up to another: transactions that changed what the account is worth.
+pub async fn statement_lines(
+    conn: &mut PgConnection,
+    organization: OrganizationId,
+    after: i64,
+    last: i64,
+    limit: i64,
+) -> Result<Vec<StatementLine>, sqlx::Error> {
+    sqlx::query_as!(
+        StatementLine,
+        r#"select t.version, t.created_at as at, t.id as "transaction_id: CreditTransactionId", t.kind as "kind: TransactionKind",
+                  t.store_id as "store_id: StoreId", t.service, t.description, e.amount as "amount!",
+                  t.available_after + t.held_after - t.debt_after as "balance_after!"
+           from credit_transactions t
+           cross join lateral (
+               select sum(e.amount)::bigint as amount from credit_entries e
+               where e.organization_id = t.organization_id and e.version = t.version and e.account = 'credits'
+           ) e
+           where t.organization_id = $1 and t.version > $2 and t.version <= $3 and e.amount is not null
+           order by t.version
+           limit $4"#,
+        organization.as_uuid(),
+        after,
+        last,
+        limit,
+    )
+    .fetch_all(conn)
+    .await
 }

@@ -9,9 +9,12 @@
 //! outcome of a statement is unknown because its connection broke, the caller is told to repeat it with the same key.
 
 pub mod batch;
+pub mod budgets;
 pub mod db;
 pub mod jobs;
+pub mod prices;
 pub mod routes;
+pub mod statement;
 pub mod verify;
 
 use axum::http::StatusCode;
@@ -370,10 +373,10 @@ pub async fn spend(
     key: Option<&str>,
 ) -> Result<Decision, CreditError> {
     let key = user_key(key)?;
-    let amount = check_amount(body.amount, "/amount")?;
     let description = check_line(body.description.as_deref(), "/description", 500)?;
     let hash = request_hash("credit_spend", body)?;
     let store = store_of(cx, by, body.store_id).await?;
+    let cost = prices::cost(cx, &body.wanted()).await?;
     let spend = Spend {
         id: CreditTransactionId::new(cx.clock.now()),
         key,
@@ -381,12 +384,37 @@ pub async fn spend(
         kind: TransactionKind::Spend,
         store: Some(store.id),
         actor: Some(by.user.id),
-        amount,
-        service: None,
-        quantity: None,
+        amount: cost.amount,
+        service: cost.service(),
+        quantity: cost.quantity,
         description,
+        facts: cost.facts(),
     };
     cx.credits.spend(cx, store.organization_id, spend).await?.answer(&hash)
+}
+
+/// What an action would cost and leave.
+#[derive(Debug)]
+pub struct Quote {
+    pub cost: prices::Cost,
+    pub balance: Balance,
+    /// Why it would be refused now; nothing when it would be done.
+    pub refusal: Option<String>,
+}
+
+/// What a spend would cost and leave, without doing it.
+pub async fn quote(cx: &OpsCx, by: &Principal, store: StoreId, wanted: &prices::Wanted) -> Result<Quote, CreditError> {
+    let store = store_of(cx, by, store).await?;
+    let cost = prices::cost(cx, wanted).await?;
+    let balance = balance(cx, store.organization_id).await?;
+    let refusal = if cost.amount > balance.available {
+        Some("insufficient-credits".to_owned())
+    } else {
+        let mut connection = cx.master.acquire().await?;
+        let organization = store.organization_id;
+        db::budget_refusal(&mut connection, organization, store.id, by.user.id, cost.amount, cx.clock.now()).await?
+    };
+    Ok(Quote { cost, balance, refusal })
 }
 
 /// Reserves credits for a spend that is to come, once per key.

@@ -1,7 +1,7 @@
 //! HTTP of credits.
 
 use axum::extract::State;
-use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use chrono::{DateTime, Utc};
 use kernel::{CreditHoldId, CreditLotId, CreditTransactionId, OrganizationId, StoreId, UserId};
@@ -11,6 +11,9 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::budgets::{self, Allocation, Budget, BudgetSubject, NewBudget};
+use super::prices::{self, Price, Wanted};
+use super::statement::{self, StatementForm, StatementFrame, StatementLine};
 use super::verify::Verification;
 use super::{
     Balance, Decision, GrantTo, Hold, HoldEnd, HoldState, Lot, LotKind, NewGrant, Transaction, TransactionFilter,
@@ -30,6 +33,12 @@ pub fn router() -> OpenApiRouter<Cx> {
         .routes(routes!(credit_balance))
         .routes(routes!(credit_transaction_list))
         .routes(routes!(credit_spend))
+        .routes(routes!(credit_quote))
+        .routes(routes!(credit_price_list))
+        .routes(routes!(credit_statement))
+        .routes(routes!(credit_allocation))
+        .routes(routes!(credit_budget_list, credit_budget_set, credit_budget_remove))
+        .routes(routes!(credit_alerts_set))
         .routes(routes!(credit_hold_create))
         .routes(routes!(credit_hold_get))
         .routes(routes!(credit_hold_capture))
@@ -211,12 +220,24 @@ async fn credit_transaction_list(
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SpendBody {
     pub store_id: StoreId,
-    /// Whole credits, 1 to 1,000,000,000,000.
+    /// Whole credits, 1 to 1,000,000,000,000; or a service and its quantity.
     #[schema(example = 10, minimum = 1)]
-    pub amount: i64,
+    pub amount: Option<i64>,
+    /// One of `GET /api/credits/prices`, instead of an amount.
+    pub service: Option<String>,
+    /// How many units of the service.
+    #[schema(minimum = 1)]
+    pub quantity: Option<i64>,
     /// Shown in the list and on the statement.
     #[schema(example = "Product texts for 20 products")]
     pub description: Option<String>,
+}
+
+impl SpendBody {
+    /// What is to be paid for.
+    pub fn wanted(&self) -> Wanted {
+        Wanted { amount: self.amount, service: self.service.clone(), quantity: self.quantity }
+    }
 }
 
 /// An answer of the ledger; repeated under the same key it says so in a header.
@@ -426,4 +447,295 @@ async fn ops_credit_verify(
     Query(query): Query<OrganizationQuery>,
 ) -> Result<Json<Verification>, Problem> {
     Ok(Json(super::verify::verify(&cx, query.organization_id).await?))
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct QuoteBody {
+    store_id: StoreId,
+    amount: Option<i64>,
+    service: Option<String>,
+    quantity: Option<i64>,
+}
+
+/// What an action would cost and leave.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct QuoteView {
+    /// What it costs, in credits.
+    amount: i64,
+    /// The price that it is made by; null for a plain amount.
+    price: Option<Price>,
+    available: i64,
+    /// What would be available after it; null when it would be refused.
+    available_after: Option<i64>,
+    /// Why it would be refused now; null when it would be done.
+    refusal: Option<String>,
+}
+
+/// Quote an action
+///
+/// What it costs and what is left after it, without doing it. Prices and balances may change before it is done.
+#[utoipa::path(post, path = "/api/credits/quote", tag = "credits", operation_id = "credit_quote", security(("bearer" = [])), request_body = QuoteBody,
+    responses((status = 200, body = QuoteView), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody), (status = 422, body = ProblemBody)))]
+async fn credit_quote(
+    by: Principal,
+    State(cx): State<Cx>,
+    Json(body): Json<QuoteBody>,
+) -> Result<Json<QuoteView>, Problem> {
+    let wanted = Wanted { amount: body.amount, service: body.service, quantity: body.quantity };
+    let quote = super::quote(&cx, &by, body.store_id, &wanted).await?;
+    let (amount, available) = (quote.cost.amount, quote.balance.available);
+    let available_after = quote.refusal.is_none().then(|| available - amount);
+    Ok(Json(QuoteView { amount, price: quote.cost.price, available, available_after, refusal: quote.refusal }))
+}
+
+/// Prices
+///
+/// What services cost now. A price never changes: a new version takes over.
+#[utoipa::path(get, path = "/api/credits/prices", tag = "credits", operation_id = "credit_price_list", security(("bearer" = [])),
+    responses((status = 200, body = Page<Price>), (status = 401, body = ProblemBody)))]
+async fn credit_price_list(_by: Principal, State(cx): State<Cx>) -> Result<Json<Page<Price>>, Problem> {
+    Ok(Json(Page::whole(prices::prices(&cx).await?)))
+}
+
+/// The form of a statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StatementFormat {
+    Json,
+    Csv,
+    /// A page for printing.
+    Html,
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct StatementQuery {
+    /// May be left out by somebody with one organization.
+    organization_id: Option<OrganizationId>,
+    /// From this moment on.
+    from: DateTime<Utc>,
+    /// Before this moment.
+    until: DateTime<Utc>,
+    /// `json` when left out.
+    format: Option<StatementFormat>,
+}
+
+/// A statement: opening balance, entries, closing balance.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StatementView {
+    #[serde(flatten)]
+    frame: StatementFrame,
+    data: Vec<StatementLine>,
+}
+
+/// A statement
+///
+/// Opening balance, every entry, closing balance of a period; as JSON for at most 10,000 entries, as CSV or a printable page for any
+/// number.
+#[utoipa::path(get, path = "/api/credits/statement", tag = "credits", operation_id = "credit_statement", security(("bearer" = [])), params(StatementQuery),
+    responses((status = 200, body = StatementView, description = "Or `text/csv`, or `text/html`"), (status = 400, body = ProblemBody),
+        (status = 401, body = ProblemBody), (status = 403, body = ProblemBody), (status = 404, body = ProblemBody)))]
+async fn credit_statement(
+    Person(by): Person,
+    State(cx): State<Cx>,
+    Query(query): Query<StatementQuery>,
+) -> Result<Response, Problem> {
+    let (organization, _) = super::organization_of(&cx, by.user.id, query.organization_id).await?;
+    let frame = statement::frame(&cx, organization, query.from, query.until).await?;
+    let streamed = |form, content_type, name: &str| {
+        let disposition = HeaderValue::from_str(name).unwrap_or(HeaderValue::from_static("inline"));
+        let headers = [
+            (header::CONTENT_TYPE, HeaderValue::from_static(content_type)),
+            (header::CONTENT_DISPOSITION, disposition),
+            (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+            // A page of entries runs nothing and loads nothing.
+            (
+                header::CONTENT_SECURITY_POLICY,
+                HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'"),
+            ),
+        ];
+        (headers, statement::stream(&cx, frame, form)).into_response()
+    };
+    Ok(match query.format.unwrap_or(StatementFormat::Json) {
+        StatementFormat::Json => {
+            Json(StatementView { frame, data: statement::lines(&cx, &frame).await? }).into_response()
+        }
+        StatementFormat::Csv => {
+            let name = format!("attachment; filename=\"credits-{}.csv\"", query.from.format("%Y-%m-%d"));
+            streamed(StatementForm::Csv, "text/csv; charset=utf-8", &name)
+        }
+        StatementFormat::Html => streamed(StatementForm::Html, "text/html; charset=utf-8", "inline"),
+    })
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct AllocationQuery {
+    /// May be left out by somebody with one organization.
+    organization_id: Option<OrganizationId>,
+    /// From this moment on.
+    from: DateTime<Utc>,
+    /// Before this moment, at most two years later.
+    until: DateTime<Utc>,
+}
+
+/// Where the credits went
+///
+/// By month, store and service.
+#[utoipa::path(get, path = "/api/credits/allocation", tag = "credits", operation_id = "credit_allocation", security(("bearer" = [])), params(AllocationQuery),
+    responses((status = 200, body = Page<Allocation>), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
+        (status = 403, body = ProblemBody), (status = 404, body = ProblemBody)))]
+async fn credit_allocation(
+    Person(by): Person,
+    State(cx): State<Cx>,
+    Query(query): Query<AllocationQuery>,
+) -> Result<Json<Page<Allocation>>, Problem> {
+    let (organization, _) = super::organization_of(&cx, by.user.id, query.organization_id).await?;
+    Ok(Json(Page::whole(budgets::allocation(&cx, organization, query.from, query.until).await?)))
+}
+
+/// The organization that somebody manages: owners and admins.
+async fn managed(cx: &Cx, by: &Principal, wanted: Option<OrganizationId>) -> Result<OrganizationId, Problem> {
+    let (organization, role) = super::organization_of(cx, by.user.id, wanted).await?;
+    if role.is_manager() { Ok(organization) } else { Err(super::CreditError::NotManager.into()) }
+}
+
+/// What a store or a person may spend in a calendar month (UTC).
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BudgetView {
+    store_id: Option<StoreId>,
+    user_id: Option<UserId>,
+    monthly_amount: i64,
+    /// A hard one refuses, a soft one only tells.
+    is_hard: bool,
+    /// Percentages that are told when they are reached.
+    alert_percents: Vec<i16>,
+    /// Spent or held this month.
+    used: i64,
+}
+
+impl From<Budget> for BudgetView {
+    fn from(of: Budget) -> Self {
+        let (store_id, user_id) = match of.subject {
+            BudgetSubject::Store(id) => (Some(id), None),
+            BudgetSubject::Member(id) => (None, Some(id)),
+        };
+        let Budget { id: _, subject: _, monthly_amount, is_hard, alert_percents, used } = of;
+        Self { store_id, user_id, monthly_amount, is_hard, alert_percents, used }
+    }
+}
+
+/// Budgets
+#[utoipa::path(get, path = "/api/credits/budgets", tag = "credits", operation_id = "credit_budget_list", security(("bearer" = [])), params(OrganizationQuery),
+    responses((status = 200, body = Page<BudgetView>), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
+        (status = 403, body = ProblemBody), (status = 404, body = ProblemBody)))]
+async fn credit_budget_list(
+    Person(by): Person,
+    State(cx): State<Cx>,
+    Query(query): Query<OrganizationQuery>,
+) -> Result<Json<Page<BudgetView>>, Problem> {
+    let (organization, _) = super::organization_of(&cx, by.user.id, query.organization_id).await?;
+    let all = budgets::list(&cx, organization).await?;
+    Ok(Json(Page::whole(all.into_iter().map(Into::into).collect())))
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BudgetBody {
+    /// Either this or `userId`.
+    store_id: Option<StoreId>,
+    user_id: Option<UserId>,
+    #[schema(minimum = 0)]
+    monthly_amount: i64,
+    /// A hard one refuses, a soft one only tells.
+    #[serde(default)]
+    is_hard: bool,
+    /// Percentages that are told when they are reached; 80 and 100 when left out.
+    alert_percents: Option<Vec<i16>>,
+}
+
+fn subject_of(store: Option<StoreId>, user: Option<UserId>) -> Result<BudgetSubject, Problem> {
+    match (store, user) {
+        (Some(store), None) => Ok(BudgetSubject::Store(store)),
+        (None, Some(user)) => Ok(BudgetSubject::Member(user)),
+        _ => Err(Problem::invalid().field("/storeId", "required", "give either storeId or userId")),
+    }
+}
+
+/// Set a budget
+///
+/// Of a store or of a person; it takes the place of the one before, and what the month has used already counts.
+#[utoipa::path(put, path = "/api/credits/budgets", tag = "credits", operation_id = "credit_budget_set", security(("bearer" = [])), params(OrganizationQuery),
+    request_body = BudgetBody,
+    responses((status = 200, body = Page<BudgetView>), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
+        (status = 403, body = ProblemBody), (status = 404, body = ProblemBody), (status = 422, body = ProblemBody)))]
+async fn credit_budget_set(
+    Person(by): Person,
+    State(cx): State<Cx>,
+    Query(query): Query<OrganizationQuery>,
+    Json(body): Json<BudgetBody>,
+) -> Result<Json<Page<BudgetView>>, Problem> {
+    let organization = managed(&cx, &by, query.organization_id).await?;
+    let new = NewBudget {
+        subject: subject_of(body.store_id, body.user_id)?,
+        monthly_amount: body.monthly_amount,
+        is_hard: body.is_hard,
+        alert_percents: body.alert_percents.unwrap_or_else(|| vec![80, 100]),
+    };
+    let all = budgets::set(&cx, by.user.id, organization, &new).await?;
+    Ok(Json(Page::whole(all.into_iter().map(Into::into).collect())))
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct BudgetRemoveQuery {
+    /// May be left out by somebody with one organization.
+    organization_id: Option<OrganizationId>,
+    /// Either this or `userId`.
+    store_id: Option<StoreId>,
+    user_id: Option<UserId>,
+}
+
+/// Remove a budget
+#[utoipa::path(delete, path = "/api/credits/budgets", tag = "credits", operation_id = "credit_budget_remove", security(("bearer" = [])), params(BudgetRemoveQuery),
+    responses((status = 204), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
+        (status = 403, body = ProblemBody), (status = 404, body = ProblemBody), (status = 422, body = ProblemBody)))]
+async fn credit_budget_remove(
+    Person(by): Person,
+    State(cx): State<Cx>,
+    Query(query): Query<BudgetRemoveQuery>,
+) -> Result<StatusCode, Problem> {
+    let organization = managed(&cx, &by, query.organization_id).await?;
+    budgets::remove(&cx, by.user.id, organization, subject_of(query.store_id, query.user_id)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AlertsBody {
+    /// A balance that falls below it is told, once per fall; null to be told no more.
+    low_balance: Option<i64>,
+}
+
+/// Set when a low balance is told
+#[utoipa::path(put, path = "/api/credits/alerts", tag = "credits", operation_id = "credit_alerts_set", security(("bearer" = [])), params(OrganizationQuery),
+    request_body = AlertsBody,
+    responses((status = 204), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
+        (status = 403, body = ProblemBody), (status = 404, body = ProblemBody), (status = 422, body = ProblemBody)))]
+async fn credit_alerts_set(
+    Person(by): Person,
+    State(cx): State<Cx>,
+    Query(query): Query<OrganizationQuery>,
+    Json(body): Json<AlertsBody>,
+) -> Result<StatusCode, Problem> {
+    let organization = managed(&cx, &by, query.organization_id).await?;
+    budgets::set_low_balance(&cx, by.user.id, organization, body.low_balance).await?;
+    Ok(StatusCode::NO_CONTENT)
 }

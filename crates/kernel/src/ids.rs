@@ -178,6 +178,10 @@ ids! {
     CreditLotId => "lot",
     /// Credits that are reserved.
     CreditHoldId => "hold",
+    /// One version of a service's price in credits.
+    CreditPriceId => "cpr",
+    /// What a store or a person may spend in a month.
+    CreditBudgetId => "cbg",
     /// A product import.
     ImportId => "imp",
     /// A product of a store.

@@ -1,0 +1,134 @@
+//! What services cost: versioned, immutable, in credits. A spend by service names the version that it was priced by.
+
+use chrono::{DateTime, Utc};
+use kernel::CreditPriceId;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{CreditError, MAX_AMOUNT, check_amount, db, invalid};
+use crate::cx::OpsCx;
+
+/// The price of a service.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Price {
+    pub id: CreditPriceId,
+    #[schema(example = "translation")]
+    pub service: String,
+    pub version: i32,
+    pub name: String,
+    /// What is counted.
+    #[schema(example = "word")]
+    pub unit: String,
+    /// So many credits ...
+    pub credits: i64,
+    /// ... for every so many units, begun ones in full.
+    pub per: i64,
+    pub valid_from: DateTime<Utc>,
+}
+
+impl Price {
+    /// What `quantity` units cost; nothing when that is more than one transaction moves.
+    pub fn cost(&self, quantity: i64) -> Option<i64> {
+        let begun = quantity.checked_sub(1)?.checked_div(self.per)?.checked_add(1)?;
+        begun.checked_mul(self.credits).filter(|cost| (1..=MAX_AMOUNT).contains(cost))
+    }
+}
+
+/// What is wanted: so many credits, or so much of a service.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Wanted {
+    /// Whole credits, 1 to 1,000,000,000,000; or a service and its quantity.
+    #[schema(example = 10, minimum = 1)]
+    pub amount: Option<i64>,
+    /// One of `GET /api/credits/prices`.
+    pub service: Option<String>,
+    /// How many units of the service.
+    #[schema(minimum = 1)]
+    pub quantity: Option<i64>,
+}
+
+/// What something costs, and by which price.
+#[derive(Debug, Clone)]
+pub struct Cost {
+    pub amount: i64,
+    pub price: Option<Price>,
+    pub quantity: Option<i64>,
+}
+
+impl Cost {
+    /// What is kept beside the amount.
+    pub fn facts(&self) -> Option<serde_json::Value> {
+        self.price.as_ref().map(|price| serde_json::json!({ "priceId": price.id, "priceVersion": price.version }))
+    }
+
+    /// The service that was priced.
+    pub fn service(&self) -> Option<String> {
+        self.price.as_ref().map(|price| price.service.clone())
+    }
+}
+
+/// The prices that hold now, by service.
+pub async fn prices(cx: &OpsCx) -> Result<Vec<Price>, CreditError> {
+    Ok(db::prices(&mut *cx.master.acquire().await?, None, cx.clock.now()).await?)
+}
+
+/// What `wanted` costs now.
+pub async fn cost(cx: &OpsCx, wanted: &Wanted) -> Result<Cost, CreditError> {
+    match (wanted.amount, &wanted.service, wanted.quantity) {
+        (Some(amount), None, None) => {
+            Ok(Cost { amount: check_amount(amount, "/amount")?, price: None, quantity: None })
+        }
+        (None, Some(service), Some(quantity)) => {
+            if quantity < 1 {
+                return Err(invalid("/quantity", "range", "must be at least 1"));
+            }
+            let now = cx.clock.now();
+            let found = db::prices(&mut *cx.master.acquire().await?, Some(service), now).await?.into_iter().next();
+            let price = found.ok_or_else(|| invalid("/service", "unknown", "is no service with a price"))?;
+            let amount = price
+                .cost(quantity)
+                .ok_or_else(|| invalid("/quantity", "range", format!("costs more than {MAX_AMOUNT} credits")))?;
+            Ok(Cost { amount, price: Some(price), quantity: Some(quantity) })
+        }
+        (None, Some(_), None) => Err(invalid("/quantity", "required", "is needed with a service")),
+        (None, None, Some(_)) => Err(invalid("/service", "required", "is needed with a quantity")),
+        (None, None, None) => Err(invalid("/amount", "required", "give an amount, or a service and a quantity")),
+        (Some(_), ..) => Err(invalid("/amount", "ambiguous", "give either an amount or a service and a quantity")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+    use kernel::CreditPriceId;
+    use proptest::prelude::{prop_assert, proptest};
+
+    use super::Price;
+
+    fn price(credits: i64, per: i64) -> Price {
+        let id = CreditPriceId::new(DateTime::UNIX_EPOCH);
+        let (service, name, unit) = ("s".to_owned(), "S".to_owned(), "u".to_owned());
+        Price { id, service, version: 1, name, unit, credits, per, valid_from: DateTime::UNIX_EPOCH }
+    }
+
+    #[test]
+    fn begun_units_are_paid_in_full() {
+        let translation = price(1, 100);
+        for (words, cost) in [(1, 1), (100, 1), (101, 2), (1000, 10)] {
+            assert_eq!(translation.cost(words), Some(cost), "{words}");
+        }
+        assert_eq!(price(1_000_000_000, 1).cost(i64::MAX), None);
+        assert_eq!(price(3, 1).cost(0), None);
+    }
+
+    proptest! {
+        #[test]
+        fn more_never_costs_less(credits in 1_i64..1000, per in 1_i64..1000, a in 1_i64..1_000_000, b in 0_i64..1000) {
+            let price = price(credits, per);
+            prop_assert!(price.cost(a + b) >= price.cost(a));
+            prop_assert!(price.cost(a).is_some_and(|cost| i128::from(cost) * i128::from(per) >= i128::from(a) * i128::from(credits)));
+        }
+    }
+}
