@@ -14,7 +14,7 @@ use integration_tests::{
 use kernel::{StoreId, StoreStatus};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
-use tenancy::{Cause, Credential};
+use tenancy::{Cause, Credential, TlsMode};
 
 const MIGRATE_LOCK: i64 = 0x7465_6e61_6e74_7279;
 const CONNECT_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
@@ -282,7 +282,7 @@ impl Bench {
     async fn connect(&self, store: StoreId, database: Option<&TestDatabase>) -> RunWithSteps {
         let wanted = match database {
             None => NewDatabase::Managed { region: None },
-            Some(database) => NewDatabase::Brought(Target::from_url(&database.url().into(), None, None, true).unwrap()),
+            Some(database) => NewDatabase::Brought(Target::from_url(&database.url().into(), None, None).unwrap()),
         };
         provisioning::connect(&self.cx, Actor::Cli, store, wanted, true).await.unwrap()
     }
@@ -945,6 +945,29 @@ async fn private_addresses_and_plain_connections_are_refused_unless_allowed() {
     owner.api.get(&path_of(&store, "/provisioning")).await.expect_problem(404, "not-found");
     owner.connect(&store, json!({ "managed": true })).await.expect_status(202);
     assert_eq!(app.run_ended(&owner, &store).await["state"], "succeeded");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_public_host_is_spoken_to_with_tls_also_where_private_ones_are_allowed() {
+    let bench = Bench::new(&["tea"]).await;
+    let (store, id) = (&bench.stores[0], store_id(&bench.stores[0]));
+    let private = format!("127.0.0.1:{}", bench.app.cluster.port());
+    for (place, wanted) in [
+        (format!("postgres://a:b@{private}/d"), TlsMode::Disable),
+        (format!("postgres://a:b@{private}/d?sslmode=require"), TlsMode::Require),
+        // Nothing is sent there: no worker takes the run up.
+        ("postgres://a:b@8.8.8.8/d".to_owned(), TlsMode::VerifyFull),
+        ("postgres://a:b@8.8.8.8/d?sslmode=disable".to_owned(), TlsMode::Disable),
+    ] {
+        let target = Target::from_url(&place.clone().into(), None, None).unwrap();
+        let run = provisioning::connect(&bench.cx, Actor::Cli, id, NewDatabase::Brought(target), false).await.unwrap();
+
+        assert_eq!(credential(&bench.app, store).await.tls, wanted, "{place}");
+
+        provisioning::cancel(&bench.cx, Actor::Cli, id).await.unwrap();
+        assert_eq!(bench.work(&run).await, RunState::Cancelled);
+    }
+    bench.cx.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -22,7 +22,7 @@ use chrono::{DateTime, Utc};
 use kernel::{DatabaseId, Engine, Ident, RunId, ServerId, StoreId, StoreStatus, UserId};
 use problem::Problem;
 use secrecy::SecretString;
-use tenancy::{Credential, TlsMode};
+use tenancy::Credential;
 
 use crate::audit::{self, Actor, Subject};
 use crate::cx::OpsCx;
@@ -159,24 +159,21 @@ pub async fn connect(
     wanted: NewDatabase,
     with_demo: bool,
 ) -> Result<RunWithSteps, ProvisioningError> {
-    let wanted = match wanted {
-        NewDatabase::Brought(target) => {
-            // Resolving a name takes time that no transaction should wait for; the check step does it again.
-            target::refuse_private(&target.credential.host, target.credential.port, cx.allow_private_databases).await?;
-            NewDatabase::Brought(target)
-        }
-        managed @ NewDatabase::Managed { .. } => managed,
+    let (brought, region) = match wanted {
+        // Resolving a name takes time that no transaction should wait for; the check step does it again.
+        NewDatabase::Brought(target) => (Some(target.resolve(cx.allow_private_databases).await?), None),
+        NewDatabase::Managed { region } => (None, region),
     };
+    let kind = if brought.is_some() { DatabaseKind::Brought } else { DatabaseKind::Managed };
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
     // The lock on the store is what makes two connects one run.
     let store = stores::db::store_lock(&mut tx, store).await?.ok_or(ProvisioningError::StoreNotFound)?;
-    let kind =
-        if matches!(wanted, NewDatabase::Managed { .. }) { DatabaseKind::Managed } else { DatabaseKind::Brought };
     match (store.status, db::run_latest(&mut tx, store.id).await?) {
         (StoreStatus::PendingDatabase, _) => {}
         (StoreStatus::Provisioning, Some(latest)) if !latest.run.state.is_finished() => {
-            let is_the_same = latest.run.kind == kind && is_what_is_connected(cx, &mut tx, store.id, &wanted).await?;
+            let is_the_same =
+                latest.run.kind == kind && is_what_is_connected(cx, &mut tx, store.id, brought.as_ref()).await?;
             return if is_the_same { Ok(latest) } else { Err(ProvisioningError::InProgress { run: latest.run.id }) };
         }
         // A run that failed before it made anything is simply replaced: that is what correcting a password looks like.
@@ -195,9 +192,9 @@ pub async fn connect(
         (status, _) => return Err(ProvisioningError::WrongStatus { status }),
     }
 
-    let database = match wanted {
-        NewDatabase::Managed { region } => place_managed(cx, &mut tx, &store, region.as_deref()).await?,
-        NewDatabase::Brought(target) => seal_brought(cx, &store, &target.credential, now),
+    let database = match &brought {
+        None => place_managed(cx, &mut tx, &store, region.as_deref()).await?,
+        Some(credential) => seal_brought(cx, &store, credential, now),
     };
     db::store_database_insert(&mut tx, &database, now).await?;
     stores::db::store_set_status(&mut tx, store.id, StoreStatus::Provisioning, None, now).await?;
@@ -322,14 +319,14 @@ async fn is_what_is_connected(
     cx: &OpsCx,
     tx: &mut sqlx::PgConnection,
     store: StoreId,
-    wanted: &NewDatabase,
+    brought: Option<&Credential>,
 ) -> Result<bool, sqlx::Error> {
-    let NewDatabase::Brought(target) = wanted else { return Ok(true) };
+    let Some(brought) = brought else { return Ok(true) };
     let Some(known) = db::store_database_find(tx, store).await? else { return Ok(false) };
     let Ok(known) = Credential::open(&cx.keys, &known.sealed, store, known.credential_version) else {
         return Ok(false);
     };
-    Ok(known.is_same(&target.credential))
+    Ok(known.is_same(brought))
 }
 
 /// The database row of a store, sealed.
@@ -408,11 +405,6 @@ pub fn managed_name(store: StoreId) -> Ident {
 
 /// Who asked, as the run keeps it.
 pub type RequestedBy = Option<UserId>;
-
-/// Whether TLS may be left out.
-pub fn allows_plain(mode: TlsMode, allow_private: bool) -> bool {
-    mode != TlsMode::Disable || allow_private
-}
 
 impl From<ProvisioningError> for Problem {
     fn from(error: ProvisioningError) -> Self {

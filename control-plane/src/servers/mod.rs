@@ -87,7 +87,7 @@ pub async fn add(cx: &OpsCx, actor: Actor, new: NewServer) -> Result<Server, Ser
         return Err(invalid("/maxConnections", "must be at least 1".to_owned()));
     }
     // Ops choose their servers, which usually are at private addresses; owners' databases are another matter.
-    let credential = Target::from_url(&new.url, None, None, true)?.credential;
+    let credential = Target::from_url(&new.url, None, None)?.resolve(true).await?;
     prove(&credential).await?;
     let now = cx.clock.now();
     let id = ServerId::new(now);
@@ -183,7 +183,10 @@ impl From<ServerError> for Problem {
             ServerError::Target(TargetError::Invalid { code, detail, .. }) => {
                 Self::invalid().field("/url", code, detail)
             }
-            ServerError::Target(error) => error.into(),
+            ServerError::Target(TargetError::Unresolvable) => {
+                Self::invalid().field("/url", "unresolvable", "the host's name does not resolve; check its spelling")
+            }
+            ServerError::Target(error @ (TargetError::PrivateAddress | TargetError::PlainRefused)) => error.into(),
             ServerError::Unusable { code, what } => Self::invalid().field("/url", code, what),
             error @ ServerError::Db(_) => crate::http::errors::unexpected(&error),
         }
