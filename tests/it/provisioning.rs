@@ -681,6 +681,51 @@ async fn a_failed_run_goes_on_from_its_step_when_retried() {
     owner.api.post(&path_of(&store, "/provisioning/cancel"), json!({})).await.expect_problem(409, "wrong-run-state");
 }
 
+/// As if workers had been killed in the middle of the run, again and again.
+async fn use_up_attempts(app: &TestApp, run: &RunWithSteps) {
+    let used = sqlx::query("update provisioning_runs set attempts = attempts_limit where id = $1")
+        .bind(run.run.id.as_uuid())
+        .execute(&mut app.master().await)
+        .await
+        .unwrap();
+    assert_eq!(used.rows_affected(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_was_given_up_is_retried_and_undone_however_often_it_was_tried() {
+    let bench = Bench::new(&["retried", "cancelled"]).await;
+    let [retried, cancelled] = [0, 1].map(|at| store_id(&bench.stores[at]));
+    for store in [retried, cancelled] {
+        let run = bench.connect(store, None).await;
+        bench.perform(&run, StepName::CreateDatabase).await;
+        let mut master = bench.app.master().await;
+        db::step_begin(&mut master, run.run.id, StepName::CreateDatabase, bench.cx.clock.now()).await.unwrap();
+        // Once by itself, once more after somebody had it tried again.
+        for _ in 0..2 {
+            use_up_attempts(&bench.app, &run).await;
+            assert_eq!(bench.work(&run).await, RunState::Failed);
+            let given_up = provisioning::latest(&bench.cx, store).await.unwrap();
+            assert_eq!(given_up.failed_step().unwrap().error_code.as_deref(), Some("gave-up"));
+            provisioning::retry(&bench.cx, Actor::Cli, store).await.unwrap();
+        }
+        use_up_attempts(&bench.app, &run).await;
+        assert_eq!(bench.work(&run).await, RunState::Failed);
+    }
+
+    let run = provisioning::retry(&bench.cx, Actor::Cli, retried).await.unwrap();
+    assert_eq!(bench.work(&run).await, RunState::Succeeded);
+    assert_eq!(bench.status(retried).await, StoreStatus::Active);
+
+    let run = provisioning::cancel(&bench.cx, Actor::Cli, cancelled).await.unwrap();
+    use_up_attempts(&bench.app, &run).await;
+    assert_eq!(bench.work(&run).await, RunState::Failed, "undoing has its limit, too");
+    let run = provisioning::cancel(&bench.cx, Actor::Cli, cancelled).await.unwrap();
+    assert_eq!(bench.work(&run).await, RunState::Cancelled);
+    assert_eq!(bench.status(cancelled).await, StoreStatus::PendingDatabase);
+    assert!(!database_exists(bench.server, managed_name(cancelled).as_str()).await);
+    bench.cx.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_run_is_cancelled_between_two_steps() {
     let app = TestApp::start().await;
@@ -732,7 +777,7 @@ async fn a_cancellation_that_comes_as_the_run_ends_is_not_lost() {
         (waiting > 0).then_some(())
     })
     .await;
-    db::run_requeue(&mut held, id, true).await.unwrap();
+    db::run_requeue(&mut held, id, true, run::MAX_ATTEMPTS).await.unwrap();
     held.commit().await.unwrap();
     working.await.unwrap().unwrap();
 

@@ -91,7 +91,10 @@ pub struct Run {
     pub store_id: StoreId,
     pub kind: DatabaseKind,
     pub state: RunState,
+    /// How often a worker took it up in its whole life: the latest worker is known by it, so it never falls.
     pub attempts: i32,
+    /// How many of them it may have before somebody looks at it.
+    pub attempts_limit: i32,
     pub is_cancelled: bool,
     pub with_demo: bool,
     pub created_at: DateTime<Utc>,
@@ -204,6 +207,7 @@ pub async fn connect(
         kind,
         state: RunState::Queued,
         attempts: 0,
+        attempts_limit: run::MAX_ATTEMPTS,
         is_cancelled: false,
         with_demo,
         created_at: now,
@@ -259,7 +263,7 @@ async fn restart(
     }
     // An unwinding that failed goes on unwinding: half-undone work is not taken up again.
     let is_cancelled = is_cancel || latest.run.is_cancelled;
-    db::run_requeue(&mut tx, latest.run.id, is_cancelled).await?;
+    db::run_requeue(&mut tx, latest.run.id, is_cancelled, run::MAX_ATTEMPTS).await?;
     let kind = if is_cancelled { "cancelling" } else { "retried" };
     db::event_insert(&mut tx, latest.run.id, kind, serde_json::json!({ "state": RunState::Queued }), now).await?;
     let data = serde_json::json!({ "runId": latest.run.id });
