@@ -5,7 +5,8 @@ use control_plane::audit::Actor;
 use control_plane::cx::OpsCx;
 use control_plane::provisioning::steps::StepCx;
 use control_plane::provisioning::{
-    self, DatabaseKind, NewDatabase, RunState, RunWithSteps, StepName, StepState, Target, db, managed_name, run,
+    self, DatabaseKind, NewDatabase, ProvisioningError, RunState, RunWithSteps, StepName, StepState, Target, db,
+    managed_name, run,
 };
 use control_plane::servers::NewServer;
 use integration_tests::{
@@ -244,13 +245,60 @@ async fn connecting_something_else_meanwhile_names_the_run_in_the_way() {
     let holder = hold_migration(&database).await;
     let accepted = owner.connect(&store, brought_body(&database)).await.expect_status(202);
 
-    let refused = owner.connect(&store, json!({ "managed": true })).await;
+    let mut with_products = brought_body(&database);
+    with_products["demoProducts"] = json!(true);
+    let refused = [owner.connect(&store, json!({ "managed": true })).await, owner.connect(&store, with_products).await];
     let again = owner.connect(&store, brought_body(&database)).await.expect_status(202);
 
-    assert_eq!(refused.expect_problem(409, "provisioning-in-progress")["runId"], accepted["run"]["id"]);
+    for refused in refused {
+        assert_eq!(refused.expect_problem(409, "provisioning-in-progress")["runId"], accepted["run"]["id"]);
+    }
     assert_eq!(again["run"]["id"], accepted["run"]["id"]);
     holder.close().await.unwrap();
     assert_eq!(app.run_ended(&owner, &store).await["state"], "succeeded");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connecting_while_a_run_is_undone_is_refused_and_taken_after_it() {
+    let app = TestApp::start().await;
+    let owner = app.owner("ada").await;
+    let store = owner.create_store("tea").await.expect_status(201);
+    let database = app.cluster.brought().await;
+    let holder = hold_migration(&database).await;
+    let first = owner.connect(&store, brought_body(&database)).await.expect_status(202);
+    step_running(&owner, &store, "migrate").await;
+    owner.api.post(&path_of(&store, "/provisioning/cancel"), json!({})).await.expect_status(202);
+
+    let refused = owner.connect(&store, brought_body(&database)).await;
+
+    assert_eq!(refused.expect_problem(409, "provisioning-in-progress")["runId"], first["run"]["id"]);
+    holder.close().await.unwrap();
+    assert_eq!(app.run_ended(&owner, &store).await["state"], "cancelled");
+    let second = owner.connect(&store, brought_body(&database)).await.expect_status(202);
+    assert_ne!(second["run"]["id"], first["run"]["id"]);
+    assert_eq!(app.run_ended(&owner, &store).await["state"], "succeeded");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connecting_in_another_region_meanwhile_is_no_repetition() {
+    let bench = Bench::new(&["tea"]).await;
+    let id = store_id(&bench.stores[0]);
+    let server = "update database_servers set region = 'north'";
+    sqlx::query(server).execute(&mut bench.app.master().await).await.unwrap();
+    let managed = async |region: Option<&str>| {
+        let wanted = NewDatabase::Managed { region: region.map(ToOwned::to_owned) };
+        provisioning::connect(&bench.cx, Actor::Cli, id, wanted, true).await
+    };
+    let run = managed(None).await.unwrap();
+
+    for same in [None, Some("north")] {
+        assert_eq!(managed(same).await.unwrap().run.id, run.run.id);
+    }
+    let refused = managed(Some("south")).await;
+
+    assert!(matches!(refused, Err(ProvisioningError::InProgress { run: named }) if named == run.run.id));
+    assert_eq!(bench.work(&run).await, RunState::Succeeded);
+    bench.cx.close().await;
 }
 
 /// A store whose run the test works off by itself.

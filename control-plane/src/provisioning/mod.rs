@@ -154,7 +154,8 @@ pub enum ProvisioningError {
     Db(#[from] sqlx::Error),
 }
 
-/// Connects a database: commits what the run needs, queues it, and returns it. Connecting twice at once makes one run.
+/// Connects a database: commits what the run needs, queues it, and returns it. Connecting the same twice at once makes one
+/// run.
 pub async fn connect(
     cx: &OpsCx,
     actor: Actor,
@@ -175,8 +176,11 @@ pub async fn connect(
     match (store.status, db::run_latest(&mut tx, store.id).await?) {
         (StoreStatus::PendingDatabase, _) => {}
         (StoreStatus::Provisioning, Some(latest)) if !latest.run.state.is_finished() => {
-            let is_the_same =
-                latest.run.kind == kind && is_what_is_connected(cx, &mut tx, store.id, brought.as_ref()).await?;
+            // A run that is being undone connects nothing.
+            let is_the_same = !latest.run.is_cancelled
+                && latest.run.with_demo == with_demo
+                && latest.run.kind == kind
+                && is_what_is_connected(cx, &mut tx, store.id, brought.as_ref(), region.as_deref()).await?;
             return if is_the_same { Ok(latest) } else { Err(ProvisioningError::InProgress { run: latest.run.id }) };
         }
         // A run that failed before it made anything is simply replaced: that is what correcting a password looks like.
@@ -318,19 +322,23 @@ impl RunWithSteps {
     }
 }
 
-/// Whether the run that is under way prepares this very database: a corrected password must not be taken for a repetition.
+/// Whether the run that is under way prepares this very database: neither a corrected password nor another region is to be
+/// taken for a repetition.
 async fn is_what_is_connected(
     cx: &OpsCx,
     tx: &mut sqlx::PgConnection,
     store: StoreId,
     brought: Option<&Credential>,
+    region: Option<&str>,
 ) -> Result<bool, sqlx::Error> {
-    let Some(brought) = brought else { return Ok(true) };
     let Some(known) = db::store_database_find(tx, store).await? else { return Ok(false) };
-    let Ok(known) = Credential::open(&cx.keys, &known.sealed, store, known.credential_version) else {
-        return Ok(false);
-    };
-    Ok(known.is_same(brought))
+    if let Some(brought) = brought {
+        let opened = Credential::open(&cx.keys, &known.sealed, store, known.credential_version);
+        return Ok(opened.is_ok_and(|known| known.is_same(brought)));
+    }
+    let (Some(region), Some(server)) = (region, known.server_id) else { return Ok(true) };
+    let server = servers::db::server_find(tx, server).await?;
+    Ok(server.is_some_and(|server| server.region.as_deref() == Some(region)))
 }
 
 /// The database row of a store, sealed.

@@ -194,7 +194,8 @@ pub struct RunEnvelope {
 
 /// Connect a database
 ///
-/// Begins to prepare it and answers at once; watch the run. Connecting twice makes one run.
+/// Begins to prepare it and answers at once; watch the run. Connecting the same twice makes one run; connecting anything else
+/// while a run prepares the store, or while one is being undone, is a conflict that names that run.
 #[utoipa::path(post, path = "/api/stores/{id}/connect-database", tag = "stores", operation_id = "database_connect", security(("bearer" = [])),
     params(("id" = StoreId, Path)), request_body = ConnectBody,
     responses((status = 202, body = RunEnvelope), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody),
