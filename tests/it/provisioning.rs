@@ -641,12 +641,43 @@ async fn two_stores_that_connect_one_database_at_once_do_not_share_it() {
     let stores = [&one, &two];
     assert_eq!(runs[won]["state"], "succeeded", "{runs:?}");
     let (step, code, _) = failure(&runs[lost]);
-    assert_eq!((step, code), ("seed", "belongs-to-another-store"));
+    assert_eq!((step, code), ("migrate", "belongs-to-another-store"));
     expect_not_ready(&app, stores[lost]).await;
     // Undoing the loser's run takes nothing from the winner.
     owner.api.post(&path_of(stores[lost], "/provisioning/cancel"), json!({})).await.expect_status(202);
     assert_eq!(app.run_ended(&owner, stores[lost]).await["state"], "cancelled");
     app.storefront_of(stores[won]).get("/store/v1/products").await.expect_status(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn undoing_a_run_leaves_alone_what_another_store_has_begun_in_the_same_database() {
+    let bench = Bench::new(&["first", "second"]).await;
+    let database = bench.app.cluster.brought().await;
+    let [first, second] = [0, 1].map(|at| store_id(&bench.stores[at]));
+    let (theirs, ours) = (bench.connect(first, Some(&database)).await, bench.connect(second, Some(&database)).await);
+    // Both have found the database empty; the first has migrated it when the second is killed in its own migration.
+    bench.perform(&theirs, StepName::CheckConnection).await;
+    bench.perform(&ours, StepName::CheckConnection).await;
+    bench.perform(&theirs, StepName::Migrate).await;
+    let mut master = bench.app.master().await;
+    db::step_begin(&mut master, ours.run.id, StepName::Migrate, bench.cx.clock.now()).await.unwrap();
+
+    provisioning::cancel(&bench.cx, Actor::Cli, second).await.unwrap();
+    assert_eq!(bench.work(&ours).await, RunState::Cancelled);
+
+    let kept: bool = sqlx::query_scalar("select to_regclass('tenantry.products') is not null")
+        .fetch_one(&mut database.admin().await)
+        .await
+        .unwrap();
+    assert!(kept);
+    // Another try is refused before anything is begun.
+    let ours = bench.connect(second, Some(&database)).await;
+    assert_eq!(bench.work(&ours).await, RunState::Failed);
+    let failed = provisioning::latest(&bench.cx, second).await.unwrap();
+    let step = failed.failed_step().unwrap();
+    assert_eq!((step.name, step.error_code.as_deref()), (StepName::CheckConnection, Some("belongs-to-another-store")));
+    assert_eq!(bench.work(&theirs).await, RunState::Succeeded);
+    bench.cx.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

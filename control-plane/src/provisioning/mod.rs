@@ -4,7 +4,7 @@
 //!   process killed at any line afterwards has everything it needs in master, and no job carries a secret.
 //! - One process works on a run at a time: it holds a session lock in master, which dies with it.
 //! - Every step may be done twice, and looks at what is there before it acts. What a step made, its undo removes, and
-//!   nothing else: a database is dropped only when it bears the mark of this store.
+//!   nothing else: a database of ours, and our schema in an owner's, is dropped only when it bears the mark of this store.
 //! - A store is served from the last step on, never earlier. A failed run keeps what it has made, unreachable, until it is
 //!   retried or cancelled.
 

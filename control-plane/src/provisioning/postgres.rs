@@ -254,12 +254,6 @@ pub async fn drop_store_database(admin: &mut PgConnection, name: &Ident, store: 
     Ok(())
 }
 
-/// Drops our schema out of a database that an owner brought; everything else in it stays.
-pub async fn drop_schema(connection: &mut PgConnection) -> Result<(), StepError> {
-    connection.execute("drop schema if exists tenantry cascade").await?;
-    Ok(())
-}
-
 async fn database_exists(admin: &mut PgConnection, name: &Ident) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
         .bind(name.as_str())
