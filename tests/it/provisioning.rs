@@ -483,6 +483,57 @@ async fn unwinds_from_every_step(bench: &Bench, kind: DatabaseKind, database: Op
     bench.cx.close().await;
 }
 
+/// How many sessions wait to drop the database or the role of this name.
+async fn drops_waiting(server: &Cluster, name: &str) -> i64 {
+    sqlx::query_scalar(
+        "select count(*) from pg_stat_activity
+         where wait_event_type = 'Lock' and query ilike 'drop %' and strpos(query, $1) > 0",
+    )
+    .bind(name)
+    .fetch_one(&mut server.admin().await)
+    .await
+    .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drop_that_a_killed_node_left_to_the_server_is_no_failure_for_the_next_one() {
+    let bench = Bench::new(&["tea"]).await;
+    let store = store_id(&bench.stores[0]);
+    let name = managed_name(store);
+    let run = bench.connect(store, None).await;
+    let mut master = bench.app.master().await;
+    db::step_begin(&mut master, run.run.id, StepName::CreateDatabase, bench.cx.clock.now()).await.unwrap();
+    bench.perform(&run, StepName::CreateDatabase).await;
+    // Keeps whoever drops it waiting.
+    let mut holder = bench.server.admin().await;
+    let mut held = holder.begin().await.unwrap();
+    let mark = format!("comment on database {name} is 'tenantry {store}'");
+    held.execute(AssertSqlSafe(mark)).await.unwrap();
+    let mut killed = bench.server.admin().await;
+    let statement = format!("drop database {name} with (force)");
+    let left = tokio::task::spawn(async move { killed.execute(AssertSqlSafe(statement)).await });
+    eventually("the killed node's drop", || async {
+        (drops_waiting(bench.server, name.as_str()).await == 1).then_some(())
+    })
+    .await;
+
+    provisioning::cancel(&bench.cx, Actor::Cli, store).await.unwrap();
+    let (cx, id) = (bench.cx.clone(), run.run.id);
+    let working = tokio::task::spawn(async move { run::work(&cx, id).await });
+    eventually("the next node's drop", || async {
+        (drops_waiting(bench.server, name.as_str()).await == 2).then_some(())
+    })
+    .await;
+    held.rollback().await.unwrap();
+
+    left.await.unwrap().unwrap();
+    working.await.unwrap().unwrap();
+    let run = provisioning::latest(&bench.cx, store).await.unwrap();
+    assert_eq!(run.run.state, RunState::Cancelled, "{:?}", run.failed_step());
+    assert!(!database_exists(bench.server, name.as_str()).await && !role_exists(bench.server, name.as_str()).await);
+    bench.cx.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_cancellation_nothing_reaches_the_database_that_was_given_up() {
     let bench = Bench::new(&["tea"]).await;
