@@ -17,4 +17,4 @@ pub mod totals;
 pub mod upkeep;
 
 pub use field::FieldError;
-pub use migrate::{LATEST_VERSION, SCHEMA, SchemaError, SchemaState, inspect, migrate};
+pub use migrate::{LATEST_VERSION, SCHEMA, SchemaError, SchemaState, drop_schema, inspect, migrate, migrate_for};

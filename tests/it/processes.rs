@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use control_plane::provisioning::managed_name;
+use devkit::testing::TransactionPooler;
 use integration_tests::{
     Cli, Cluster, Owner, Process, TestDatabase, cluster, database_name, eventually, own_cluster, within,
 };
@@ -272,6 +273,20 @@ async fn a_login_that_may_not_create_databases_is_no_server() {
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(1));
     assert!(text.contains("CREATEDB") && !text.contains(&weak.password()), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_behind_a_transaction_pooler_is_refused_with_what_to_register_instead() {
+    let master = cluster().await.master().await;
+    let pooler = TransactionPooler::start().await;
+    let url = format!("postgres://admin:hush-hush@127.0.0.1:{}/postgres", pooler.port);
+
+    let refused = Cli::run_in(&master.url(), &[("SERVER_URL", Some(&url))], &["servers", "add", "pooled"]).await;
+
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{text}");
+    assert!(text.contains("register the server itself") && !text.contains("hush-hush"), "{text}");
+    assert_eq!(Cli::json(&master.url(), &["servers", "list"]).await["data"], json!([]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,8 @@ use control_plane::audit::Actor;
 use control_plane::cx::OpsCx;
 use control_plane::provisioning::steps::StepCx;
 use control_plane::provisioning::{
-    self, DatabaseKind, NewDatabase, RunState, RunWithSteps, StepName, StepState, Target, db, managed_name, run,
+    self, DatabaseKind, NewDatabase, ProvisioningError, RunState, RunWithSteps, StepName, StepState, Target, db,
+    managed_name, run,
 };
 use control_plane::servers::NewServer;
 use integration_tests::{
@@ -14,7 +15,7 @@ use integration_tests::{
 use kernel::{StoreId, StoreStatus};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
-use tenancy::{Cause, Credential};
+use tenancy::{Cause, Credential, TlsMode};
 
 const MIGRATE_LOCK: i64 = 0x7465_6e61_6e74_7279;
 const CONNECT_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
@@ -244,13 +245,60 @@ async fn connecting_something_else_meanwhile_names_the_run_in_the_way() {
     let holder = hold_migration(&database).await;
     let accepted = owner.connect(&store, brought_body(&database)).await.expect_status(202);
 
-    let refused = owner.connect(&store, json!({ "managed": true })).await;
+    let mut with_products = brought_body(&database);
+    with_products["demoProducts"] = json!(true);
+    let refused = [owner.connect(&store, json!({ "managed": true })).await, owner.connect(&store, with_products).await];
     let again = owner.connect(&store, brought_body(&database)).await.expect_status(202);
 
-    assert_eq!(refused.expect_problem(409, "provisioning-in-progress")["runId"], accepted["run"]["id"]);
+    for refused in refused {
+        assert_eq!(refused.expect_problem(409, "provisioning-in-progress")["runId"], accepted["run"]["id"]);
+    }
     assert_eq!(again["run"]["id"], accepted["run"]["id"]);
     holder.close().await.unwrap();
     assert_eq!(app.run_ended(&owner, &store).await["state"], "succeeded");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connecting_while_a_run_is_undone_is_refused_and_taken_after_it() {
+    let app = TestApp::start().await;
+    let owner = app.owner("ada").await;
+    let store = owner.create_store("tea").await.expect_status(201);
+    let database = app.cluster.brought().await;
+    let holder = hold_migration(&database).await;
+    let first = owner.connect(&store, brought_body(&database)).await.expect_status(202);
+    step_running(&owner, &store, "migrate").await;
+    owner.api.post(&path_of(&store, "/provisioning/cancel"), json!({})).await.expect_status(202);
+
+    let refused = owner.connect(&store, brought_body(&database)).await;
+
+    assert_eq!(refused.expect_problem(409, "provisioning-in-progress")["runId"], first["run"]["id"]);
+    holder.close().await.unwrap();
+    assert_eq!(app.run_ended(&owner, &store).await["state"], "cancelled");
+    let second = owner.connect(&store, brought_body(&database)).await.expect_status(202);
+    assert_ne!(second["run"]["id"], first["run"]["id"]);
+    assert_eq!(app.run_ended(&owner, &store).await["state"], "succeeded");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connecting_in_another_region_meanwhile_is_no_repetition() {
+    let bench = Bench::new(&["tea"]).await;
+    let id = store_id(&bench.stores[0]);
+    let server = "update database_servers set region = 'north'";
+    sqlx::query(server).execute(&mut bench.app.master().await).await.unwrap();
+    let managed = async |region: Option<&str>| {
+        let wanted = NewDatabase::Managed { region: region.map(ToOwned::to_owned) };
+        provisioning::connect(&bench.cx, Actor::Cli, id, wanted, true).await
+    };
+    let run = managed(None).await.unwrap();
+
+    for same in [None, Some("north")] {
+        assert_eq!(managed(same).await.unwrap().run.id, run.run.id);
+    }
+    let refused = managed(Some("south")).await;
+
+    assert!(matches!(refused, Err(ProvisioningError::InProgress { run: named }) if named == run.run.id));
+    assert_eq!(bench.work(&run).await, RunState::Succeeded);
+    bench.cx.close().await;
 }
 
 /// A store whose run the test works off by itself.
@@ -282,7 +330,7 @@ impl Bench {
     async fn connect(&self, store: StoreId, database: Option<&TestDatabase>) -> RunWithSteps {
         let wanted = match database {
             None => NewDatabase::Managed { region: None },
-            Some(database) => NewDatabase::Brought(Target::from_url(&database.url().into(), None, None, true).unwrap()),
+            Some(database) => NewDatabase::Brought(Target::from_url(&database.url().into(), None, None).unwrap()),
         };
         provisioning::connect(&self.cx, Actor::Cli, store, wanted, true).await.unwrap()
     }
@@ -432,6 +480,57 @@ async fn unwinds_from_every_step(bench: &Bench, kind: DatabaseKind, database: Op
     let run = bench.connect(store, database).await;
     assert_eq!(bench.work(&run).await, RunState::Succeeded);
     assert_eq!(bench.status(store).await, StoreStatus::Active);
+    bench.cx.close().await;
+}
+
+/// How many sessions wait to drop the database or the role of this name.
+async fn drops_waiting(server: &Cluster, name: &str) -> i64 {
+    sqlx::query_scalar(
+        "select count(*) from pg_stat_activity
+         where wait_event_type = 'Lock' and query ilike 'drop %' and strpos(query, $1) > 0",
+    )
+    .bind(name)
+    .fetch_one(&mut server.admin().await)
+    .await
+    .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drop_that_a_killed_node_left_to_the_server_is_no_failure_for_the_next_one() {
+    let bench = Bench::new(&["tea"]).await;
+    let store = store_id(&bench.stores[0]);
+    let name = managed_name(store);
+    let run = bench.connect(store, None).await;
+    let mut master = bench.app.master().await;
+    db::step_begin(&mut master, run.run.id, StepName::CreateDatabase, bench.cx.clock.now()).await.unwrap();
+    bench.perform(&run, StepName::CreateDatabase).await;
+    // Keeps whoever drops it waiting.
+    let mut holder = bench.server.admin().await;
+    let mut held = holder.begin().await.unwrap();
+    let mark = format!("comment on database {name} is 'tenantry {store}'");
+    held.execute(AssertSqlSafe(mark)).await.unwrap();
+    let mut killed = bench.server.admin().await;
+    let statement = format!("drop database {name} with (force)");
+    let left = tokio::task::spawn(async move { killed.execute(AssertSqlSafe(statement)).await });
+    eventually("the killed node's drop", || async {
+        (drops_waiting(bench.server, name.as_str()).await == 1).then_some(())
+    })
+    .await;
+
+    provisioning::cancel(&bench.cx, Actor::Cli, store).await.unwrap();
+    let (cx, id) = (bench.cx.clone(), run.run.id);
+    let working = tokio::task::spawn(async move { run::work(&cx, id).await });
+    eventually("the next node's drop", || async {
+        (drops_waiting(bench.server, name.as_str()).await == 2).then_some(())
+    })
+    .await;
+    held.rollback().await.unwrap();
+
+    left.await.unwrap().unwrap();
+    working.await.unwrap().unwrap();
+    let run = provisioning::latest(&bench.cx, store).await.unwrap();
+    assert_eq!(run.run.state, RunState::Cancelled, "{:?}", run.failed_step());
+    assert!(!database_exists(bench.server, name.as_str()).await && !role_exists(bench.server, name.as_str()).await);
     bench.cx.close().await;
 }
 
@@ -593,12 +692,43 @@ async fn two_stores_that_connect_one_database_at_once_do_not_share_it() {
     let stores = [&one, &two];
     assert_eq!(runs[won]["state"], "succeeded", "{runs:?}");
     let (step, code, _) = failure(&runs[lost]);
-    assert_eq!((step, code), ("seed", "belongs-to-another-store"));
+    assert_eq!((step, code), ("migrate", "belongs-to-another-store"));
     expect_not_ready(&app, stores[lost]).await;
     // Undoing the loser's run takes nothing from the winner.
     owner.api.post(&path_of(stores[lost], "/provisioning/cancel"), json!({})).await.expect_status(202);
     assert_eq!(app.run_ended(&owner, stores[lost]).await["state"], "cancelled");
     app.storefront_of(stores[won]).get("/store/v1/products").await.expect_status(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn undoing_a_run_leaves_alone_what_another_store_has_begun_in_the_same_database() {
+    let bench = Bench::new(&["first", "second"]).await;
+    let database = bench.app.cluster.brought().await;
+    let [first, second] = [0, 1].map(|at| store_id(&bench.stores[at]));
+    let (theirs, ours) = (bench.connect(first, Some(&database)).await, bench.connect(second, Some(&database)).await);
+    // Both have found the database empty; the first has migrated it when the second is killed in its own migration.
+    bench.perform(&theirs, StepName::CheckConnection).await;
+    bench.perform(&ours, StepName::CheckConnection).await;
+    bench.perform(&theirs, StepName::Migrate).await;
+    let mut master = bench.app.master().await;
+    db::step_begin(&mut master, ours.run.id, StepName::Migrate, bench.cx.clock.now()).await.unwrap();
+
+    provisioning::cancel(&bench.cx, Actor::Cli, second).await.unwrap();
+    assert_eq!(bench.work(&ours).await, RunState::Cancelled);
+
+    let kept: bool = sqlx::query_scalar("select to_regclass('tenantry.products') is not null")
+        .fetch_one(&mut database.admin().await)
+        .await
+        .unwrap();
+    assert!(kept);
+    // Another try is refused before anything is begun.
+    let ours = bench.connect(second, Some(&database)).await;
+    assert_eq!(bench.work(&ours).await, RunState::Failed);
+    let failed = provisioning::latest(&bench.cx, second).await.unwrap();
+    let step = failed.failed_step().unwrap();
+    assert_eq!((step.name, step.error_code.as_deref()), (StepName::CheckConnection, Some("belongs-to-another-store")));
+    assert_eq!(bench.work(&theirs).await, RunState::Succeeded);
+    bench.cx.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -681,6 +811,51 @@ async fn a_failed_run_goes_on_from_its_step_when_retried() {
     owner.api.post(&path_of(&store, "/provisioning/cancel"), json!({})).await.expect_problem(409, "wrong-run-state");
 }
 
+/// As if workers had been killed in the middle of the run, again and again.
+async fn use_up_attempts(app: &TestApp, run: &RunWithSteps) {
+    let used = sqlx::query("update provisioning_runs set attempts = attempts_limit where id = $1")
+        .bind(run.run.id.as_uuid())
+        .execute(&mut app.master().await)
+        .await
+        .unwrap();
+    assert_eq!(used.rows_affected(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_was_given_up_is_retried_and_undone_however_often_it_was_tried() {
+    let bench = Bench::new(&["retried", "cancelled"]).await;
+    let [retried, cancelled] = [0, 1].map(|at| store_id(&bench.stores[at]));
+    for store in [retried, cancelled] {
+        let run = bench.connect(store, None).await;
+        bench.perform(&run, StepName::CreateDatabase).await;
+        let mut master = bench.app.master().await;
+        db::step_begin(&mut master, run.run.id, StepName::CreateDatabase, bench.cx.clock.now()).await.unwrap();
+        // Once by itself, once more after somebody had it tried again.
+        for _ in 0..2 {
+            use_up_attempts(&bench.app, &run).await;
+            assert_eq!(bench.work(&run).await, RunState::Failed);
+            let given_up = provisioning::latest(&bench.cx, store).await.unwrap();
+            assert_eq!(given_up.failed_step().unwrap().error_code.as_deref(), Some("gave-up"));
+            provisioning::retry(&bench.cx, Actor::Cli, store).await.unwrap();
+        }
+        use_up_attempts(&bench.app, &run).await;
+        assert_eq!(bench.work(&run).await, RunState::Failed);
+    }
+
+    let run = provisioning::retry(&bench.cx, Actor::Cli, retried).await.unwrap();
+    assert_eq!(bench.work(&run).await, RunState::Succeeded);
+    assert_eq!(bench.status(retried).await, StoreStatus::Active);
+
+    let run = provisioning::cancel(&bench.cx, Actor::Cli, cancelled).await.unwrap();
+    use_up_attempts(&bench.app, &run).await;
+    assert_eq!(bench.work(&run).await, RunState::Failed, "undoing has its limit, too");
+    let run = provisioning::cancel(&bench.cx, Actor::Cli, cancelled).await.unwrap();
+    assert_eq!(bench.work(&run).await, RunState::Cancelled);
+    assert_eq!(bench.status(cancelled).await, StoreStatus::PendingDatabase);
+    assert!(!database_exists(bench.server, managed_name(cancelled).as_str()).await);
+    bench.cx.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_run_is_cancelled_between_two_steps() {
     let app = TestApp::start().await;
@@ -732,7 +907,7 @@ async fn a_cancellation_that_comes_as_the_run_ends_is_not_lost() {
         (waiting > 0).then_some(())
     })
     .await;
-    db::run_requeue(&mut held, id, true).await.unwrap();
+    db::run_requeue(&mut held, id, true, run::MAX_ATTEMPTS).await.unwrap();
     held.commit().await.unwrap();
     working.await.unwrap().unwrap();
 
@@ -945,6 +1120,29 @@ async fn private_addresses_and_plain_connections_are_refused_unless_allowed() {
     owner.api.get(&path_of(&store, "/provisioning")).await.expect_problem(404, "not-found");
     owner.connect(&store, json!({ "managed": true })).await.expect_status(202);
     assert_eq!(app.run_ended(&owner, &store).await["state"], "succeeded");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_public_host_is_spoken_to_with_tls_also_where_private_ones_are_allowed() {
+    let bench = Bench::new(&["tea"]).await;
+    let (store, id) = (&bench.stores[0], store_id(&bench.stores[0]));
+    let private = format!("127.0.0.1:{}", bench.app.cluster.port());
+    for (place, wanted) in [
+        (format!("postgres://a:b@{private}/d"), TlsMode::Disable),
+        (format!("postgres://a:b@{private}/d?sslmode=require"), TlsMode::Require),
+        // Nothing is sent there: no worker takes the run up.
+        ("postgres://a:b@8.8.8.8/d".to_owned(), TlsMode::VerifyFull),
+        ("postgres://a:b@8.8.8.8/d?sslmode=disable".to_owned(), TlsMode::Disable),
+    ] {
+        let target = Target::from_url(&place.clone().into(), None, None).unwrap();
+        let run = provisioning::connect(&bench.cx, Actor::Cli, id, NewDatabase::Brought(target), false).await.unwrap();
+
+        assert_eq!(credential(&bench.app, store).await.tls, wanted, "{place}");
+
+        provisioning::cancel(&bench.cx, Actor::Cli, id).await.unwrap();
+        assert_eq!(bench.work(&run).await, RunState::Cancelled);
+    }
+    bench.cx.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -106,7 +106,8 @@ enum Servers {
     /// Register a server
     Add {
         name: String,
-        /// The administrator's: postgres://admin:password@host:5432/postgres. Better given as the variable: arguments show in
+        /// The administrator's: postgres://admin:password@host:5432/postgres. Without ?sslmode=, a host at a private address is
+        /// spoken to without TLS, and any other as with sslmode=verify-full. Better given as the variable: arguments show in
         /// the list of processes
         #[arg(long, env = "SERVER_URL", hide_env_values = true)]
         url: SecretString,

@@ -99,7 +99,8 @@ async fn ops_server_list(_ops: Ops, State(cx): State<Cx>) -> Result<Json<Page<Se
 pub struct ServerAddBody {
     #[schema(example = "eu-1")]
     name: String,
-    /// The administrator's: `postgres://admin:password@host:5432/postgres`. It is sealed at once.
+    /// The administrator's: `postgres://admin:password@host:5432/postgres`. It is sealed at once. Without an `sslmode`, a
+    /// host at a private address is spoken to without TLS, and any other as with `sslmode=verify-full`.
     #[schema(value_type = String, format = Password)]
     url: SecretString,
     region: Option<String>,

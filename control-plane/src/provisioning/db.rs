@@ -104,14 +104,15 @@ pub async fn store_database_set_schema_version(
 
 pub async fn run_insert(conn: &mut PgConnection, run: &Run, by: Option<UserId>) -> Result<(), sqlx::Error> {
     sqlx::query!(
-        "insert into provisioning_runs (id, store_id, kind, state, requested_by, with_demo, created_at)
-         values ($1, $2, $3, $4, $5, $6, $7)",
+        "insert into provisioning_runs (id, store_id, kind, state, requested_by, with_demo, attempts_limit, created_at)
+         values ($1, $2, $3, $4, $5, $6, $7, $8)",
         run.id.as_uuid(),
         run.store_id.as_uuid(),
         run.kind as DatabaseKind,
         run.state as RunState,
         by.map(|id| id.as_uuid()),
         run.with_demo,
+        run.attempts_limit,
         run.created_at,
     )
     .execute(conn)
@@ -136,7 +137,7 @@ pub async fn run_find(conn: &mut PgConnection, id: RunId) -> Result<Option<RunWi
     let run = sqlx::query_as!(
         Run,
         r#"select id as "id: RunId", store_id as "store_id: StoreId", kind as "kind: DatabaseKind", state as "state: RunState",
-                  attempts, is_cancelled, with_demo, created_at, finished_at
+                  attempts, attempts_limit, is_cancelled, with_demo, created_at, finished_at
            from provisioning_runs
            where id = $1"#,
         id.as_uuid(),
@@ -247,12 +248,21 @@ pub async fn run_finish(
     Ok(())
 }
 
-pub async fn run_requeue(conn: &mut PgConnection, id: RunId, is_cancelled: bool) -> Result<(), sqlx::Error> {
+/// Lets a run be taken up again, `more_attempts` times from here.
+pub async fn run_requeue(
+    conn: &mut PgConnection,
+    id: RunId,
+    is_cancelled: bool,
+    more_attempts: i32,
+) -> Result<(), sqlx::Error> {
     sqlx::query!(
-        "update provisioning_runs set state = case when state = 'running' then 'running' else 'queued' end, is_cancelled = $2, finished_at = null
+        "update provisioning_runs
+         set state = case when state = 'running' then 'running' else 'queued' end, is_cancelled = $2, finished_at = null,
+             attempts_limit = attempts + $3
          where id = $1",
         id.as_uuid(),
         is_cancelled,
+        more_attempts,
     )
     .execute(conn)
     .await?;

@@ -4,7 +4,7 @@
 //!   process killed at any line afterwards has everything it needs in master, and no job carries a secret.
 //! - One process works on a run at a time: it holds a session lock in master, which dies with it.
 //! - Every step may be done twice, and looks at what is there before it acts. What a step made, its undo removes, and
-//!   nothing else: a database is dropped only when it bears the mark of this store.
+//!   nothing else: a database of ours, and our schema in an owner's, is dropped only when it bears the mark of this store.
 //! - A store is served from the last step on, never earlier. A failed run keeps what it has made, unreachable, until it is
 //!   retried or cancelled.
 
@@ -22,7 +22,7 @@ use chrono::{DateTime, Utc};
 use kernel::{DatabaseId, Engine, Ident, RunId, ServerId, StoreId, StoreStatus, UserId};
 use problem::Problem;
 use secrecy::SecretString;
-use tenancy::{Credential, TlsMode};
+use tenancy::Credential;
 
 use crate::audit::{self, Actor, Subject};
 use crate::cx::OpsCx;
@@ -91,7 +91,10 @@ pub struct Run {
     pub store_id: StoreId,
     pub kind: DatabaseKind,
     pub state: RunState,
+    /// How often a worker took it up in its whole life: the latest worker is known by it, so it never falls.
     pub attempts: i32,
+    /// How many of them it may have before somebody looks at it.
+    pub attempts_limit: i32,
     pub is_cancelled: bool,
     pub with_demo: bool,
     pub created_at: DateTime<Utc>,
@@ -151,7 +154,8 @@ pub enum ProvisioningError {
     Db(#[from] sqlx::Error),
 }
 
-/// Connects a database: commits what the run needs, queues it, and returns it. Connecting twice at once makes one run.
+/// Connects a database: commits what the run needs, queues it, and returns it. Connecting the same twice at once makes one
+/// run.
 pub async fn connect(
     cx: &OpsCx,
     actor: Actor,
@@ -159,24 +163,24 @@ pub async fn connect(
     wanted: NewDatabase,
     with_demo: bool,
 ) -> Result<RunWithSteps, ProvisioningError> {
-    let wanted = match wanted {
-        NewDatabase::Brought(target) => {
-            // Resolving a name takes time that no transaction should wait for; the check step does it again.
-            target::refuse_private(&target.credential.host, target.credential.port, cx.allow_private_databases).await?;
-            NewDatabase::Brought(target)
-        }
-        managed @ NewDatabase::Managed { .. } => managed,
+    let (brought, region) = match wanted {
+        // Resolving a name takes time that no transaction should wait for; the check step does it again.
+        NewDatabase::Brought(target) => (Some(target.resolve(cx.allow_private_databases).await?), None),
+        NewDatabase::Managed { region } => (None, region),
     };
+    let kind = if brought.is_some() { DatabaseKind::Brought } else { DatabaseKind::Managed };
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
     // The lock on the store is what makes two connects one run.
     let store = stores::db::store_lock(&mut tx, store).await?.ok_or(ProvisioningError::StoreNotFound)?;
-    let kind =
-        if matches!(wanted, NewDatabase::Managed { .. }) { DatabaseKind::Managed } else { DatabaseKind::Brought };
     match (store.status, db::run_latest(&mut tx, store.id).await?) {
         (StoreStatus::PendingDatabase, _) => {}
         (StoreStatus::Provisioning, Some(latest)) if !latest.run.state.is_finished() => {
-            let is_the_same = latest.run.kind == kind && is_what_is_connected(cx, &mut tx, store.id, &wanted).await?;
+            // A run that is being undone connects nothing.
+            let is_the_same = !latest.run.is_cancelled
+                && latest.run.with_demo == with_demo
+                && latest.run.kind == kind
+                && is_what_is_connected(cx, &mut tx, store.id, brought.as_ref(), region.as_deref()).await?;
             return if is_the_same { Ok(latest) } else { Err(ProvisioningError::InProgress { run: latest.run.id }) };
         }
         // A run that failed before it made anything is simply replaced: that is what correcting a password looks like.
@@ -195,9 +199,9 @@ pub async fn connect(
         (status, _) => return Err(ProvisioningError::WrongStatus { status }),
     }
 
-    let database = match wanted {
-        NewDatabase::Managed { region } => place_managed(cx, &mut tx, &store, region.as_deref()).await?,
-        NewDatabase::Brought(target) => seal_brought(cx, &store, &target.credential, now),
+    let database = match &brought {
+        None => place_managed(cx, &mut tx, &store, region.as_deref()).await?,
+        Some(credential) => seal_brought(cx, &store, credential, now),
     };
     db::store_database_insert(&mut tx, &database, now).await?;
     stores::db::store_set_status(&mut tx, store.id, StoreStatus::Provisioning, None, now).await?;
@@ -207,6 +211,7 @@ pub async fn connect(
         kind,
         state: RunState::Queued,
         attempts: 0,
+        attempts_limit: run::MAX_ATTEMPTS,
         is_cancelled: false,
         with_demo,
         created_at: now,
@@ -262,7 +267,7 @@ async fn restart(
     }
     // An unwinding that failed goes on unwinding: half-undone work is not taken up again.
     let is_cancelled = is_cancel || latest.run.is_cancelled;
-    db::run_requeue(&mut tx, latest.run.id, is_cancelled).await?;
+    db::run_requeue(&mut tx, latest.run.id, is_cancelled, run::MAX_ATTEMPTS).await?;
     let kind = if is_cancelled { "cancelling" } else { "retried" };
     db::event_insert(&mut tx, latest.run.id, kind, serde_json::json!({ "state": RunState::Queued }), now).await?;
     let data = serde_json::json!({ "runId": latest.run.id });
@@ -317,19 +322,23 @@ impl RunWithSteps {
     }
 }
 
-/// Whether the run that is under way prepares this very database: a corrected password must not be taken for a repetition.
+/// Whether the run that is under way prepares this very database: neither a corrected password nor another region is to be
+/// taken for a repetition.
 async fn is_what_is_connected(
     cx: &OpsCx,
     tx: &mut sqlx::PgConnection,
     store: StoreId,
-    wanted: &NewDatabase,
+    brought: Option<&Credential>,
+    region: Option<&str>,
 ) -> Result<bool, sqlx::Error> {
-    let NewDatabase::Brought(target) = wanted else { return Ok(true) };
     let Some(known) = db::store_database_find(tx, store).await? else { return Ok(false) };
-    let Ok(known) = Credential::open(&cx.keys, &known.sealed, store, known.credential_version) else {
-        return Ok(false);
-    };
-    Ok(known.is_same(&target.credential))
+    if let Some(brought) = brought {
+        let opened = Credential::open(&cx.keys, &known.sealed, store, known.credential_version);
+        return Ok(opened.is_ok_and(|known| known.is_same(brought)));
+    }
+    let (Some(region), Some(server)) = (region, known.server_id) else { return Ok(true) };
+    let server = servers::db::server_find(tx, server).await?;
+    Ok(server.is_some_and(|server| server.region.as_deref() == Some(region)))
 }
 
 /// The database row of a store, sealed.
@@ -408,11 +417,6 @@ pub fn managed_name(store: StoreId) -> Ident {
 
 /// Who asked, as the run keeps it.
 pub type RequestedBy = Option<UserId>;
-
-/// Whether TLS may be left out.
-pub fn allows_plain(mode: TlsMode, allow_private: bool) -> bool {
-    mode != TlsMode::Disable || allow_private
-}
 
 impl From<ProvisioningError> for Problem {
     fn from(error: ProvisioningError) -> Self {

@@ -156,16 +156,14 @@ pub async fn ensure_clone(
     template: &Ident,
     store: StoreId,
 ) -> Result<(), StepError> {
-    if !database_exists(admin, name).await? {
-        admin.execute(AssertSqlSafe(format!("create database {name} template {template}"))).await?;
-    } else if !is_marked_or_bare(admin, name, store).await? {
-        return Err(StepError::new(
-            "database-in-use",
-            "A database of this name exists and is not this store's.",
-            "This is on our side; ask support.",
-        ));
+    match holder_of(admin, name, store).await? {
+        Holder::Nobody => {
+            admin.execute(AssertSqlSafe(format!("create database {name} template {template}"))).await?;
+            Ok(())
+        }
+        Holder::Store => Ok(()),
+        Holder::SomebodyElse => Err(database_in_use()),
     }
-    Ok(())
 }
 
 /// Makes the clone the store's: its login, its mark, who may enter, and who owns what is inside. `inside` is the
@@ -234,48 +232,51 @@ async fn give_to_role(tx: &mut PgConnection, role: &Ident) -> Result<(), StepErr
 /// Drops the database and the login of a store, if they bear its mark. Connections of ours are closed first by the caller's
 /// route change; others are ended, since nobody else may have any.
 pub async fn drop_store_database(admin: &mut PgConnection, name: &Ident, store: StoreId) -> Result<(), StepError> {
-    if database_exists(admin, name).await? {
-        if !is_marked_or_bare(admin, name, store).await? {
-            return Err(StepError::new(
-                "database-in-use",
-                "A database of this name exists and is not this store's.",
-                "This is on our side; ask support.",
-            ));
+    match holder_of(admin, name, store).await? {
+        Holder::Nobody => {}
+        Holder::Store => {
+            // Ending the store's sessions takes the rights of its login.
+            if role_exists(admin, name).await? {
+                join(admin, name).await?;
+            }
+            // The server goes on with what a killed process had asked for: by now it may be gone.
+            admin.execute(AssertSqlSafe(format!("drop database if exists {name} with (force)"))).await?;
         }
-        // Ending the store's sessions takes the rights of its login.
-        if role_exists(admin, name).await? {
-            join(admin, name).await?;
-        }
-        admin.execute(AssertSqlSafe(format!("drop database {name} with (force)"))).await?;
+        Holder::SomebodyElse => return Err(database_in_use()),
     }
-    if role_exists(admin, name).await? {
-        admin.execute(AssertSqlSafe(format!("drop role {name}"))).await?;
-    }
+    admin.execute(AssertSqlSafe(format!("drop role if exists {name}"))).await?;
     Ok(())
 }
 
-/// Drops our schema out of a database that an owner brought; everything else in it stays.
-pub async fn drop_schema(connection: &mut PgConnection) -> Result<(), StepError> {
-    connection.execute("drop schema if exists tenantry cascade").await?;
-    Ok(())
+/// Whose the database of a store's name is.
+enum Holder {
+    /// There is none.
+    Nobody,
+    /// It bears the store's mark, or none yet because its maker was killed between cloning and marking. The name alone holds
+    /// the store's id, so nobody else makes one by chance.
+    Store,
+    SomebodyElse,
 }
 
-async fn database_exists(admin: &mut PgConnection, name: &Ident) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
-        .bind(name.as_str())
-        .fetch_one(admin)
-        .await
-}
-
-/// A database bears the store's mark, or none yet because its maker was killed between cloning and marking. The name alone
-/// holds the store's id, so nobody else makes one by chance.
-async fn is_marked_or_bare(admin: &mut PgConnection, name: &Ident, store: StoreId) -> Result<bool, sqlx::Error> {
-    let found: Option<String> =
+async fn holder_of(admin: &mut PgConnection, name: &Ident, store: StoreId) -> Result<Holder, sqlx::Error> {
+    let found: Option<Option<String>> =
         sqlx::query_scalar("select shobj_description(oid, 'pg_database') from pg_database where datname = $1")
             .bind(name.as_str())
-            .fetch_one(admin)
+            .fetch_optional(admin)
             .await?;
-    Ok(found.is_none_or(|found| found == mark(store)))
+    Ok(match found {
+        None => Holder::Nobody,
+        Some(found) if found.as_ref().is_none_or(|found| *found == mark(store)) => Holder::Store,
+        Some(_) => Holder::SomebodyElse,
+    })
+}
+
+fn database_in_use() -> StepError {
+    StepError::new(
+        "database-in-use",
+        "A database of this name exists and is not this store's.",
+        "This is on our side; ask support.",
+    )
 }
 
 fn mark(store: StoreId) -> String {

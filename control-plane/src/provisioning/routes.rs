@@ -73,6 +73,8 @@ pub struct ConnectBody {
     #[schema(value_type = Option<String>, format = Password)]
     password: Option<SecretString>,
     database: Option<String>,
+    /// Left out, here and in the connection string, it is `verify-full`; only a host at a private address, where the
+    /// installation allows those and no CA is given, is then spoken to without TLS.
     tls: Option<TlsModeBody>,
     /// The authority that signed the server's certificate, as PEM.
     ca_pem: Option<String>,
@@ -81,7 +83,7 @@ pub struct ConnectBody {
 }
 
 impl ConnectBody {
-    fn read(self, allow_private: bool) -> Result<(NewDatabase, bool), Problem> {
+    fn read(self) -> Result<(NewDatabase, bool), Problem> {
         let demo = self.demo_products.unwrap_or(false);
         let has_fields = self.host.is_some()
             || self.port.is_some()
@@ -106,13 +108,11 @@ impl ConnectBody {
             (false, Some(_)) if has_fields => {
                 refused("/connectionString", "give the connection string or its parts, not both")
             }
-            (false, Some(text)) => {
-                Ok((NewDatabase::Brought(Target::from_url(&text, tls, self.ca_pem, allow_private)?), demo))
-            }
+            (false, Some(text)) => Ok((NewDatabase::Brought(Target::from_url(&text, tls, self.ca_pem)?), demo)),
             (false, None) => {
                 let Self { host, port, username, password, database, ca_pem, .. } = self;
                 let fields = TargetFields { host, port, username, password, database, tls, ca_pem };
-                Ok((NewDatabase::Brought(Target::from_fields(fields, allow_private)?), demo))
+                Ok((NewDatabase::Brought(Target::from_fields(fields)?), demo))
             }
         }
     }
@@ -194,7 +194,8 @@ pub struct RunEnvelope {
 
 /// Connect a database
 ///
-/// Begins to prepare it and answers at once; watch the run. Connecting twice makes one run.
+/// Begins to prepare it and answers at once; watch the run. Connecting the same twice makes one run; connecting anything else
+/// while a run prepares the store, or while one is being undone, is a conflict that names that run.
 #[utoipa::path(post, path = "/api/stores/{id}/connect-database", tag = "stores", operation_id = "database_connect", security(("bearer" = [])),
     params(("id" = StoreId, Path)), request_body = ConnectBody,
     responses((status = 202, body = RunEnvelope), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody),
@@ -204,7 +205,7 @@ async fn database_connect(
     State(cx): State<Cx>,
     Json(body): Json<ConnectBody>,
 ) -> Result<(StatusCode, Json<RunEnvelope>), Problem> {
-    let (wanted, demo) = body.read(cx.allow_private_databases)?;
+    let (wanted, demo) = body.read()?;
     let run = super::connect(&cx, Actor::User(owner.by.user.id), owner.store.id, wanted, demo).await?;
     Ok((StatusCode::ACCEPTED, Json(RunEnvelope { run: run.into() })))
 }

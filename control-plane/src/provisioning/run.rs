@@ -18,8 +18,8 @@ use crate::stores;
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// A sign of life that takes longer than this is none: another worker takes the run up soon after.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How often a run is taken up before somebody has to look at it.
-const MAX_ATTEMPTS: i32 = 50;
+/// How often a run is taken up before somebody has to look at it; whoever retries or cancels it gives it as many again.
+pub const MAX_ATTEMPTS: i32 = 50;
 /// How often a step is tried before the run counts as failed, when it says that waiting may help.
 const TRIES: u32 = 4;
 const LOCK_TRIES: u32 = 20;
@@ -94,7 +94,7 @@ async fn advance(cx: &OpsCx, id: RunId) -> Result<(), RunError> {
         return Ok(());
     }
     let Some(found) = db::run_find(&mut tx, id).await? else { return Ok(()) };
-    if found.run.attempts > MAX_ATTEMPTS {
+    if found.run.attempts > found.run.attempts_limit {
         tx.commit().await?;
         return give_up(cx, &found).await;
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use kernel::StoreStatus;
 use sqlx::{Connection as _, PgConnection};
 use tenancy::{Cause, ConnectError, Credential};
-use tenant_schema::SchemaState;
+use tenant_schema::{SchemaError, SchemaState};
 
 use super::db::{self, StoreDatabase};
 use super::{DatabaseKind, Run, postgres, target};
@@ -327,7 +327,7 @@ impl<'a> StepCx<'a> {
                 close(admin, undone).await
             }
             StepName::Migrate if self.run.kind == DatabaseKind::Brought => {
-                // A schema that was there before, or that another store's run is making, is not ours to drop.
+                // A schema that was there before is not ours to drop.
                 if !db::run_found_empty(&mut *self.cx.master.acquire().await?, self.run.id).await? {
                     return Ok(());
                 }
@@ -338,19 +338,17 @@ impl<'a> StepCx<'a> {
                     Err(error) => return Err(error.into()),
                 };
                 postgres::set_limits(&mut connection).await?;
-                let undone = async {
-                    match tenant_schema::inspect(&mut connection).await? {
-                        // Only what was begun for this store, and what was never given to any.
-                        SchemaState::Ours { store, .. } if store.is_none_or(|store| store == self.store.id) => {
-                            postgres::drop_schema(&mut connection).await
-                        }
-                        SchemaState::Empty
-                        | SchemaState::Foreign
-                        | SchemaState::Ours { .. }
-                        | SchemaState::Newer { .. } => Ok(()),
-                    }
-                }
-                .await;
+                // Nor one that another store has begun to use since.
+                let undone = tenant_schema::drop_schema(&mut connection, self.store.id).await;
+                let undone = undone.map(drop).map_err(|error| match error {
+                    SchemaError::Db(error) => error.into(),
+                    error => StepError::new(
+                        "busy",
+                        "A migration of the database is under way and did not end in time.",
+                        "Cancel again in a moment.",
+                    )
+                    .because(error),
+                });
                 close(connection, undone).await
             }
             // What these made goes with the database or the schema, or was there before the run.
@@ -473,9 +471,22 @@ impl<'a> StepCx<'a> {
             Some(connection) => connection,
             None => self.connect().await?,
         };
-        let migrated = tenant_schema::migrate(&mut connection).await.map_err(|error| {
-            StepError::new("migration-failed", "The store's schema could not be brought up to date.", OURS)
-                .because(error)
+        let migrated = match self.run.kind {
+            // The whole database bears the store's mark.
+            DatabaseKind::Managed => tenant_schema::migrate(&mut connection).await,
+            DatabaseKind::Brought => tenant_schema::migrate_for(&mut connection, self.store.id).await,
+        };
+        let migrated = migrated.map_err(|error| match error {
+            // Another store was quicker, after both had found the database empty.
+            SchemaError::OtherStore { .. } => other_store().because(error),
+            SchemaError::NotOwner => StepError::new(
+                "missing-privilege",
+                "The schema tenantry in this database belongs to another login.",
+                "Make this login its owner: ALTER SCHEMA tenantry OWNER TO <login>;",
+            )
+            .because(error),
+            error => StepError::new("migration-failed", "The store's schema could not be brought up to date.", OURS)
+                .because(error),
         });
         close(connection, migrated).await
     }
@@ -511,7 +522,7 @@ impl<'a> StepCx<'a> {
         };
         let lease = self.lease().await?;
         tenant_schema::seed::seed(&lease, &input, self.cx.clock.now()).await.map_err(|error| match error {
-            // Another store was quicker, after both had found the database empty.
+            // A store that an earlier release connected at the same time leaves no mark.
             tenant_schema::seed::SeedError::OtherStore { .. } => other_store(),
             error => StepError::new("seed-failed", "The store's first data could not be written.", OURS)
                 .transient()

@@ -14,9 +14,15 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
 const DEFAULT_PORT: u16 = 5432;
 const MAX_LEN: usize = 4096;
 
-/// A database that an owner brings.
+/// A database as it was typed. Whether its host may be called, and with how much of TLS, [`Target::resolve`] says.
 pub struct Target {
-    pub credential: Credential,
+    host: String,
+    port: u16,
+    username: String,
+    password: SecretString,
+    database: String,
+    tls: Option<TlsMode>,
+    ca_pem: Option<String>,
 }
 
 /// The parts of a connection, as an owner types them one by one.
@@ -52,12 +58,7 @@ impl Target {
     ///
     /// # Errors
     /// [`TargetError`] naming the part that is wrong.
-    pub fn from_url(
-        text: &SecretString,
-        tls: Option<TlsMode>,
-        ca_pem: Option<String>,
-        allow_private: bool,
-    ) -> Result<Self, TargetError> {
+    pub fn from_url(text: &SecretString, tls: Option<TlsMode>, ca_pem: Option<String>) -> Result<Self, TargetError> {
         const AT: &str = "/connectionString";
         let text = text.expose_secret().trim();
         if text.len() > MAX_LEN {
@@ -108,7 +109,7 @@ impl Target {
             tls: mode,
             ca_pem,
         };
-        Self::from_fields(fields, allow_private).map_err(|error| match error {
+        Self::from_fields(fields).map_err(|error| match error {
             TargetError::Invalid { code, detail, .. } => TargetError::Invalid { pointer: AT, code, detail },
             other => other,
         })
@@ -118,7 +119,7 @@ impl Target {
     ///
     /// # Errors
     /// [`TargetError`] naming the part that is wrong.
-    pub fn from_fields(fields: TargetFields, allow_private: bool) -> Result<Self, TargetError> {
+    pub fn from_fields(fields: TargetFields) -> Result<Self, TargetError> {
         let text = |value: Option<String>, pointer, what: &str| {
             let value = value.unwrap_or_default();
             match value.as_str() {
@@ -152,19 +153,29 @@ impl Target {
         {
             return Err(invalid("/caPem", "malformed", "the CA must be PEM certificates, at most 64 KiB"));
         }
-        // A public host's certificate is checked unless the owner says otherwise; private ones seldom have one.
-        let tls = fields.tls.unwrap_or(if allow_private && fields.ca_pem.is_none() {
+        Ok(Self { host, port, username, password, database, tls: fields.tls, ca_pem: fields.ca_pem })
+    }
+
+    /// Looks up where the host is, refuses one that may not be called, and settles how much of TLS is asked for: without a
+    /// word about it, none where every address is a private one, since a certificate is seldom found there, and a checked
+    /// certificate everywhere else. Private hosts and plain connections are for installations that allow them.
+    ///
+    /// # Errors
+    /// [`TargetError::PlainRefused`], and those of [`refuse_private`].
+    pub async fn resolve(self, allow_private: bool) -> Result<Credential, TargetError> {
+        if self.tls == Some(TlsMode::Disable) && !allow_private {
+            return Err(TargetError::PlainRefused);
+        }
+        refuse_private(&self.host, self.port, allow_private).await?;
+        let tls = if let Some(tls) = self.tls {
+            tls
+        } else if allow_private && self.ca_pem.is_none() && is_private(&self.host, self.port).await? {
             TlsMode::Disable
         } else {
             TlsMode::VerifyFull
-        });
-        if !super::allows_plain(tls, allow_private) {
-            return Err(TargetError::PlainRefused);
-        }
-        let engine = Engine::Postgresql;
-        Ok(Self {
-            credential: Credential { engine, host, port, username, password, database, tls, ca_pem: fields.ca_pem },
-        })
+        };
+        let Self { host, port, username, password, database, ca_pem, .. } = self;
+        Ok(Credential { engine: Engine::Postgresql, host, port, username, password, database, tls, ca_pem })
     }
 }
 
@@ -190,13 +201,21 @@ pub async fn refuse_private(host: &str, port: u16, allow_private: bool) -> Resul
     if allow_private {
         return Ok(());
     }
+    let addresses = addresses_of(host, port).await?;
+    if addresses.into_iter().all(is_public) { Ok(()) } else { Err(TargetError::PrivateAddress) }
+}
+
+/// Whether no address of `host` is of the public internet.
+async fn is_private(host: &str, port: u16) -> Result<bool, TargetError> {
+    Ok(!addresses_of(host, port).await?.into_iter().any(is_public))
+}
+
+/// Where `host` is: at one address at least.
+async fn addresses_of(host: &str, port: u16) -> Result<Vec<IpAddr>, TargetError> {
     let found = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((host, port))).await;
     let Ok(Ok(addresses)) = found else { return Err(TargetError::Unresolvable) };
     let addresses: Vec<IpAddr> = addresses.map(|address| address.ip()).collect();
-    if addresses.is_empty() {
-        return Err(TargetError::Unresolvable);
-    }
-    if addresses.iter().all(|address| is_public(*address)) { Ok(()) } else { Err(TargetError::PrivateAddress) }
+    if addresses.is_empty() { Err(TargetError::Unresolvable) } else { Ok(addresses) }
 }
 
 /// Whether `address` is of the public internet (IANA's special-purpose registries; embedded IPv4 counts as IPv4).
@@ -270,30 +289,52 @@ mod tests {
     use tenancy::TlsMode;
 
     fn parse(text: &str) -> Result<Target, TargetError> {
-        Target::from_url(&text.to_owned().into(), None, None, false)
+        Target::from_url(&text.to_owned().into(), None, None)
+    }
+
+    async fn tls(text: &str, allow_private: bool) -> Result<TlsMode, TargetError> {
+        Ok(parse(text)?.resolve(allow_private).await?.tls)
     }
 
     fn code(text: &str) -> &'static str {
         match parse(text) {
             Ok(_) => "ok",
             Err(TargetError::Invalid { code, .. }) => code,
-            Err(TargetError::PlainRefused) => "plain",
             Err(_) => "other",
         }
     }
 
     #[test]
     fn a_connection_string_is_read_to_its_parts() {
-        let credential = parse("postgresql://ad%40a:p%3Ass%2Fw@db.example.com:6543/sh%20op?sslmode=require\n")
-            .expect("valid")
-            .credential;
-        assert_eq!(
-            (credential.host.as_str(), credential.port, credential.username.as_str()),
-            ("db.example.com", 6543, "ad@a")
-        );
-        assert_eq!((credential.password.expose_secret(), credential.database.as_str()), ("p:ss/w", "sh op"));
-        assert_eq!(credential.tls, TlsMode::Require);
-        assert_eq!(parse("postgres://a:b@db.example.com/shop").expect("valid").credential.tls, TlsMode::VerifyFull);
+        let target =
+            parse("postgresql://ad%40a:p%3Ass%2Fw@db.example.com:6543/sh%20op?sslmode=require\n").expect("valid");
+        assert_eq!((target.host.as_str(), target.port, target.username.as_str()), ("db.example.com", 6543, "ad@a"));
+        assert_eq!((target.password.expose_secret(), target.database.as_str()), ("p:ss/w", "sh op"));
+        assert_eq!(target.tls, Some(TlsMode::Require));
+        assert_eq!(parse("postgres://a:b@db.example.com/shop").expect("valid").tls, None);
+    }
+
+    #[tokio::test]
+    async fn a_public_host_is_spoken_to_in_the_clear_only_when_that_is_asked_for_and_allowed() {
+        // No packet is sent: an address is where it says.
+        for host in ["8.8.8.8", "[2606:4700::1111]", "[::ffff:8.8.8.8]"] {
+            let [silent, plain] = ["", "?sslmode=disable"].map(|rest| format!("postgres://a:b@{host}/d{rest}"));
+            for allow_private in [false, true] {
+                assert_eq!(tls(&silent, allow_private).await, Ok(TlsMode::VerifyFull), "{host}");
+            }
+            assert_eq!(tls(&plain, true).await, Ok(TlsMode::Disable), "{host}");
+            assert_eq!(tls(&plain, false).await, Err(TargetError::PlainRefused), "{host}");
+        }
+        for host in ["127.0.0.1", "10.1.2.3", "[::1]", "[fd00::1]", "localhost"] {
+            let [silent, asked] = ["", "?sslmode=require"].map(|rest| format!("postgres://a:b@{host}/d{rest}"));
+            assert_eq!(tls(&silent, true).await, Ok(TlsMode::Disable), "{host}");
+            assert_eq!(tls(&asked, true).await, Ok(TlsMode::Require), "{host}");
+            assert_eq!(tls(&silent, false).await, Err(TargetError::PrivateAddress), "{host}");
+        }
+        let pem = "-----BEGIN CERTIFICATE-----".to_owned();
+        let with_ca = Target::from_url(&"postgres://a:b@10.1.2.3/d".to_owned().into(), None, Some(pem));
+        let credential = with_ca.expect("valid").resolve(true).await.expect("allowed");
+        assert_eq!(credential.tls, TlsMode::VerifyFull);
     }
 
     #[test]
@@ -304,7 +345,6 @@ mod tests {
         assert_eq!(code("postgres://:b@h.example/d"), "required");
         assert_eq!(code("postgres://a:b@h.example/d?options=-c%20x"), "parameter");
         assert_eq!(code("postgres://a:b@h.example/d?sslmode=maybe"), "sslmode");
-        assert_eq!(code("postgres://a:b@h.example/d?sslmode=disable"), "plain");
         assert_eq!(code("postgres://a:b@%2Ftmp/d"), "host");
         assert_eq!(code("postgres://a:b@h1,h2/d"), "host");
     }

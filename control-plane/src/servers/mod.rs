@@ -7,7 +7,7 @@ use kernel::{Engine, ServerId, text};
 use problem::Problem;
 use secrecy::SecretString;
 use sqlx::Connection as _;
-use tenancy::Credential;
+use tenancy::{Cause, ConnectError, Credential};
 use vault::{Aad, OpenError, Purpose, Sealed};
 
 use crate::audit::{self, Actor, Subject};
@@ -87,7 +87,7 @@ pub async fn add(cx: &OpsCx, actor: Actor, new: NewServer) -> Result<Server, Ser
         return Err(invalid("/maxConnections", "must be at least 1".to_owned()));
     }
     // Ops choose their servers, which usually are at private addresses; owners' databases are another matter.
-    let credential = Target::from_url(&new.url, None, None, true)?.credential;
+    let credential = Target::from_url(&new.url, None, None)?.resolve(true).await?;
     prove(&credential).await?;
     let now = cx.clock.now();
     let id = ServerId::new(now);
@@ -122,13 +122,20 @@ pub async fn add(cx: &OpsCx, actor: Actor, new: NewServer) -> Result<Server, Ser
     Ok(server)
 }
 
-/// Connects as the administrator and asks whether it may do what provisioning needs.
+/// Connects as the administrator and asks whether it may do what provisioning needs, and whether its sessions are its own.
 async fn prove(credential: &Credential) -> Result<(), ServerError> {
     let unusable = |code, what: &str| ServerError::Unusable { code, what: what.to_owned() };
-    let mut connection = credential
-        .connect(CONNECT_TIMEOUT)
-        .await
-        .map_err(|error| ServerError::Unusable { code: error.cause.as_str(), what: error.to_string() })?;
+    let unreachable = |error: ConnectError| match error.cause {
+        Cause::TransactionPooler => unusable(
+            "transaction-pooler",
+            "a pooler in transaction mode stands before it and can mix up answers; register the server itself, or the \
+             pooler's port for session mode (often the same host at port 5432)",
+        ),
+        cause => unusable(cause.as_str(), &error.to_string()),
+    };
+    // First, since whatever else is asked through such a pooler may be answered wrongly.
+    credential.check_session_mode(CONNECT_TIMEOUT).await.map_err(unreachable)?;
+    let mut connection = credential.connect(CONNECT_TIMEOUT).await.map_err(unreachable)?;
     let facts = postgres::facts(&mut connection).await;
     let may = db::login_may_provision(&mut connection).await;
     if let Err(error) = connection.close().await {
@@ -183,7 +190,10 @@ impl From<ServerError> for Problem {
             ServerError::Target(TargetError::Invalid { code, detail, .. }) => {
                 Self::invalid().field("/url", code, detail)
             }
-            ServerError::Target(error) => error.into(),
+            ServerError::Target(TargetError::Unresolvable) => {
+                Self::invalid().field("/url", "unresolvable", "the host's name does not resolve; check its spelling")
+            }
+            ServerError::Target(error @ (TargetError::PrivateAddress | TargetError::PlainRefused)) => error.into(),
             ServerError::Unusable { code, what } => Self::invalid().field("/url", code, what),
             error @ ServerError::Db(_) => crate::http::errors::unexpected(&error),
         }

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use sqlx::{Connection as _, Executor as _};
-use tenant_schema::migrate::{inspect, migrate, migrate_within};
+use kernel::StoreId;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
+use tenant_schema::migrate::{drop_schema, inspect, migrate, migrate_for, migrate_within};
 use tenant_schema::seed::{SeedError, counts, seed, smoke_test};
 use tenant_schema::settings::{SettingsError, StoreSettingsPatch, settings, settings_patch_in, store_view};
 use tenant_schema::{LATEST_VERSION, SchemaError, SchemaState};
+use tokio::task::JoinSet;
 
 use crate::support::{Database, Store, now};
 
@@ -94,6 +96,113 @@ async fn two_migrators_at_once_make_one_schema_and_a_stuck_one_is_not_waited_for
     assert!(matches!(migrate_within(&mut a, short).await, Err(SchemaError::Busy)));
     holder.close().await.unwrap();
     migrate(&mut a).await.unwrap();
+}
+
+fn two_stores() -> [StoreId; 2] {
+    [(); 2].map(|()| StoreId::new(now()))
+}
+
+#[tokio::test]
+async fn the_first_of_two_stores_has_the_schema_and_only_it_drops_it() {
+    let database = Database::create().await;
+    let (mut a, mut b) = (database.connect().await, database.connect().await);
+    let stores = two_stores();
+    let (one, other) = tokio::join!(migrate_for(&mut a, stores[0]), migrate_for(&mut b, stores[1]));
+    let (won, lost, refused) = if one.is_ok() { (0, 1, other) } else { (1, 0, one) };
+    assert!(matches!(refused, Err(SchemaError::OtherStore { store }) if store == stores[won]), "{refused:?}");
+    let begun = SchemaState::Ours { store: Some(stores[won]), version: LATEST_VERSION };
+    assert_eq!(inspect(&mut a).await.unwrap(), begun);
+
+    assert!(!drop_schema(&mut b, stores[lost]).await.unwrap());
+
+    assert_eq!(inspect(&mut a).await.unwrap(), begun);
+    migrate_for(&mut a, stores[won]).await.unwrap();
+    assert!(drop_schema(&mut a, stores[won]).await.unwrap());
+    assert_eq!(inspect(&mut a).await.unwrap(), SchemaState::Empty);
+    assert!(!drop_schema(&mut a, stores[won]).await.unwrap(), "there is nothing left to drop");
+    migrate_for(&mut b, stores[lost]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_schema_that_was_begun_for_a_store_is_that_stores_however_little_is_in_it() {
+    let [store, other] = two_stores();
+    for begun in [
+        "create schema tenantry",
+        "create schema tenantry; create table tenantry._migrations (version bigint primary key, description text not null,
+             installed_on timestamptz not null default now(), success bool not null, checksum bytea not null,
+             execution_time bigint not null)",
+    ] {
+        let database = Database::create().await;
+        let mut conn = database.connect().await;
+        conn.execute(begun).await.unwrap();
+        conn.execute(AssertSqlSafe(format!("comment on schema tenantry is 'tenantry {store}'"))).await.unwrap();
+        assert_eq!(inspect(&mut conn).await.unwrap(), SchemaState::Ours { store: Some(store), version: 0 }, "{begun}");
+        assert!(matches!(migrate_for(&mut conn, other).await, Err(SchemaError::OtherStore { .. })), "{begun}");
+        assert!(!drop_schema(&mut conn, other).await.unwrap(), "{begun}");
+        migrate_for(&mut conn, store).await.unwrap();
+        assert!(drop_schema(&mut conn, store).await.unwrap(), "{begun}");
+    }
+}
+
+#[tokio::test]
+async fn a_schema_without_a_mark_is_its_identitys_and_without_either_whoever_migrates_it_next() {
+    // As earlier releases made them.
+    let seeded = Store::empty().await;
+    let unseeded = Database::create().await;
+    unseeded.migrate().await;
+    let [store, other] = two_stores();
+
+    let mut conn = seeded.database.connect().await;
+    migrate_for(&mut conn, seeded.id).await.unwrap();
+    assert!(matches!(migrate_for(&mut conn, other).await, Err(SchemaError::OtherStore { .. })));
+    assert!(!drop_schema(&mut conn, other).await.unwrap());
+    assert!(drop_schema(&mut conn, seeded.id).await.unwrap());
+
+    let mut conn = unseeded.connect().await;
+    assert!(!drop_schema(&mut conn, store).await.unwrap(), "nobody knows who made it");
+    migrate_for(&mut conn, store).await.unwrap();
+    assert!(matches!(migrate_for(&mut conn, other).await, Err(SchemaError::OtherStore { .. })));
+}
+
+#[tokio::test]
+async fn a_schema_of_another_login_is_not_taken() {
+    let database = Database::create().await;
+    let mut conn = database.connect().await;
+    let [store, _] = two_stores();
+    let role = format!("r_{store}").to_lowercase();
+    conn.execute(AssertSqlSafe(format!(
+        "create schema tenantry; create role {role}; grant all on schema tenantry to {role};
+         do $$ begin execute format('grant create on database %I to {role}', current_database()); end $$;
+         set role {role}"
+    )))
+    .await
+    .unwrap();
+    assert!(matches!(migrate_for(&mut conn, store).await, Err(SchemaError::NotOwner)));
+    assert_eq!(inspect(&mut conn).await.unwrap(), SchemaState::Empty);
+}
+
+#[tokio::test]
+async fn dropping_waits_for_a_migrator() {
+    let database = Database::create().await;
+    let (mut holder, mut conn) = (database.connect().await, database.connect().await);
+    let [store, _] = two_stores();
+    migrate_for(&mut holder, store).await.unwrap();
+    holder.execute("select pg_advisory_lock(8387231245791425145)").await.unwrap();
+
+    let mut dropping = JoinSet::new();
+    dropping.spawn(async move { drop_schema(&mut conn, store).await });
+    let mut watcher = database.connect().await;
+    // It has asked for the lock when a statement of its session says so, and asks again until it gets it.
+    let asks = "select count(*) from pg_stat_activity where datname = current_database()
+        and query like 'select pg_try_advisory_lock%' and pid <> pg_backend_pid()";
+    let asking = async { while sqlx::query_scalar::<_, i64>(asks).fetch_one(&mut watcher).await.unwrap() == 0 {} };
+    tokio::time::timeout(Duration::from_secs(10), asking).await.expect("it asks for the lock");
+    let there = SchemaState::Ours { store: Some(store), version: LATEST_VERSION };
+    assert_eq!(inspect(&mut watcher).await.unwrap(), there);
+
+    holder.close().await.unwrap();
+    assert!(dropping.join_next().await.unwrap().unwrap().unwrap());
+    assert_eq!(inspect(&mut watcher).await.unwrap(), SchemaState::Empty);
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use devkit::testing::TransactionPooler;
 use sqlx::error::DatabaseError;
 use tenancy::stats::BreakerState;
 use tenancy::{BreakerConfig, Cause, LeaseError, TenancyConfig};
@@ -11,7 +12,6 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::support::pooler;
 use crate::support::{Store, World, eventually, quick, read, run, write};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -132,9 +132,9 @@ async fn causes_are_told_apart() {
 async fn a_transaction_pooler_is_found_out_and_refused() {
     let world = World::start(quick()).await;
     let store = world.store().await;
-    let (port, _pooler) = pooler::start().await;
+    let pooler = TransactionPooler::start().await;
     let mut credential = store.credential.clone();
-    credential.port = port;
+    credential.port = pooler.port;
     let limit = Duration::from_secs(5);
     assert_eq!(credential.check_session_mode(limit).await.expect_err("a pooler").cause, Cause::TransactionPooler);
     assert_eq!(store.credential.check_session_mode(limit).await, Ok(()));

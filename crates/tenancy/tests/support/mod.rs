@@ -2,7 +2,6 @@
 
 pub(crate) mod cluster;
 pub(crate) mod directory;
-pub(crate) mod pooler;
 
 use std::future::Future;
 use std::sync::Arc;

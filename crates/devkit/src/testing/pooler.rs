@@ -4,18 +4,30 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-/// Its port, and what keeps it alive.
-pub(crate) async fn start() -> (u16, JoinSet<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let port = listener.local_addr().expect("an address").port();
-    let mut task = JoinSet::new();
-    task.spawn(async move {
-        let mut clients = JoinSet::new();
-        while let Ok((client, _)) = listener.accept().await {
-            clients.spawn(async move { drop(serve(client).await) });
-        }
-    });
-    (port, task)
+/// The pooler, at 127.0.0.1; whatever login asks is let in without a password. Dropping it closes it.
+pub struct TransactionPooler {
+    /// Where it listens.
+    pub port: u16,
+    _clients: JoinSet<()>,
+}
+
+impl TransactionPooler {
+    /// Begins to listen, at a free port.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let port = listener.local_addr().expect("an address").port();
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            let mut clients = JoinSet::new();
+            while let Ok((client, _)) = listener.accept().await {
+                clients.spawn(async move { drop(serve(client).await) });
+            }
+        });
+        Self { port, _clients: task }
+    }
 }
 
 async fn serve(mut client: TcpStream) -> std::io::Result<()> {

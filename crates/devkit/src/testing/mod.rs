@@ -1,10 +1,14 @@
-//! The server that all tests of one process share: started once, gone with the process however it ends.
+//! What tests share: a server, started once a process and gone with it however it ends, and what stands in its way.
+
+mod pooler;
 
 use std::path::PathBuf;
 
 use tokio::sync::OnceCell;
 
 use crate::{Postgres, PostgresOptions, Profile};
+
+pub use pooler::TransactionPooler;
 
 static SHARED: OnceCell<Postgres> = OnceCell::const_new();
 /// Enough for a test binary that opens pools on many stores at once.
