@@ -74,7 +74,7 @@ pub struct LimitArgs {
     /// The most open connections on the public listener
     #[arg(long, env = "MAX_CLIENT_CONNECTIONS", default_value_t = 10_000)]
     pub max_client_connections: usize,
-    /// The most of them from one address, trusted proxies apart
+    /// The most of them from one address, or one /64 of IPv6, trusted proxies apart
     #[arg(long, env = "MAX_CLIENT_CONNECTIONS_PER_ADDRESS", default_value_t = 1000)]
     pub max_client_connections_per_address: usize,
     /// How long a client may take to send the head of a request, or to take a piece of an answer, in milliseconds

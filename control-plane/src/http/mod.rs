@@ -5,5 +5,6 @@ pub mod authority;
 pub mod entry;
 pub mod errors;
 pub mod internal;
+pub mod network;
 pub mod openapi;
 pub mod server;

@@ -11,6 +11,7 @@ use problem::Problem;
 use sha2::{Digest as _, Sha256};
 
 use super::Email;
+use crate::http::network::network;
 
 /// One account is tried at most this often a minute from one address ...
 const TRIES_PER_ACCOUNT: NonZeroU32 = NonZeroU32::new(10).expect("not zero");
@@ -69,15 +70,5 @@ impl AuthLimits {
         Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-requests", "Too many sign-in requests")
             .detail(format!("Try again in {} s.", wait.as_secs() + 1))
             .retry_after(wait)
-    }
-}
-
-/// What counts as one address: an IPv6 network of 64 bits is one customer's.
-fn network(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(v6) => {
-            v6.to_ipv4_mapped().map_or_else(|| IpAddr::V6((v6.to_bits() & !u128::from(u64::MAX)).into()), IpAddr::V4)
-        }
     }
 }
