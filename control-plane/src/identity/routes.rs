@@ -111,12 +111,13 @@ pub struct RegisteredView {
 #[utoipa::path(post, path = "/api/auth/register", tag = "auth", operation_id = "auth_register", request_body = RegisterBody,
     responses((status = 201, body = RegisteredView), (status = 409, body = ProblemBody), (status = 422, body = ProblemBody), (status = 429, body = ProblemBody)))]
 async fn auth_register(
-    _limit: RateLimited,
+    RateLimited(address): RateLimited,
     State(cx): State<Cx>,
     Json(body): Json<RegisterBody>,
 ) -> Result<(StatusCode, Json<RegisteredView>), Problem> {
     let RegisterBody { email, password, first_name, last_name, store_name } = body;
     let made = super::register(&cx, NewUser { email, password, first_name, last_name, store_name }).await?;
+    cx.limits.remember(&made.user.email, address).await;
     let view = RegisteredView {
         user: made.user.into(),
         organization: made.organization.into(),
@@ -152,8 +153,10 @@ async fn auth_login(
     State(cx): State<Cx>,
     Json(body): Json<LoginBody>,
 ) -> Result<Json<LoggedInView>, Problem> {
-    cx.limits.check_account(&body.email, address)?;
-    let done = super::login(&cx, &body.email, body.password, body.store_id).await?;
+    let tried = cx.limits.check_account(&body.email, address)?;
+    let outcome = super::login(&cx, &body.email, body.password, body.store_id).await;
+    cx.limits.settle(tried, &outcome).await;
+    let done = outcome?;
     Ok(Json(LoggedInView {
         user: done.user.into(),
         organizations: done.organizations.into_iter().map(Into::into).collect(),
