@@ -7,4 +7,5 @@ pub mod errors;
 pub mod internal;
 pub mod network;
 pub mod openapi;
+pub mod pace;
 pub mod server;
