@@ -420,3 +420,34 @@ async fn me_lists_every_organization_with_its_role() {
     let by_bob: &Owner = &bob;
     by_bob.api.get(&store_path(&store, "")).await.expect_status(200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_for_one_store_is_told_of_nothing_beyond_it() {
+    let app = start().await;
+    let (ada, root) = (app.owner("ada").await, app.admin().await);
+    join(&app, &ada, &root, "staff").await;
+    let store = ada.create_store("adas").await.expect_status(201);
+    let everything = root.login(json!({})).await.expect_status(200);
+    let me = bearer(&app, &everything["tokens"]).get("/api/auth/me").await.expect_status(200);
+    assert_eq!((&me["user"], me["organizations"].as_array().map(Vec::len)), (&everything["user"], Some(2)));
+    assert_eq!((&me["user"]["email"], &me["user"]["platformRole"]), (&json!(root.email), &json!("admin")));
+
+    let limited = root.login(json!({ "storeId": store["id"] })).await.expect_status(200);
+    let me = bearer(&app, &limited["tokens"]).get("/api/auth/me").await.expect_status(200);
+    let organization = &ada.registered["organization"];
+    let user = &root.registered["user"];
+    assert_eq!(
+        me,
+        json!({
+            "user": { "id": user["id"], "firstName": user["firstName"], "lastName": user["lastName"] },
+            "organizations": [{ "id": organization["id"], "name": organization["name"], "role": "staff" }],
+        })
+    );
+    // Who is a member no longer is told of no organization at all.
+    sqlx::query("delete from organization_members where role = 'staff'")
+        .execute(&mut app.master().await)
+        .await
+        .unwrap();
+    let me = bearer(&app, &limited["tokens"]).get("/api/auth/me").await.expect_status(200);
+    assert_eq!(me["organizations"], json!([]));
+}

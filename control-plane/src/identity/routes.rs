@@ -200,16 +200,47 @@ async fn auth_logout(by: Principal, State(cx): State<Cx>) -> Result<StatusCode, 
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Yourself, as far as your token may know.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SelfView {
+    id: UserId,
+    /// What you log in with; left out with a token that is limited to one store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    email: Option<String>,
+    first_name: String,
+    last_name: String,
+    /// `admin` for people who run the platform; left out with a token that is limited to one store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    platform_role: Option<String>,
+}
+
+impl From<Principal> for SelfView {
+    fn from(Principal { user, token_store, .. }: Principal) -> Self {
+        let User { id, email, first_name, last_name, platform_role } = user;
+        let is_limited = token_store.is_some();
+        Self {
+            id,
+            email: (!is_limited).then_some(email),
+            first_name,
+            last_name,
+            platform_role: platform_role.filter(|_| !is_limited),
+        }
+    }
+}
+
 #[derive(Serialize, ToSchema)]
 pub struct MeView {
-    user: UserView,
+    user: SelfView,
     organizations: Vec<OrganizationView>,
 }
 
 /// Who am I
+///
+/// A token that is limited to one store is told that store's organization, and neither your address nor your platform role.
 #[utoipa::path(get, path = "/api/auth/me", tag = "auth", operation_id = "auth_me", security(("bearer" = [])),
     responses((status = 200, body = MeView), (status = 401, body = ProblemBody)))]
 async fn auth_me(by: Principal, State(cx): State<Cx>) -> Result<Json<MeView>, Problem> {
-    let organizations = crate::identity::memberships(&cx, by.user.id).await?;
-    Ok(Json(MeView { user: by.user.into(), organizations: organizations.into_iter().map(Into::into).collect() }))
+    let organizations = super::memberships(&cx, &by).await?;
+    Ok(Json(MeView { user: by.into(), organizations: organizations.into_iter().map(Into::into).collect() }))
 }
