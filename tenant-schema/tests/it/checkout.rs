@@ -88,6 +88,18 @@ async fn lines_merge_change_and_go_and_the_totals_follow() {
 }
 
 #[tokio::test]
+async fn tokens_are_not_shown_by_debug() {
+    let store = Store::demo().await;
+    let new = new_cart(&store).await;
+    let shown = format!("{new:?}");
+    assert!(shown.contains(&new.cart.id.to_string()) && !shown.contains(&new.token), "{shown}");
+    add(&store, &new, variant(&store, "paper-filters").await, 1).await.unwrap();
+    let outcome = complete(&store, &new, "k").await.unwrap();
+    let shown = format!("{outcome:?}");
+    assert!(shown.contains(&outcome.order.id.to_string()) && !shown.contains(&outcome.order_token), "{shown}");
+}
+
+#[tokio::test]
 async fn a_cart_refuses_what_does_not_fit() {
     let store = Store::demo().await;
     let new = new_cart(&store).await;
