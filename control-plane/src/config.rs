@@ -74,7 +74,7 @@ pub struct LimitArgs {
     /// The most open connections on the public listener
     #[arg(long, env = "MAX_CLIENT_CONNECTIONS", default_value_t = 10_000)]
     pub max_client_connections: usize,
-    /// The most of them from one address, trusted proxies apart
+    /// The most of them from one address, or one /64 of IPv6, trusted proxies apart
     #[arg(long, env = "MAX_CLIENT_CONNECTIONS_PER_ADDRESS", default_value_t = 1000)]
     pub max_client_connections_per_address: usize,
     /// How long a client may take to send the head of a request, or to take a piece of an answer, in milliseconds
@@ -92,7 +92,13 @@ pub struct LimitArgs {
     /// The largest product file, in bytes
     #[arg(long, env = "IMPORT_LIMIT_BYTES", default_value_t = 128 * 1024 * 1024)]
     pub import_limit_bytes: usize,
-    /// How many product imports run at one time; further ones are asked to come again
+    /// How fast a product file has to be sent on average, in bytes a second
+    #[arg(long, env = "IMPORT_UPLOAD_BYTES_PER_S", default_value_t = 32 * 1024, value_parser = clap::value_parser!(u32).range(1..))]
+    pub import_upload_bytes_per_s: u32,
+    /// How far its sender may fall behind that, and how long it may be silent, in milliseconds
+    #[arg(long = "import-upload-grace-ms", env = "IMPORT_UPLOAD_GRACE_MS", default_value = "15000", value_parser = millis)]
+    pub import_upload_grace: Duration,
+    /// How many product imports run at one time, one of them for each organization; further ones are asked to come again
     #[arg(long, env = "MAX_IMPORTS", default_value_t = 4)]
     pub max_imports: usize,
     /// The most connections to one store's database

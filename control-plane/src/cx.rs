@@ -7,11 +7,12 @@ use kernel::{Clock, RunId, StoreId};
 use sqlx::PgPool;
 use tenancy::config::DirectoryConfig;
 use tenancy::{StoreChange, Tenancy, TenancyConfig};
-use tokio::sync::{Semaphore, broadcast};
+use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vault::KeyRing;
 
+use crate::catalog::Imports;
 use crate::config::{Config, ConfigError, HostArgs, KeyArgs, LimitArgs, MasterArgs};
 use crate::credits::batch::Batcher;
 use crate::directory::MasterDirectory;
@@ -36,8 +37,8 @@ pub struct OpsParts {
     pub hosts: HostArgs,
     pub limits: LimitArgs,
     pub allow_private_databases: bool,
-    /// Product imports of this process that run at one time.
-    pub imports: Semaphore,
+    /// Product imports that run in this process.
+    pub imports: Imports,
     /// Spends that wait for the commit before theirs.
     pub credits: Batcher,
     /// Everything spawned, so that shutting down waits for it.
@@ -87,7 +88,7 @@ impl OpsCx {
             ..TenancyConfig::default()
         };
         let stores = Tenancy::new(MasterDirectory::new(master.clone()), Arc::clone(&keys), config);
-        let imports = Semaphore::new(limits.max_imports);
+        let imports = Imports::new(limits.max_imports);
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         Ok(Self(Arc::new(OpsParts {
             master,

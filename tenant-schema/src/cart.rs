@@ -3,6 +3,8 @@
 //! A client never says a price. A line keeps what the shopper saw when it was last changed, and every read works out anew
 //! what it costs. A cart that is unknown, whose token is wrong, or whose time is over looks the same from outside.
 
+use std::fmt;
+
 use chrono::{DateTime, Duration, Utc};
 use kernel::{CartId, CartLineId, Currency, LocationId, ProductId, VariantId};
 use sea_query::{Expr, ExprTrait as _, Order, Query, SelectStatement};
@@ -96,12 +98,19 @@ pub struct CartLineView {
 }
 
 /// A cart that was just made.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct NewCart {
     /// The cart.
     pub cart: CartView,
     /// What reaches it from now on. It is shown this once; only its hash is kept.
     pub token: String,
+}
+
+/// Without the token.
+impl fmt::Debug for NewCart {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("NewCart").field("cart", &self.cart).finish_non_exhaustive()
+    }
 }
 
 /// What to change of a cart; what is left out stays.

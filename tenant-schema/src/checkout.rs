@@ -7,6 +7,8 @@
 //!
 //! The order's token is derived from the cart's, so that a replay can tell it again though only hashes are kept.
 
+use std::fmt;
+
 use chrono::{DateTime, Duration, Utc};
 use kernel::{
     CartId, Currency, CustomerId, Engine, LocationId, OrderEventId, OrderId, OrderLineId, ProductId, VariantId,
@@ -57,7 +59,7 @@ const fn manual() -> PaymentMethod {
 }
 
 /// An order, and whether this request made it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct CheckoutOutcome {
     /// The order as it was placed.
     pub order: OrderView,
@@ -65,6 +67,16 @@ pub struct CheckoutOutcome {
     pub order_token: String,
     /// Whether an earlier request with the same key made it.
     pub is_replayed: bool,
+}
+
+/// Without the token.
+impl fmt::Debug for CheckoutOutcome {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("CheckoutOutcome")
+            .field("order", &self.order)
+            .field("is_replayed", &self.is_replayed)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why no order was made; then nothing was changed.

@@ -373,6 +373,30 @@ async fn hostile_texts_in_every_path_and_query_are_data_or_refused() {
     assert_eq!(scene.foreign().await, before);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_says_what_is_expected_and_not_what_was_typed() {
+    let app = TestApp::start_with(TestAppOptions { without_server: true, ..TestAppOptions::default() }).await;
+    let ada = app.owner("ada").await;
+    let store = ada.create_store("tea").await.expect_status(201);
+    let connect = store_path(&store, "/connect-database");
+    let string = |url: &str| json!({ "engine": "postgresql", "connectionString": url });
+    let register = json!({ "email": "eve@example.com", "password": 12_345_678, "firstName": "E", "lastName": "E" });
+    let cases = [
+        ("/api/auth/register", register, "/password", "expected a string", "12345678"),
+        (&connect, json!({ "engine": "postgres://u:hunter2@h/d" }), "/engine", "`postgresql`", "hunter2"),
+        (&connect, json!({ "password": ["hunter2"] }), "/password", "expected a string", "hunter2"),
+        (&connect, json!({ "port": 70_123 }), "/port", "expected u16", "70123"),
+        (&connect, string("postgres://tea:?hunter2@db.example.com/shop"), "/connectionString", "%3F", "hunter2"),
+        (&connect, string("postgres://t:p@h.example/d?hunter2=x"), "/connectionString", "no parameter", "hunter2"),
+        (&connect, string("postgres://t:p@h.example/d?sslcert=hunter2"), "/connectionString", "sslcert", "hunter2"),
+    ];
+    for (path, body, pointer, says, typed) in cases {
+        let problem = ada.api.post(path, body).await.expect_field(422, "invalid-input", pointer);
+        let text = problem.to_string();
+        assert!(text.contains(says) && !text.contains(typed), "{problem}");
+    }
+}
+
 /// A small generator, so that a failure can be repeated: the same numbers in every run.
 struct Numbers(u64);
 

@@ -1,12 +1,15 @@
 //! Faults stay where they are: a burst, a dead backend, a store's own database, master, a moved or changed credential.
 
 use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use http::Method;
-use integration_tests::{Client, Owner, Process, Response, TestApp, TestAppOptions, database_name, eventually, within};
+use integration_tests::{
+    ChaosProxy, Client, Owner, Process, Response, TestApp, TestAppOptions, database_name, eventually, within,
+};
 use kernel::StoreId;
 use secrecy::SecretString;
 use serde_json::{Value, json};
@@ -135,7 +138,12 @@ async fn metric(node: &Process, name: &str) -> f64 {
 async fn second_node(app: &TestApp, environment: &[(&str, &str)]) -> Process {
     let patient =
         [("STORE_ACQUIRE_TIMEOUT_MS", "20000"), ("STORE_CONNECT_TIMEOUT_MS", "20000"), ("REQUEST_TIMEOUT_MS", "50000")];
-    let node = Process::serve(&app.master.url(), &[&patient, environment].concat()).await;
+    listening_node(&app.master.url(), &[&patient, environment].concat()).await
+}
+
+/// Starts a node and waits until it hears of changes.
+async fn listening_node(master_url: &str, environment: &[(&str, &str)]) -> Process {
+    let node = Process::serve(master_url, environment).await;
     eventually("the node listens", || async {
         (metric(&node, "tenantry_listener_connected").await > 0.0).then_some(())
     })
@@ -713,6 +721,39 @@ async fn a_request_without_a_query_holds_no_connection() {
     last.write(rest).await;
     let answer = last.read_until(&shop.sells).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_notices_that_master_went_silent_and_hears_of_changes_again() {
+    let app = patient_app(&[]).await;
+    let (owner, root) = (app.owner("ada").await, app.admin().await);
+    let shop = Shop::open(&app, &owner, "unheard").await;
+    let proxy = ChaosProxy::to(SocketAddr::from((Ipv4Addr::LOCALHOST, app.cluster.port()))).await;
+    let port = |port: u16| format!(":{port}/");
+    let through_proxy = app.master.url().replace(&port(app.cluster.port()), &port(proxy.port));
+    // What it knows of a store it believes for as long as it hears nothing else.
+    let believing = [("ROUTE_TTL_MS", "3600000"), ("ROUTE_MAX_STALE_MS", "7200000")];
+    let node = listening_node(&through_proxy, &believing).await;
+    let there = node.storefront(&shop.hostname);
+    shop.expect_served(&there.get(PRODUCTS).await);
+    let is_listening = || async { metric(&node, "tenantry_listener_connected").await > 0.0 };
+
+    proxy.stall();
+    suspend(&root, &shop).await;
+    eventually("the node notices", || async { (!is_listening().await).then_some(()) }).await;
+    shop.expect_served(&there.get(PRODUCTS).await);
+
+    proxy.mend();
+    eventually("the node listens again", || async { is_listening().await.then_some(()) }).await;
+    shop.expect_refused(&there.get(PRODUCTS).await, &["store-suspended"]);
+    for _ in 0..2 {
+        resume(&root, &shop).await;
+        eventually("the node serves", || async { (there.get(PRODUCTS).await.status == 200).then_some(()) }).await;
+        suspend(&root, &shop).await;
+        eventually("the node refuses", || async { (there.get(PRODUCTS).await.status != 200).then_some(()) }).await;
+        shop.expect_refused(&there.get(PRODUCTS).await, &["store-suspended"]);
+    }
+    node.kill().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -325,6 +325,54 @@ async fn one_account_is_tried_only_so_often_in_any_spelling_and_its_owner_is_not
     app.api().with("x-forwarded-for", "203.0.113.8").post("/api/auth/login", right).await.expect_status(200);
 }
 
+/// Somebody who says where they come from, to a node that believes it.
+fn from(app: &TestApp, address: &str) -> Client {
+    app.api().with("x-forwarded-for", address)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_household_with_many_ipv6_networks_locks_nobody_out() {
+    let app = TestApp::start_with(with_options(&["--trusted-proxies", "127.0.0.1"])).await;
+    let owner = app.owner("ada").await;
+    let wrong = json!({ "email": owner.email, "password": "not the password" });
+    let mut checked = 0;
+    for network in 0..16 {
+        for _ in 0..8 {
+            let stranger = from(&app, &format!("2001:db8:1:{network:x}::1"));
+            checked += u32::from(stranger.post("/api/auth/login", wrong.clone()).await.status == 401);
+        }
+    }
+    assert!((20..60).contains(&checked), "{checked} passwords were checked");
+    let right = json!({ "email": owner.email, "password": owner.password });
+    from(&app, "203.0.113.8").post("/api/auth/login", right).await.expect_status(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guesses_from_everywhere_are_limited_and_the_owner_at_home_is_let_in() {
+    let app = TestApp::start_with(with_options(&["--trusted-proxies", "127.0.0.1"])).await;
+    let owner = app.owner("ada").await;
+    let right = json!({ "email": owner.email, "password": owner.password });
+    from(&app, "2001:db8:aaaa:1::7").post("/api/auth/login", right.clone()).await.expect_status(200);
+    let wrong = json!({ "email": owner.email, "password": "not the password" });
+    let guesses: Vec<_> = (0..150)
+        .map(|number| {
+            let (stranger, wrong) = (from(&app, &format!("203.0.113.{number}")), wrong.clone());
+            tokio::task::spawn(async move { stranger.post("/api/auth/login", wrong).await.status.as_u16() })
+        })
+        .collect();
+    let mut refused = 0;
+    for guess in guesses {
+        refused += u32::from(guess.await.unwrap() == 429);
+    }
+    // A slow machine gives some tries back meanwhile.
+    assert!((10..=50).contains(&refused), "{refused} of 150 guesses were refused");
+    // At home is every address of the network, whatever has happened; even a typing error is forgiven.
+    from(&app, "2001:db8:aaaa:1::8").post("/api/auth/login", wrong).await.expect_problem(401, "invalid-credentials");
+    from(&app, "2001:db8:aaaa:1::8").post("/api/auth/login", right.clone()).await.expect_status(200);
+    // Where somebody registered, they are at home, too.
+    app.api().post("/api/auth/login", right).await.expect_status(200);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_can_be_made_for_one_store_that_one_is_let_into() {
     let app = TestApp::start().await;
@@ -371,4 +419,35 @@ async fn me_lists_every_organization_with_its_role() {
     let store = ada.create_store("adas").await.expect_status(201);
     let by_bob: &Owner = &bob;
     by_bob.api.get(&store_path(&store, "")).await.expect_status(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_for_one_store_is_told_of_nothing_beyond_it() {
+    let app = start().await;
+    let (ada, root) = (app.owner("ada").await, app.admin().await);
+    join(&app, &ada, &root, "staff").await;
+    let store = ada.create_store("adas").await.expect_status(201);
+    let everything = root.login(json!({})).await.expect_status(200);
+    let me = bearer(&app, &everything["tokens"]).get("/api/auth/me").await.expect_status(200);
+    assert_eq!((&me["user"], me["organizations"].as_array().map(Vec::len)), (&everything["user"], Some(2)));
+    assert_eq!((&me["user"]["email"], &me["user"]["platformRole"]), (&json!(root.email), &json!("admin")));
+
+    let limited = root.login(json!({ "storeId": store["id"] })).await.expect_status(200);
+    let me = bearer(&app, &limited["tokens"]).get("/api/auth/me").await.expect_status(200);
+    let organization = &ada.registered["organization"];
+    let user = &root.registered["user"];
+    assert_eq!(
+        me,
+        json!({
+            "user": { "id": user["id"], "firstName": user["firstName"], "lastName": user["lastName"] },
+            "organizations": [{ "id": organization["id"], "name": organization["name"], "role": "staff" }],
+        })
+    );
+    // Who is a member no longer is told of no organization at all.
+    sqlx::query("delete from organization_members where role = 'staff'")
+        .execute(&mut app.master().await)
+        .await
+        .unwrap();
+    let me = bearer(&app, &limited["tokens"]).get("/api/auth/me").await.expect_status(200);
+    assert_eq!(me["organizations"], json!([]));
 }

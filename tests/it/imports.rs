@@ -1,13 +1,23 @@
 //! Importing products over HTTP: what goes in, what is refused and named, and that nothing goes in twice.
 
-#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "what fails here fails the test")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "what fails here fails the test"
+)]
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use http::Method;
 use http_body_util::BodyExt as _;
-use integration_tests::{Client, Owner, Response, TestApp, TestAppOptions, within};
+use integration_tests::{Client, Owner, Response, TestApp, TestAppOptions, eventually, within};
+use kernel::OrganizationId;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::scenes::{Cart, checkout_body, join, send_raw, store_path, text};
 
@@ -335,6 +345,80 @@ async fn a_file_that_stops_coming_is_given_up_in_time() {
         assert_eq!(status, if accept == "application/json" { 504 } else { 200 });
     }
     // The one turn that there is was given back.
+    assert_eq!(numbers(&shop.import(CLASSIC).await, "products"), [3, 0, 0]);
+}
+
+/// Begins an import and then sends byte after byte, without end. What is answered at last.
+async fn drip(shop: &Shop, accept: &str, kind: &str, begin: &str) -> String {
+    let mut stream = TcpStream::connect(shop.app.address).await.unwrap();
+    let token = text(&shop.owner.registered["tokens"]["accessToken"]);
+    let request = format!(
+        "POST {} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAuthorization: Bearer {token}\r\nAccept: {accept}\r\nContent-Type: {kind}\r\nContent-Length: 100000000\r\n\r\n{begin}",
+        shop.path("")
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let (mut from, mut to) = stream.into_split();
+    let dripping = async {
+        let mut ticks = tokio::time::interval(Duration::from_millis(20));
+        loop {
+            ticks.tick().await;
+            if to.write_all(b"x").await.is_err() {
+                return std::future::pending::<()>().await;
+            }
+        }
+    };
+    let mut answer = Vec::new();
+    // The node hangs up on who goes on sending.
+    tokio::select! {
+        () = dripping => {}
+        _ = within("an answer", from.read_to_end(&mut answer)) => {}
+    }
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_drips_is_given_up_and_its_turn_is_free() {
+    let shop = shop_with(&["--import-upload-grace-ms", "500", "--max-imports", "1"]).await;
+    let open = "--frontier\r\nContent-Disposition: form-data; ";
+    let csv = "Handle,Title,Variant Price\ntray,Tray,1\n";
+    let in_form = format!("{open}name=\"file\"; filename=\"products.csv\"\r\n\r\n{csv}");
+    let before_file = format!("{open}name=\"note\"\r\n\r\n");
+    for (kind, begin) in [("text/csv", csv), (FORM, &in_form), (FORM, &before_file)] {
+        let answer = drip(&shop, "application/json", kind, begin).await;
+        assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("\"upload-too-slow\""), "{kind}: {answer}");
+    }
+    let answer = drip(&shop, "text/event-stream", "text/csv", csv).await;
+    assert!(answer.contains("event: failed") && answer.contains("\"upload-too-slow\""), "{answer}");
+    assert_eq!(numbers(&shop.import(CLASSIC).await, "products"), [3, 0, 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_organization_has_one_import_at_a_time_and_leaves_room_for_others() {
+    let shop = shop_with(&[]).await;
+    let organization: OrganizationId = shop.owner.organization_id().parse().unwrap();
+    let eve = shop.app.owner("eve").await;
+    let other = shop.app.active_store(&eve, "other").await;
+    let second = shop.owner.create_store("second").await.expect_status(201);
+    let shop = std::sync::Arc::new(shop);
+    let slow = AbortOnDropHandle::new(tokio::task::spawn({
+        let shop = std::sync::Arc::clone(&shop);
+        async move { drip(&shop, "application/json", "text/csv", "Handle,Title,Variant Price\n").await }
+    }));
+    let is_running = || shop.app.cx.imports.is_running(organization);
+    eventually("the import has its turn", || async { is_running().then_some(()) }).await;
+
+    for store in [&shop.store, &second] {
+        let path = store_path(store, "/products/import?dryRun=true");
+        let refused = shop.owner.api.send_bytes(Method::POST, &path, "text/csv", CLASSIC).await;
+        refused.expect_problem(409, "import-running");
+        let seconds: u64 = refused.header("retry-after").parse().unwrap();
+        assert!((1..=60).contains(&seconds), "{seconds}");
+    }
+    let path = store_path(&other, "/products/import");
+    eve.api.send_bytes(Method::POST, &path, "text/csv", CLASSIC).await.expect_status(200);
+
+    drop(slow);
+    eventually("the turn is given back", || async { (!is_running()).then_some(()) }).await;
     assert_eq!(numbers(&shop.import(CLASSIC).await, "products"), [3, 0, 0]);
 }
 

@@ -121,11 +121,24 @@ async fn no_secret_is_found_anywhere_after_a_day_of_work() {
     assert_eq!(failed["state"], "failed");
     answers += &failed.to_string();
     secrets.add("malformed password", "malformed-url-password");
-    for malformed in
-        ["mysql://u:malformed-url-password@h/d", "postgres://u:malformed-url-password@", "malformed-url-password"]
-    {
+    for malformed in [
+        "mysql://u:malformed-url-password@h/d",
+        "postgres://u:malformed-url-password@",
+        "postgres://u:?malformed-url-password@h.example/d",
+        "malformed-url-password",
+    ] {
         answers += &owner.connect(&brought, connection(malformed)).await.text();
     }
+    // A secret in the place of something else, or of another type.
+    for misplaced in [
+        json!({ "engine": "postgres://u:malformed-url-password@h/d" }),
+        json!({ "engine": "postgresql", "tls": "malformed-url-password" }),
+        json!({ "engine": "postgresql", "password": 90_381_726_455_012_u64 }),
+        json!("postgres://u:malformed-url-password@h/d"),
+    ] {
+        answers += &owner.connect(&brought, misplaced).await.text();
+    }
+    secrets.add("password of digits", "90381726455012");
     let typo = json!({ "engine": "postgresql", "connectionString": "malformed-url-password", "passwort": 1 });
     answers += &owner.connect(&brought, typo).await.text();
     owner.connect(&brought, connection(&database.url())).await.expect_status(202);

@@ -2,10 +2,14 @@
 
 pub mod routes;
 
-use kernel::StoreId;
+use std::time::Duration;
+
+use dashmap::DashSet;
+use kernel::{OrganizationId, StoreId};
 use problem::Problem;
 use tenant_schema::import::{ImportError, ImportOptions, ImportProgress, products_import};
 use tokio::io::AsyncRead;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::audit::{self, Actor, Subject};
 use crate::cx::OpsCx;
@@ -13,6 +17,9 @@ use crate::storefront::errors;
 use crate::stores::{self, StoreError, inside};
 
 pub use tenant_schema::import::ImportReport;
+
+/// When it is worth asking for a turn again.
+const COME_AGAIN: Duration = Duration::from_secs(10);
 
 /// Why nothing, or not everything, was imported.
 #[derive(Debug, thiserror::Error)]
@@ -23,10 +30,51 @@ pub enum CatalogError {
     Closed(Problem),
     #[error("as many imports as allowed are running")]
     Busy,
+    #[error("an import of the same organization is running")]
+    Running,
     #[error(transparent)]
     Import(#[from] ImportError),
     #[error("database error")]
     Db(#[from] sqlx::Error),
+}
+
+/// The imports that run at one time: so many in all, and one for each organization, so that nobody has all of them.
+pub struct Imports {
+    turns: Semaphore,
+    running: DashSet<OrganizationId>,
+}
+
+/// An import's turn, until it is dropped.
+struct Turn<'a> {
+    imports: &'a Imports,
+    organization: OrganizationId,
+    _turn: SemaphorePermit<'a>,
+}
+
+impl Imports {
+    pub fn new(max: usize) -> Self {
+        Self { turns: Semaphore::new(max), running: DashSet::new() }
+    }
+
+    /// Whether an import into a store of this organization is running.
+    pub fn is_running(&self, organization: OrganizationId) -> bool {
+        self.running.contains(&organization)
+    }
+
+    fn begin(&self, organization: OrganizationId) -> Result<Turn<'_>, CatalogError> {
+        let turn = self.turns.try_acquire().map_err(|_| CatalogError::Busy)?;
+        if self.running.insert(organization) {
+            Ok(Turn { imports: self, organization, _turn: turn })
+        } else {
+            Err(CatalogError::Running)
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.imports.running.remove(&self.organization);
+    }
 }
 
 /// Imports a product file into a store. A store that is closed to shoppers can be filled all the same.
@@ -38,8 +86,8 @@ pub async fn import(
     dry_run: bool,
     progress: impl FnMut(ImportProgress),
 ) -> Result<ImportReport, CatalogError> {
-    let _turn = cx.imports.try_acquire().map_err(|_| CatalogError::Busy)?;
     let store = stores::find(cx, store).await?;
+    let _turn = cx.imports.begin(store.organization_id)?;
     let lease = inside::lease(cx, &store).await.map_err(CatalogError::Closed)?;
     let lease = lease.ok_or(StoreError::WrongStatus { status: store.status, wanted: "active" })?;
     let options = if dry_run { ImportOptions::dry_run() } else { ImportOptions::new() };
@@ -68,8 +116,14 @@ impl From<CatalogError> for Problem {
         match error {
             CatalogError::Store(error) => error.into(),
             CatalogError::Closed(problem) => problem,
-            CatalogError::Busy => Self::new(S::SERVICE_UNAVAILABLE, "busy", "Too many imports at this moment")
-                .retry_after(std::time::Duration::from_secs(10)),
+            CatalogError::Busy => {
+                Self::new(S::SERVICE_UNAVAILABLE, "busy", "Too many imports at this moment").retry_after(COME_AGAIN)
+            }
+            CatalogError::Running => {
+                Self::new(S::CONFLICT, "import-running", "Another import of this organization is running")
+                    .detail("One file is imported at a time. Send this one again when the other one has ended.")
+                    .retry_after(COME_AGAIN)
+            }
             CatalogError::Import(error) => match error {
                 ImportError::Empty => unreadable("file-empty", error.to_string()),
                 ImportError::NotUtf8 { line } => unreadable("file-not-utf8", error.to_string()).member("line", line),

@@ -1,8 +1,8 @@
 //! HTTP of importing products.
 
 use std::convert::Infallible;
+use std::error::Error;
 use std::io;
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::multipart::MultipartError;
@@ -18,7 +18,6 @@ use serde::Deserialize;
 use tenant_schema::import::{ImportProgress, ImportReport};
 use tokio::sync::mpsc;
 use tokio_util::io::StreamReader;
-use tower_http::timeout::TimeoutBody;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -27,10 +26,8 @@ use crate::audit::Actor;
 use crate::cx::Cx;
 use crate::http::auth::MemberOf;
 use crate::http::errors::timed_out;
+use crate::http::pace::{Pace, PacedBody, TooSlow};
 use crate::stores::Store;
-
-/// How long a file's sender may be silent.
-const SILENCE: Duration = Duration::from_secs(30);
 
 pub fn router() -> OpenApiRouter<Cx> {
     // The file is streamed and has a limit of its own.
@@ -48,11 +45,12 @@ pub struct ImportQuery {
 /// Import products
 ///
 /// A Shopify product CSV, with its classic header or the new one, as `text/csv` or as a file of a `multipart/form-data`.
-/// Importing the same file again changes nothing. With `Accept: text/event-stream` the answer is a stream of `progress`
-/// events, ended by `done` with the report or `failed` with a problem.
+/// Importing the same file again changes nothing. An organization imports one file at a time. With
+/// `Accept: text/event-stream` the answer is a stream of `progress` events, ended by `done` with the report or `failed` with
+/// a problem.
 #[utoipa::path(post, path = "/api/stores/{id}/products/import", tag = "stores", operation_id = "products_import", security(("bearer" = [])),
     params(("id" = StoreId, Path), ImportQuery), request_body(content = String, content_type = "text/csv"),
-    responses((status = 200, body = ImportReport), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody),
+    responses((status = 200, body = ImportReport), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody), (status = 408, body = ProblemBody), (status = 409, body = ProblemBody),
         (status = 413, body = ProblemBody), (status = 415, body = ProblemBody), (status = 422, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn products_import(
     member: MemberOf<Store>,
@@ -70,6 +68,10 @@ async fn products_import(
         store: member.store.id,
         dry_run: query.dry_run.unwrap_or(false),
         limit: cx.config.limits.import_limit_bytes,
+        pace: Pace {
+            bytes_per_s: cx.config.limits.import_upload_bytes_per_s,
+            grace: cx.config.limits.import_upload_grace,
+        },
     };
     if !wants_events {
         return Ok(Json(work.run(&cx, request, |_| {}).await?).into_response());
@@ -114,6 +116,7 @@ struct Work {
     store: StoreId,
     dry_run: bool,
     limit: usize,
+    pace: Pace,
 }
 
 impl Work {
@@ -125,8 +128,8 @@ impl Work {
         progress: impl FnMut(ImportProgress),
     ) -> Result<ImportReport, Problem> {
         let kind = content_type(request.headers());
-        // A sender that falls silent must not hold one of the few places.
-        let request = request.map(|body| Body::new(Limited::new(TimeoutBody::new(SILENCE, body), self.limit)));
+        // A sender that drips or falls silent must not hold one of the few places.
+        let request = request.map(|body| Body::new(Limited::new(PacedBody::new(body, self.pace), self.limit)));
         match kind.as_str() {
             "text/csv" | "application/csv" => {
                 let bytes = request.into_body().into_data_stream().map_err(io::Error::other);
@@ -137,10 +140,7 @@ impl Work {
                     Problem::new(StatusCode::BAD_REQUEST, "malformed-multipart", "The form cannot be read")
                         .detail(detail)
                 };
-                let refused = |error: MultipartError| match error.status() {
-                    StatusCode::PAYLOAD_TOO_LARGE => too_large(),
-                    _ => malformed(error.body_text()),
-                };
+                let refused = |error: MultipartError| given_up(&error).unwrap_or_else(|| malformed(error.body_text()));
                 let mut form =
                     Multipart::from_request(request, &()).await.map_err(|refused| malformed(refused.body_text()))?;
                 while let Some(field) = form.next_field().await.map_err(refused)? {
@@ -175,20 +175,35 @@ fn content_type(headers: &HeaderMap) -> String {
     value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
-/// A file that was not read to its end: too large, or broken off.
+/// A file that was not read to its end: too large, too slow, or broken off.
 pub fn unreadable(error: &io::Error) -> Problem {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = error.get_ref().map(|inner| inner as _);
+    error.get_ref().and_then(|cause| given_up(cause)).unwrap_or_else(|| {
+        Problem::new(StatusCode::BAD_REQUEST, "body-unreadable", "The file could not be read to its end")
+            .detail("Importing it again goes on from there.")
+    })
+}
+
+/// Whether it was we who gave up reading a body, and why.
+fn given_up(error: &(dyn Error + 'static)) -> Option<Problem> {
+    let mut cause = Some(error);
     while let Some(error) = cause {
         if error.is::<LengthLimitError>() {
-            return too_large();
+            return Some(
+                Problem::new(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    "body-too-large",
+                    "The file is larger than this route reads",
+                )
+                .detail("What came before the limit was imported. Split the file."),
+            );
+        }
+        if error.is::<TooSlow>() {
+            return Some(
+                Problem::new(StatusCode::REQUEST_TIMEOUT, "upload-too-slow", "The file was sent too slowly")
+                    .detail("Importing it again goes on from there. Split the file, or send it over a faster line."),
+            );
         }
         cause = error.source();
     }
-    Problem::new(StatusCode::BAD_REQUEST, "body-unreadable", "The file could not be read to its end")
-        .detail("Importing it again goes on from there.")
-}
-
-fn too_large() -> Problem {
-    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "The file is larger than this route reads")
-        .detail("What came before the limit was imported. Split the file.")
+    None
 }

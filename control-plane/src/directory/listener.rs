@@ -1,7 +1,8 @@
 //! Hears of changes: every process listens to master, so a suspend on one node, or in the CLI, closes the store on all.
 //!
 //! A notification names an entry of the change log. A listener that was away cannot know what it missed, so it forgets
-//! every cached route when it is back; until then the routes' own lifetime bounds how old they can be.
+//! every cached route when it is back; until then the routes' own lifetime bounds how old they can be. A network can go
+//! without a word, and a listener that only waits would never know: when nothing was heard for a while, it asks for a sign.
 
 use std::time::Duration;
 
@@ -17,6 +18,10 @@ use crate::master::{self, MasterError};
 const STORE_CHANGES: &str = "tenantry_store_changes";
 const PROVISIONING: &str = "tenantry_provisioning";
 const RETRY: Duration = Duration::from_secs(1);
+/// How long nothing is heard before the connection is asked for a sign of life.
+const QUIET: Duration = Duration::from_secs(5);
+/// How long reading one change may take, in which nothing else is heard.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Listens until the node shuts down.
 pub async fn run(cx: Cx) {
@@ -41,8 +46,13 @@ async fn listen(cx: &Cx) -> Result<(), MasterError> {
     let mut listener = master::listen(&cx.master_args, &[STORE_CHANGES, PROVISIONING]).await?;
     cx.stores.forget_all();
     metrics::gauge!("tenantry_listener_connected").set(1.0);
-    // `None` means that the connection was lost and what came meanwhile is gone: start over.
-    while let Some(notification) = listener.try_recv().await? {
+    loop {
+        let Ok(heard) = tokio::time::timeout(QUIET, listener.try_recv()).await else {
+            master::prove_alive(&mut listener).await?;
+            continue;
+        };
+        // `None` means that the connection was lost and what came meanwhile is gone: start over.
+        let Some(notification) = heard? else { return Err(MasterError::Db(sqlx::Error::PoolClosed)) };
         match notification.channel() {
             STORE_CHANGES => hear_of_change(cx, notification.payload()).await,
             PROVISIONING => {
@@ -54,7 +64,6 @@ async fn listen(cx: &Cx) -> Result<(), MasterError> {
             _ => {}
         }
     }
-    Err(MasterError::Db(sqlx::Error::PoolClosed))
 }
 
 /// What a notification says; the store and its names are left out when they are too many.
@@ -90,8 +99,15 @@ async fn hear_of_change(cx: &Cx, payload: &str) {
 
 async fn read_change(cx: &Cx, seq: i64) -> Option<StoreChange> {
     let found = async { db::store_change(&mut *cx.master.acquire().await?, seq).await };
-    found.await.unwrap_or_else(|error| {
-        tracing::warn!(error = %error, "change {seq} of a route could not be read");
-        None
-    })
+    match tokio::time::timeout(READ_TIMEOUT, found).await {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => {
+            tracing::warn!(error = %error, "change {seq} of a route could not be read");
+            None
+        }
+        Err(_) => {
+            tracing::warn!("change {seq} of a route could not be read in time");
+            None
+        }
+    }
 }

@@ -264,9 +264,15 @@ pub async fn logout(cx: &Cx, by: &Principal) -> Result<(), IdentityError> {
     Ok(())
 }
 
-/// The organizations of a person, oldest first.
-pub async fn memberships(cx: &Cx, user: UserId) -> Result<Vec<Membership>, IdentityError> {
-    Ok(db::memberships(&mut *cx.master.acquire().await?, user).await?)
+/// The organizations of a person, oldest first. With a token that is limited to one store it is that store's alone.
+pub async fn memberships(cx: &Cx, by: &Principal) -> Result<Vec<Membership>, IdentityError> {
+    let mut connection = cx.master.acquire().await?;
+    let mut memberships = db::memberships(&mut connection, by.user.id).await?;
+    if let Some(store) = by.token_store {
+        let access = stores::db::store_for_member(&mut connection, store, by.user.id).await?;
+        memberships.retain(|known| access.as_ref().is_some_and(|access| access.store.organization_id == known.id));
+    }
+    Ok(memberships)
 }
 
 /// Gives a registered person the platform role, as the first admin can only be made from the machine itself.

@@ -111,12 +111,13 @@ pub struct RegisteredView {
 #[utoipa::path(post, path = "/api/auth/register", tag = "auth", operation_id = "auth_register", request_body = RegisterBody,
     responses((status = 201, body = RegisteredView), (status = 409, body = ProblemBody), (status = 422, body = ProblemBody), (status = 429, body = ProblemBody)))]
 async fn auth_register(
-    _limit: RateLimited,
+    RateLimited(address): RateLimited,
     State(cx): State<Cx>,
     Json(body): Json<RegisterBody>,
 ) -> Result<(StatusCode, Json<RegisteredView>), Problem> {
     let RegisterBody { email, password, first_name, last_name, store_name } = body;
     let made = super::register(&cx, NewUser { email, password, first_name, last_name, store_name }).await?;
+    cx.limits.remember(&made.user.email, address).await;
     let view = RegisteredView {
         user: made.user.into(),
         organization: made.organization.into(),
@@ -152,8 +153,10 @@ async fn auth_login(
     State(cx): State<Cx>,
     Json(body): Json<LoginBody>,
 ) -> Result<Json<LoggedInView>, Problem> {
-    cx.limits.check_account(&body.email, address)?;
-    let done = super::login(&cx, &body.email, body.password, body.store_id).await?;
+    let tried = cx.limits.check_account(&body.email, address)?;
+    let outcome = super::login(&cx, &body.email, body.password, body.store_id).await;
+    cx.limits.settle(tried, &outcome).await;
+    let done = outcome?;
     Ok(Json(LoggedInView {
         user: done.user.into(),
         organizations: done.organizations.into_iter().map(Into::into).collect(),
@@ -197,16 +200,47 @@ async fn auth_logout(by: Principal, State(cx): State<Cx>) -> Result<StatusCode, 
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Yourself, as far as your token may know.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SelfView {
+    id: UserId,
+    /// What you log in with; left out with a token that is limited to one store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    email: Option<String>,
+    first_name: String,
+    last_name: String,
+    /// `admin` for people who run the platform; left out with a token that is limited to one store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    platform_role: Option<String>,
+}
+
+impl From<Principal> for SelfView {
+    fn from(Principal { user, token_store, .. }: Principal) -> Self {
+        let User { id, email, first_name, last_name, platform_role } = user;
+        let is_limited = token_store.is_some();
+        Self {
+            id,
+            email: (!is_limited).then_some(email),
+            first_name,
+            last_name,
+            platform_role: platform_role.filter(|_| !is_limited),
+        }
+    }
+}
+
 #[derive(Serialize, ToSchema)]
 pub struct MeView {
-    user: UserView,
+    user: SelfView,
     organizations: Vec<OrganizationView>,
 }
 
 /// Who am I
+///
+/// A token that is limited to one store is told that store's organization, and neither your address nor your platform role.
 #[utoipa::path(get, path = "/api/auth/me", tag = "auth", operation_id = "auth_me", security(("bearer" = [])),
     responses((status = 200, body = MeView), (status = 401, body = ProblemBody)))]
 async fn auth_me(by: Principal, State(cx): State<Cx>) -> Result<Json<MeView>, Problem> {
-    let organizations = crate::identity::memberships(&cx, by.user.id).await?;
-    Ok(Json(MeView { user: by.user.into(), organizations: organizations.into_iter().map(Into::into).collect() }))
+    let organizations = super::memberships(&cx, &by).await?;
+    Ok(Json(MeView { user: by.into(), organizations: organizations.into_iter().map(Into::into).collect() }))
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
-use sqlx::{ConnectOptions as _, Connection as _, Executor as _, PgConnection, PgPool};
+use sqlx::{Acquire as _, ConnectOptions as _, Connection as _, Executor as _, PgConnection, PgPool};
 
 use crate::config::{ConfigError, MasterArgs};
 
@@ -15,6 +15,7 @@ pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("../migrations-mas
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+const PING_TIMEOUT: Duration = Duration::from_secs(3);
 const MIGRATE_LOCK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Set after connecting, so that it works behind any proxy; a statement of ours that takes longer is a defect.
 const SESSION_SETTINGS: &str = "set statement_timeout = '10s'; set lock_timeout = '5s'; \
@@ -29,6 +30,8 @@ pub enum MasterError {
     Unreachable(#[source] sqlx::Error),
     #[error("connecting to the master database took more than {} s", CONNECT_TIMEOUT.as_secs())]
     TimedOut,
+    #[error("the master database did not answer for {} s on a connection that was open", PING_TIMEOUT.as_secs())]
+    Silent,
     #[error(
         "MASTER_DB_URL leads through a transaction pooler: two open connections share one backend. Use the session mode of the \
          pooler, or the server itself; LISTEN, advisory locks and prepared statements need it"
@@ -66,13 +69,27 @@ pub fn pool(args: &MasterArgs) -> Result<PgPool, MasterError> {
 /// Listens on `channels`, on a connection of its own: the pool's are for requests.
 ///
 /// # Errors
-/// When the server is unreachable.
+/// When the server is unreachable or answers too slowly.
 pub async fn listen(args: &MasterArgs, channels: &[&str]) -> Result<PgListener, MasterError> {
     let one =
         PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None).acquire_timeout(ACQUIRE_TIMEOUT);
-    let mut listener = PgListener::connect_with(&one.connect_lazy_with(options(args)?)).await?;
-    listener.listen_all(channels.iter().copied()).await?;
-    Ok(listener)
+    let connecting = async {
+        let mut listener = PgListener::connect_with(&one.connect_lazy_with(options(args)?)).await?;
+        // Whoever listens has to know of a loss before anything is heard again.
+        listener.eager_reconnect(false);
+        listener.listen_all(channels.iter().copied()).await?;
+        Ok(listener)
+    };
+    tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.map_err(|_| MasterError::TimedOut)?
+}
+
+/// Makes the server answer on a listener's connection: waiting for a notification does not show that nobody is there.
+///
+/// # Errors
+/// When it does not answer in time; the listener is then to be dropped.
+pub async fn prove_alive(listener: &mut PgListener) -> Result<(), MasterError> {
+    let asking = async { listener.acquire().await?.ping().await };
+    Ok(tokio::time::timeout(PING_TIMEOUT, asking).await.map_err(|_| MasterError::Silent)??)
 }
 
 /// One connection beside the pool, for listening, long locks and migrations.

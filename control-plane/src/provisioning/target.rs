@@ -13,6 +13,49 @@ use url::Url;
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
 const DEFAULT_PORT: u16 = 5432;
 const MAX_LEN: usize = 4096;
+/// Parameters that PostgreSQL's own clients know and we do not take: of what else stands there, not even the name is told.
+const LIBPQ_PARAMETERS: &[&str] = &[
+    "channel_binding",
+    "client_encoding",
+    "connect_timeout",
+    "dbname",
+    "fallback_application_name",
+    "gssdelegation",
+    "gssencmode",
+    "gsslib",
+    "host",
+    "hostaddr",
+    "keepalives",
+    "keepalives_count",
+    "keepalives_idle",
+    "keepalives_interval",
+    "krbsrvname",
+    "load_balance_hosts",
+    "options",
+    "passfile",
+    "password",
+    "port",
+    "replication",
+    "require_auth",
+    "requirepeer",
+    "requiressl",
+    "service",
+    "ssl_max_protocol_version",
+    "ssl_min_protocol_version",
+    "sslcert",
+    "sslcertmode",
+    "sslcompression",
+    "sslcrl",
+    "sslcrldir",
+    "sslkey",
+    "sslnegotiation",
+    "sslpassword",
+    "sslrootcert",
+    "sslsni",
+    "target_session_attrs",
+    "tcp_user_timeout",
+    "user",
+];
 
 /// A database as it was typed. Whether its host may be called, and with how much of TLS, [`Target::resolve`] says.
 pub struct Target {
@@ -91,12 +134,13 @@ impl Target {
                 }
                 // Says who connects; ours is fixed.
                 "application_name" => {}
+                // A password with a question mark ends here, too.
                 other => {
-                    return Err(invalid(
-                        AT,
-                        "parameter",
-                        format!("the parameter {} is not supported; leave it out", printable(other)),
-                    ));
+                    let detail = LIBPQ_PARAMETERS.iter().find(|known| **known == other).map_or_else(
+                        || "what follows the ? is no parameter; a ? of the password is written %3F".to_owned(),
+                        |known| format!("the parameter {known} is not supported; leave it out"),
+                    );
+                    return Err(invalid(AT, "parameter", detail));
                 }
             }
         }
@@ -187,10 +231,6 @@ fn read_mode(text: &str) -> Option<TlsMode> {
         "verify-full" => Some(TlsMode::VerifyFull),
         _ => None,
     }
-}
-
-fn printable(name: &str) -> String {
-    name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_' || *c == '-').take(40).collect()
 }
 
 /// Resolves `host` and refuses it when any of its addresses is not a public one: we are no way into our own network.

@@ -47,7 +47,7 @@ pub(crate) fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem
         let pointer = pointer(error.path());
         let cause = error.into_inner();
         match cause.classify() {
-            serde_json::error::Category::Data => Problem::invalid().field(pointer, "invalid", without_position(&cause)),
+            serde_json::error::Category::Data => Problem::invalid().field(pointer, "invalid", without_value(&cause)),
             _ => malformed(&cause),
         }
     })?;
@@ -63,10 +63,19 @@ fn malformed(cause: &serde_json::Error) -> Problem {
     ))
 }
 
-/// serde's message without " at line 1 column 2", which means nothing beside a pointer.
-fn without_position(cause: &serde_json::Error) -> String {
+/// serde's message without what was found, which may be a secret in the wrong place, and without " at line 1 column 2",
+/// which means nothing beside a pointer. What a type of ours says of its own text stays as it is.
+fn without_value(cause: &serde_json::Error) -> String {
+    const WITH_VALUE: [&str; 5] =
+        ["invalid type", "invalid value", "invalid length", "unknown variant", "unknown field"];
     let text = cause.to_string();
-    text.rsplit_once(" at line ").map_or(text.clone(), |(message, _)| message.to_owned())
+    let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message);
+    let Some(kind) = WITH_VALUE.into_iter().find(|kind| text.starts_with(kind)) else { return text.to_owned() };
+    // The last one is ours: what we expect names no other expectation.
+    match text.rsplit_once(", expected ") {
+        Some((_, expected)) => format!("{kind}, expected {expected}"),
+        None => kind.to_owned(),
+    }
 }
 
 fn pointer(path: &serde_path_to_error::Path) -> String {
@@ -172,6 +181,15 @@ mod tests {
         lines: Vec<u8>,
     }
 
+    #[derive(Debug, serde::Deserialize)]
+    enum Engine {
+        Postgresql,
+        Mysql,
+    }
+
+    #[derive(Debug, serde::Deserialize)]
+    enum Nothing {}
+
     fn refusal(text: &str) -> Problem {
         from_slice::<Body>(text.as_bytes()).expect_err("refused")
     }
@@ -182,6 +200,21 @@ mod tests {
         assert_eq!((problem.status().as_u16(), problem.code()), (422, "invalid-input"));
         assert_eq!(problem.errors()[0].pointer, "/lines/1");
         assert!(!problem.errors()[0].detail.contains("line 1"), "{}", problem.errors()[0].detail);
+    }
+
+    #[test]
+    fn what_was_typed_is_not_repeated_and_what_is_expected_is_said() {
+        let detail = |text: &str| refusal(text).errors()[0].detail.clone();
+        assert_eq!(detail(r#"{"name": 12345678, "lines": []}"#), "invalid type, expected a string");
+        assert_eq!(detail(r#"{"name": "a", "lines": ["s3cret, expected x at line 7"]}"#), "invalid type, expected u8");
+        assert_eq!(detail(r#"{"name": "a", "lines": [4711]}"#), "invalid value, expected u8");
+        assert_eq!(detail(r#"{"name": "a", "s3cret": 1}"#), "unknown field, expected `name` or `lines`");
+        assert_eq!(detail(r#"{"name": "a"}"#), "missing field `lines`");
+
+        let unknown = from_slice::<Engine>(br#""postgres://u:s3cret@h/d""#).expect_err("refused");
+        assert_eq!(unknown.errors()[0].detail, "unknown variant, expected `Postgresql` or `Mysql`");
+        let nothing = from_slice::<Nothing>(br#""s3cret""#).expect_err("refused");
+        assert_eq!(nothing.errors()[0].detail, "unknown variant");
     }
 
     #[test]

@@ -119,6 +119,10 @@ impl Stores {
             drop(pools);
             return self.lease(node, route, is_served, floor);
         }
+        if slot.is_overtaken(route) {
+            self.pools.fetch_sub(1, Ordering::SeqCst);
+            return Err(Outdated);
+        }
         let pool = Arc::new(Pool::new(Arc::clone(node), route, database, Arc::clone(&slot.breaker)));
         pools.current = Some(Arc::clone(&pool));
         Ok(Ok(Lease::new(pool, Arc::clone(route), is_served)))
@@ -267,6 +271,11 @@ impl Stores {
 }
 
 impl Slot {
+    /// Whether a newer route was seen, or announced, since `route` was confirmed.
+    fn is_overtaken(&self, route: &Route) -> bool {
+        route.version < self.version.load(Ordering::SeqCst) || route.version < self.floor.load(Ordering::SeqCst)
+    }
+
     /// Brings the current pool in line with `route`; `None` when the route is older than one that was seen before.
     fn confirm(
         &self,
@@ -275,11 +284,10 @@ impl Slot {
         route: &Route,
         database: Option<&DatabaseRoute>,
     ) -> Option<()> {
-        let known = self.version.load(Ordering::SeqCst);
-        if route.version < known || route.version < self.floor.load(Ordering::SeqCst) {
+        if self.is_overtaken(route) {
             return None;
         }
-        if route.version > known {
+        if route.version > self.version.load(Ordering::SeqCst) {
             self.version.store(route.version, Ordering::SeqCst);
             lock(&self.breaker).route_changed();
         }
@@ -319,5 +327,89 @@ impl Slot {
 impl Pools {
     fn iter(&self) -> impl Iterator<Item = &Arc<Pool>> {
         self.current.iter().chain(&self.draining)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use kernel::{Clock as _, Engine, StoreId, StoreStatus, SystemClock};
+    use vault::KeyRing;
+
+    use super::Slot;
+    use crate::config::TenancyConfig;
+    use crate::credential::{Credential, TlsMode};
+    use crate::node::{Node, lock};
+    use crate::route::{DatabaseRoute, Route};
+
+    fn node() -> Arc<Node> {
+        let keys = KeyRing::parse("test:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").expect("valid");
+        Arc::new(Node::new(Arc::new(keys), TenancyConfig { max_pools: 1, ..TenancyConfig::default() }))
+    }
+
+    fn route(node: &Node, store_id: StoreId) -> Route {
+        let credential = Credential {
+            engine: Engine::Postgresql,
+            host: "127.0.0.1".to_owned(),
+            port: 1,
+            username: "u".to_owned(),
+            password: "p".to_owned().into(),
+            database: "d".to_owned(),
+            tls: TlsMode::Disable,
+            ca_pem: None,
+        };
+        let database = DatabaseRoute {
+            engine: Engine::Postgresql,
+            server: None,
+            schema_version: 1,
+            sealed: credential.seal(&node.keys, store_id, 1),
+            credential_version: 1,
+        };
+        Route { store_id, status: StoreStatus::Active, version: 1, database: Some(database) }
+    }
+
+    fn floor() -> Arc<AtomicI64> {
+        Arc::new(AtomicI64::new(i64::MIN))
+    }
+
+    /// Leases while another store's pool has to make room, and overtakes the route in between.
+    async fn lease_while(overtake: impl FnOnce(&Arc<Node>, &Slot, &Route)) {
+        let node = node();
+        let [mine, other] = [(); 2].map(|()| Arc::new(route(&node, StoreId::new(SystemClock.now()))));
+        drop(node.stores.lease(&node, &other, true, &floor));
+        let in_the_way = node.stores.slot(other.store_id).expect("it was leased");
+        // Who makes room looks at every pool, and so waits here.
+        let held = lock(&in_the_way.pools);
+        let leasing = tokio::task::spawn_blocking({
+            let (node, mine) = (Arc::clone(&node), Arc::clone(&mine));
+            move || node.stores.lease(&node, &mine, true, &floor).is_err()
+        });
+        let slot = loop {
+            match node.stores.slot(mine.store_id) {
+                Some(slot) if slot.version.load(Ordering::SeqCst) == mine.version => break slot,
+                _ => std::thread::yield_now(),
+            }
+        };
+        overtake(&node, &slot, &mine);
+        drop(held);
+        assert!(leasing.await.expect("it ends"), "a pool was made from an overtaken route");
+        assert_eq!(node.stores.stats(&node).pools, 0);
+        assert_eq!(node.stores.pools.load(Ordering::SeqCst), 0, "the place was given back");
+    }
+
+    #[tokio::test]
+    async fn a_route_that_is_overtaken_while_room_is_made_makes_no_pool() {
+        lease_while(|node, _, mine| {
+            let suspended = Route { version: 2, status: StoreStatus::Suspended, ..mine.clone() };
+            node.stores.reconcile(node, mine.store_id, Some(&suspended));
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_change_that_is_announced_while_room_is_made_counts() {
+        lease_while(|_, slot, _| slot.floor.store(2, Ordering::SeqCst)).await;
     }
 }

@@ -427,6 +427,10 @@ pub async fn product_write_in(
     if !is_same_media {
         write_media(tx, id, stored, &input.media, &variant_ids, now).await?;
     }
+    // Checkouts that ended between the product's loading and the bump have reserved of what was loaded.
+    if stored.is_some() {
+        write_availability(tx, id, currency).await?;
+    }
     Ok(ProductSaved {
         id,
         outcome: if stored.is_some() { SaveOutcome::Updated } else { SaveOutcome::Created },
@@ -1028,29 +1032,35 @@ async fn write_media(
     Ok(())
 }
 
-/// After stock of these products was reserved: brings `is_available` up to date, and bumps the catalogue's version when
-/// any of them changed by it.
+/// After stock of these products was reserved: brings `is_available` up to date, and bumps the catalogue's version.
+///
+/// The version comes first, because transactions queue at it: what is read behind it holds what the one before has sold. A
+/// variant that is sold out changes its product's page even where the product stays available.
 pub(crate) async fn availability_refresh(
     tx: &mut Transaction,
     products: &[ProductId],
     currency: Currency,
 ) -> Result<(), sqlx::Error> {
-    let mut any_changed = false;
+    if products.is_empty() {
+        return Ok(());
+    }
+    version_bump(tx).await?;
     for id in products {
-        let variants = variants_of(tx, *id, currency).await?;
-        let any = variants.iter().any(|v| is_available(v.manages_stock, v.allows_backorder, v.stocked, v.reserved));
-        let update = Query::update()
-            .table("products")
-            .value("is_available", any)
-            .and_where(Expr::col("id").eq(id.to_string()))
-            .and_where(Expr::col("is_available").ne(any))
-            .take();
-        sql::run(tx, &update).await?;
-        any_changed = true;
+        write_availability(tx, *id, currency).await?;
     }
-    // A variant that is sold out changes its product's page even where the product stays available.
-    if any_changed {
-        version_bump(tx).await?;
-    }
+    Ok(())
+}
+
+/// Makes `is_available` agree with the stock, in a transaction that has bumped the catalogue's version before.
+async fn write_availability(tx: &mut Transaction, id: ProductId, currency: Currency) -> Result<(), sqlx::Error> {
+    let variants = variants_of(tx, id, currency).await?;
+    let any = variants.iter().any(|v| is_available(v.manages_stock, v.allows_backorder, v.stocked, v.reserved));
+    let update = Query::update()
+        .table("products")
+        .value("is_available", any)
+        .and_where(Expr::col("id").eq(id.to_string()))
+        .and_where(Expr::col("is_available").ne(any))
+        .take();
+    sql::run(tx, &update).await?;
     Ok(())
 }

@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use chrono::Duration;
-use kernel::{CartId, VariantId};
+use kernel::{CartId, Currency, VariantId};
 use tenant_schema::cart::{
     CartError, CartKey, CartPatch, CartView, MAX_QUANTITY, NewCart, cart_create, cart_get, cart_line_add_in,
     cart_line_change_in, cart_line_remove_in, cart_update_in,
 };
-use tenant_schema::catalog::{catalog_version, product_by_handle};
-use tenant_schema::checkout::{CheckoutError, CheckoutInput, CheckoutOutcome, checkout};
+use tenant_schema::catalog::{
+    MovementReason, ProductInput, catalog_version, product_by_handle, product_load_in, product_write_in,
+};
+use tenant_schema::checkout::{CheckoutError, CheckoutInput, CheckoutOutcome, checkout, checkout_in};
 use tenant_schema::order::order_by_id;
 use tenant_schema::upkeep::{carts_expire, idempotency_keys_purge};
 
@@ -83,6 +85,18 @@ async fn lines_merge_change_and_go_and_the_totals_follow() {
     assert_eq!((cart.email.as_deref(), cart.country.as_deref()), (Some("g@example.com"), Some("DE")));
     tx.commit().await.unwrap();
     assert_eq!(cart_get(&mut store.conn().await, cart.id, &new.token, now()).await.unwrap(), cart);
+}
+
+#[tokio::test]
+async fn tokens_are_not_shown_by_debug() {
+    let store = Store::demo().await;
+    let new = new_cart(&store).await;
+    let shown = format!("{new:?}");
+    assert!(shown.contains(&new.cart.id.to_string()) && !shown.contains(&new.token), "{shown}");
+    add(&store, &new, variant(&store, "paper-filters").await, 1).await.unwrap();
+    let outcome = complete(&store, &new, "k").await.unwrap();
+    let shown = format!("{outcome:?}");
+    assert!(shown.contains(&outcome.order.id.to_string()) && !shown.contains(&outcome.order_token), "{shown}");
 }
 
 #[tokio::test]
@@ -264,6 +278,97 @@ async fn checkouts_and_imports_of_one_product_do_not_fail_each_other() {
     let is_right = "select count(*) from products p join product_variants v on v.product_id = p.id
         join inventory_levels l on l.variant_id = v.id where p.is_available = (l.stocked > l.reserved)";
     assert_eq!(store.number(is_right).await, 1);
+}
+
+/// A product with two variants, and one of each in stock.
+fn pair(handle: &str) -> ProductInput {
+    let mut pair = plain(handle, 500, 1);
+    pair.options = vec!["Side".to_owned()];
+    pair.variants = ["left", "right"]
+        .map(|side| {
+            let mut variant = pair.variants[0].clone();
+            variant.options = vec![side.to_owned()];
+            variant.sku = Some(format!("{handle}-{side}"));
+            variant
+        })
+        .to_vec();
+    pair
+}
+
+/// A cart for each of the two variants.
+async fn carts_of_pair(store: &Store, handle: &str) -> [NewCart; 2] {
+    let product = product_by_handle(&mut store.conn().await, handle).await.unwrap().unwrap();
+    let carts = [new_cart(store).await, new_cart(store).await];
+    for (cart, variant) in carts.iter().zip(&product.variants) {
+        add(store, cart, variant.id, 1).await.unwrap();
+    }
+    carts
+}
+
+/// Products whose list entry says something else than their stock.
+const WRONGLY_LISTED: &str =
+    "select count(*) from products p where p.is_available <> exists (select from product_variants v
+    join inventory_levels l on l.variant_id = v.id where v.product_id = p.id and l.stocked > l.reserved)";
+
+#[tokio::test]
+async fn two_checkouts_of_the_last_two_variants_leave_nothing_listed_as_available() {
+    let store = Store::empty().await;
+    save(&store, &pair("glove")).await.unwrap();
+    let [left, right] = carts_of_pair(&store, "glove").await;
+    let mut first = store.tx().await;
+    // Two shoppers, who have nothing to do with each other but the product.
+    let ada = CheckoutInput { email: "ada@example.com".to_owned(), ..shopper() };
+    checkout_in(&mut first, left.cart.id, &left.token, "k", &ada, now()).await.unwrap();
+    let waiting =
+        "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    let rest_of_first = async {
+        // By then the second one has done all that it can beside the first.
+        while store.number(waiting).await == 0 {}
+        first.commit().await.unwrap();
+    };
+    let both = async { tokio::join!(complete(&store, &right, "k"), rest_of_first) };
+    let (second, ()) = tokio::time::timeout(std::time::Duration::from_secs(60), both).await.unwrap();
+    second.unwrap();
+    assert!(!product_by_handle(&mut store.conn().await, "glove").await.unwrap().unwrap().is_available);
+}
+
+#[tokio::test]
+async fn a_product_write_knows_what_was_sold_since_it_loaded_the_product() {
+    let store = Store::empty().await;
+    let mut glove = pair("glove");
+    save(&store, &glove).await.unwrap();
+    let [left, _] = carts_of_pair(&store, "glove").await;
+    let mut tx = store.tx().await;
+    let stored = product_load_in(&mut tx, "glove", Currency::USD).await.unwrap();
+    complete(&store, &left, "k").await.unwrap();
+    glove.variants[1].stocked = 0;
+    let reason = MovementReason::Adjustment;
+    product_write_in(&mut tx, stored.as_ref(), &glove, Currency::USD, reason, now()).await.unwrap();
+    tx.commit().await.unwrap();
+    assert!(!product_by_handle(&mut store.conn().await, "glove").await.unwrap().unwrap().is_available);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_product_that_is_sold_out_is_listed_as_available_however_many_sell_at_once() {
+    const PAIRS: usize = 40;
+    let store = Arc::new(Store::empty().await);
+    let mut carts = Vec::new();
+    for at in 0..PAIRS {
+        save(&store, &pair(&format!("pair-{at}"))).await.unwrap();
+        carts.extend(carts_of_pair(&store, &format!("pair-{at}")).await);
+    }
+    assert_eq!(store.number(WRONGLY_LISTED).await, 0);
+    let mut checkouts = tokio::task::JoinSet::new();
+    for cart in carts {
+        let store = Arc::clone(&store);
+        checkouts.spawn(async move { complete(&store, &cart, "k").await.map(drop) });
+    }
+    for outcome in checkouts.join_all().await {
+        outcome.unwrap();
+    }
+    assert_eq!(store.number("select sum(reserved)::bigint from inventory_levels").await, 2 * PAIRS as i64);
+    assert_eq!(store.number(WRONGLY_LISTED).await, 0);
+    assert_eq!(store.number("select count(*) from products where is_available").await, 0);
 }
 
 #[tokio::test]
