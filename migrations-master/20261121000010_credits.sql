@@ -358,12 +358,13 @@ begin
 end
 $$;
 
--- The account, locked, with everything booked that has expired.
+-- The account, locked, with everything booked that has expired. Not `for update`: whoever has claimed a key holds a share of
+-- the row's key by its foreign key, and two of them would wait for each other.
 create function credit_account_lock(organization uuid, moment timestamptz) returns credit_accounts language plpgsql as $$
 declare
     account credit_accounts;
 begin
-    select a.* into strict account from credit_accounts a where a.organization_id = organization for update;
+    select a.* into strict account from credit_accounts a where a.organization_id = organization for no key update;
     return credit_expire_lots(account, greatest(moment, account.changed_at));
 end
 $$;

@@ -69,6 +69,26 @@ impl Client {
         }
     }
 
+    /// Sends JSON to a node that may die meanwhile; nothing when no whole answer comes.
+    pub async fn try_send(&self, method: Method, path: &str, body: &Value) -> Option<Response> {
+        let request = self
+            .build(method, path)
+            .header("content-type", "application/json")
+            .body(Body::from(body.to_string()))
+            .ok()?;
+        let asked = format!("{} {} on {}", request.method(), request.uri(), self.host);
+        let work = async {
+            let stream = TcpStream::connect(self.address).await.ok()?;
+            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
+            tokio::task::spawn(connection);
+            let (parts, body) = sender.send_request(request).await.ok()?.into_parts();
+            let bytes = body.collect().await.ok()?.to_bytes();
+            Some((parts, bytes))
+        };
+        let (parts, bytes) = within(&asked, work).await?;
+        Some(Response { status: parts.status, headers: parts.headers, bytes: bytes.to_vec(), asked: asked.clone() })
+    }
+
     /// Sends a body of any type.
     pub async fn send_bytes(&self, method: Method, path: &str, content_type: &str, body: impl Into<Body>) -> Response {
         let request = self.build(method, path).header("content-type", content_type).body(body.into()).unwrap();

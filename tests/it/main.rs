@@ -11,6 +11,7 @@ mod faults;
 mod hosts;
 mod identity;
 mod imports;
+mod ledger;
 mod main_path;
 mod outages;
 mod processes;

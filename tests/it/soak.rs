@@ -20,6 +20,18 @@ async fn runs_survive_ten_kills_each() {
     assert!(hits >= 20, "too few kills hit anything: {hits}");
 }
 
+#[test]
+#[ignore = "soak"]
+fn the_ledger_decides_as_its_model_does_two_thousand_times() {
+    crate::ledger::agree_on(2000, 80);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "soak"]
+async fn thousands_of_credit_requests_are_decided_once_through_forty_deaths() {
+    crate::ledger::survive_deaths(24, 150, 40).await;
+}
+
 fn path(store: &Value, rest: &str) -> String {
     format!("/api/stores/{}{rest}", store["id"].as_str().unwrap())
 }
