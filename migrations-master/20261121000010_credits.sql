@@ -5,6 +5,10 @@
 -- be what everybody waits for. A decision, also a refusal, has a version of its account: 1, 2, 3 without a gap, and a hash
 -- over itself and the hash before it.
 --
+-- Keys, transactions and entries carry no foreign keys: they are written by the functions below alone, in one statement, under
+-- the account's lock; the checks of credit_violations read whether they belong together. Foreign keys were half of what a spend
+-- cost, and their locks on the account's row made claims wait for each other.
+--
 -- Functions decide under the lock of the account's row, so that one round trip is one decision. A key is claimed before
 -- that lock; who repeats it is answered from what was decided, without the lock, for ever.
 
@@ -35,7 +39,7 @@ create table credit_accounts (
 ) with (fillfactor = 50);
 
 create table credit_keys (
-    organization_id  uuid  not null constraint credit_keys_account_fk references credit_accounts (organization_id),
+    organization_id  uuid  not null,
     key              text  not null,
     request_hash     bytea not null,
     transaction_id   uuid  not null,
@@ -46,7 +50,7 @@ create table credit_keys (
 
 create table credit_transactions (
     id               uuid        not null constraint credit_transactions_pkey primary key,
-    organization_id  uuid        not null constraint credit_transactions_account_fk references credit_accounts (organization_id),
+    organization_id  uuid        not null,
     version          bigint      not null,
     kind             text        not null,
     status           text        not null,
@@ -56,7 +60,7 @@ create table credit_transactions (
     amount           bigint      not null,
     key              text        not null,
     request_hash     bytea       not null,
-    store_id         uuid        constraint credit_transactions_store_fk references stores (id),
+    store_id         uuid,
     actor_user_id    uuid,
     hold_id          uuid,
     service          text,
@@ -95,8 +99,6 @@ create table credit_entries (
     balance_after    bigint,
     created_at       timestamptz not null,
     constraint credit_entries_pkey primary key (organization_id, version, seq),
-    constraint credit_entries_transaction_fk foreign key (organization_id, version)
-        references credit_transactions (organization_id, version),
     constraint credit_entries_account_check check (account in ('credits', 'revenue', 'cash', 'promotion', 'compensation', 'breakage', 'dispute_loss')),
     constraint credit_entries_amount_check check (amount <> 0),
     constraint credit_entries_balance_check check ((account = 'credits') = (balance_after is not null))
@@ -358,8 +360,8 @@ begin
 end
 $$;
 
--- The account, locked, with everything booked that has expired. Not `for update`: whoever has claimed a key holds a share of
--- the row's key by its foreign key, and two of them would wait for each other.
+-- The account, locked, with everything booked that has expired. Not `for update`: lots and holds share its key by their foreign
+-- keys, and two of them would wait for each other.
 create function credit_account_lock(organization uuid, moment timestamptz) returns credit_accounts language plpgsql as $$
 declare
     account credit_accounts;
@@ -438,13 +440,13 @@ $$;
 create function credit_spend(
     organization uuid, ids uuid[], keys text[], hashes bytea[], kinds text[], stores uuid[], actors uuid[], amounts bigint[],
     services text[], quantities bigint[], descriptions text[], facts jsonb[], moment timestamptz
-) returns table (ordinal integer, is_new boolean, decided credit_transactions) language plpgsql as $$
+) returns table (ordinal bigint, is_new boolean, decided credit_transactions) language plpgsql as $$
+-- Few and large expressions: each costs anew in every transaction.
 declare
     is_mine boolean[];
     account credit_accounts;
     before bigint;
     lots refcursor;
-    lot record;
     -- The lot being spent, and what is left and taken of it.
     lot_id uuid;
     lot_left bigint := 0;
@@ -452,80 +454,64 @@ declare
     need bigint;
     take bigint;
     worth bigint;
+    refusal text;
     entries text;
+    seq integer;
     t credit_transactions;
     made credit_transactions[] := '{}';
-    e_version bigint[] := '{}';
-    e_seq integer[] := '{}';
-    e_account text[] := '{}';
-    e_lot uuid[] := '{}';
-    e_store uuid[] := '{}';
-    e_amount bigint[] := '{}';
-    e_balance bigint[] := '{}';
+    made_entries credit_entries[] := '{}';
     l_id uuid[] := '{}';
     l_taken bigint[] := '{}';
-    entry_seq integer;
 begin
     -- In the order of the keys: two batches that share some cannot wait for each other.
-    insert into credit_keys (organization_id, key, request_hash, transaction_id)
-    select organization, u.key, u.hash, u.id from unnest(keys, hashes, ids) u (key, hash, id) order by u.key
-    on conflict do nothing;
-    select array_agg(k.transaction_id = u.id order by u.at) into is_mine
-    from unnest(keys, ids) with ordinality u (key, id, at)
-    join credit_keys k on k.organization_id = organization and k.key = u.key;
+    with claimed as (
+        insert into credit_keys (organization_id, key, request_hash, transaction_id)
+        select organization, u.key, u.hash, u.id from unnest(keys, hashes, ids) u (key, hash, id) order by u.key
+        on conflict do nothing
+        returning transaction_id
+    )
+    select array_agg(c.transaction_id is not null order by u.at) into is_mine
+    from unnest(ids) with ordinality u (id, at) left join claimed c on c.transaction_id = u.id;
 
     if true = any (is_mine) then
-        account := credit_account_lock(organization, moment);
+        select a.* into strict account from credit_accounts a where a.organization_id = organization for no key update;
+        moment := greatest(moment, account.changed_at);
+        if account.next_expiry_at <= moment then
+            account := credit_expire_lots(account, moment);
+        end if;
         before := account.available;
         worth := account.available + account.held - account.debt;
-        moment := greatest(moment, account.changed_at);
-        open lots for
-            select l.id, l.remaining from credit_lots l
-            where l.organization_id = organization and l.is_open and l.remaining > 0
-            order by l.priority, l.expires_at, credit_lot_rank(l.kind), l.unit_cost_minor, l.id;
         for i in 1 .. cardinality(ids) loop
             continue when not is_mine[i];
-            t := null;
-            t.id := ids[i];
-            t.organization_id := organization;
-            t.kind := kinds[i];
-            t.amount := amounts[i];
-            t.key := keys[i];
-            t.request_hash := hashes[i];
-            t.store_id := stores[i];
-            t.actor_user_id := actors[i];
-            t.service := services[i];
-            t.quantity := quantities[i];
-            t.description := descriptions[i];
-            t.data := facts[i];
-            t.created_at := moment;
-            entries := '';
-            entry_seq := 0;
             if amounts[i] > account.available then
-                t.reason := 'insufficient-credits';
+                refusal := 'insufficient-credits';
             elsif account.has_budgets then
-                t.reason := credit_budget_refusal(account, stores[i], actors[i], amounts[i], moment);
+                refusal := credit_budget_refusal(account, stores[i], actors[i], amounts[i], moment);
+            else
+                refusal := null;
             end if;
             account.version := account.version + 1;
-            t.version := account.version;
-            if t.reason is not null then
-                t.status := 'rejected';
-            else
-                t.status := 'accepted';
+            entries := '';
+            if refusal is null then
                 account.available := account.available - amounts[i];
                 need := amounts[i];
+                seq := 0;
                 while need > 0 loop
                     if lot_left = 0 then
                         if lot_taken > 0 then
                             l_id := l_id || lot_id;
                             l_taken := l_taken || lot_taken;
                         end if;
-                        fetch lots into lot;
+                        if lots is null then
+                            open lots for
+                                select l.id, l.remaining from credit_lots l
+                                where l.organization_id = organization and l.is_open and l.remaining > 0
+                                order by l.priority, l.expires_at, credit_lot_rank(l.kind), l.unit_cost_minor, l.id;
+                        end if;
+                        fetch lots into lot_id, lot_left;
                         if not found then
                             raise exception 'the lots of organization % hold less than its account', organization;
                         end if;
-                        lot_id := lot.id;
-                        lot_left := lot.remaining;
                         lot_taken := 0;
                     end if;
                     take := least(need, lot_left);
@@ -533,59 +519,53 @@ begin
                     lot_left := lot_left - take;
                     lot_taken := lot_taken + take;
                     worth := worth - take;
-                    entry_seq := entry_seq + 1;
-                    e_version := e_version || t.version;
-                    e_seq := e_seq || entry_seq;
-                    e_account := e_account || 'credits'::text;
-                    e_lot := e_lot || lot_id;
-                    e_store := e_store || t.store_id;
-                    e_amount := e_amount || -take;
-                    e_balance := e_balance || worth;
+                    seq := seq + 1;
+                    made_entries := array_append(made_entries, row(
+                        organization, account.version, seq, 'credits', lot_id, stores[i], -take, worth, moment)::credit_entries);
                     entries := entries || 'credits:' || lot_id || ':' || -take || ';';
                 end loop;
-                entry_seq := entry_seq + 1;
-                e_version := e_version || t.version;
-                e_seq := e_seq || entry_seq;
-                e_account := e_account || 'revenue'::text;
-                e_lot := e_lot || null::uuid;
-                e_store := e_store || t.store_id;
-                e_amount := e_amount || amounts[i];
-                e_balance := e_balance || null::bigint;
+                made_entries := array_append(made_entries, row(
+                    organization, account.version, seq + 1, 'revenue', null, stores[i], amounts[i], null, moment)::credit_entries);
                 entries := entries || 'revenue::' || amounts[i] || ';';
                 if account.has_budgets then
                     perform credit_budget_use(account, stores[i], actors[i], amounts[i], moment);
                 end if;
             end if;
-            t.available_after := account.available;
-            t.held_after := account.held;
-            t.debt_after := account.debt;
+            t := row(ids[i], organization, account.version, kinds[i], case when refusal is null then 'accepted' else 'rejected' end,
+                refusal, amounts[i], keys[i], hashes[i], stores[i], actors[i], null, services[i], quantities[i], descriptions[i],
+                null, facts[i], account.available, account.held, account.debt, null, moment)::credit_transactions;
             t.chain := credit_digest(account.chain, t, entries);
             account.chain := t.chain;
             made := array_append(made, t);
         end loop;
-        close lots;
-        if lot_taken > 0 then
+        if lots is not null then
+            close lots;
             l_id := l_id || lot_id;
             l_taken := l_taken || lot_taken;
         end if;
         insert into credit_transactions select m.* from unnest(made) m;
-        insert into credit_entries (organization_id, version, seq, account, lot_id, store_id, amount, balance_after, created_at)
-        select organization, u.version, u.seq, u.account, u.lot_id, u.store_id, u.amount, u.balance_after, moment
-        from unnest(e_version, e_seq, e_account, e_lot, e_store, e_amount, e_balance)
-            u (version, seq, account, lot_id, store_id, amount, balance_after);
-        update credit_lots l
-        set remaining = l.remaining - u.taken, consumed = l.consumed + u.taken, is_open = l.remaining - u.taken + l.held > 0
-        from unnest(l_id, l_taken) u (id, taken)
-        where l.id = u.id;
+        if cardinality(l_id) > 0 then
+            insert into credit_entries select m.* from unnest(made_entries) m;
+            update credit_lots l
+            set remaining = l.remaining - u.taken, consumed = l.consumed + u.taken, is_open = l.remaining - u.taken + l.held > 0
+            from unnest(l_id, l_taken) u (id, taken)
+            where l.id = u.id;
+        end if;
         update credit_accounts a
         set available = account.available, version = account.version, chain = account.chain, changed_at = moment
         where a.organization_id = organization;
-        account.changed_at := moment;
-        perform credit_tell_low_balance(before, account);
+        if account.low_balance is not null then
+            account.changed_at := moment;
+            perform credit_tell_low_balance(before, account);
+        end if;
+        if true = all (is_mine) then
+            return query select n, true, made[n] from generate_series(1, cardinality(made)::bigint) n;
+            return;
+        end if;
     end if;
 
     return query
-        select u.at::integer, is_mine[u.at], x
+        select u.at, is_mine[u.at], x
         from unnest(keys) with ordinality u (key, at)
         join credit_keys k on k.organization_id = organization and k.key = u.key
         join credit_transactions x on x.id = k.transaction_id

@@ -16,6 +16,9 @@ pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("../migrations-mas
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
+/// A connection of the pool that was not used for so long is asked whether it lives.
+const PING_AFTER: Duration = Duration::from_secs(1);
+const PING_LIMIT: Duration = Duration::from_secs(1);
 const MIGRATE_LOCK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Set after connecting, so that it works behind any proxy; a statement of ours that takes longer is a defect.
 const SESSION_SETTINGS: &str = "set statement_timeout = '10s'; set lock_timeout = '5s'; \
@@ -57,6 +60,14 @@ pub fn pool(args: &MasterArgs) -> Result<PgPool, MasterError> {
     Ok(PgPoolOptions::new()
         .max_connections(args.master_max_connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
+        // A round trip before every use would cost as much as most uses; a connection that rested may have been closed.
+        .test_before_acquire(false)
+        .before_acquire(|connection, meta| {
+            Box::pin(async move {
+                Ok(meta.idle_for <= PING_AFTER
+                    || tokio::time::timeout(PING_LIMIT, connection.ping()).await.is_ok_and(|ping| ping.is_ok()))
+            })
+        })
         .after_connect(|connection, _| {
             Box::pin(async move {
                 connection.execute(SESSION_SETTINGS).await?;

@@ -2,6 +2,7 @@
 
 mod client;
 mod cold;
+mod credits;
 mod figures;
 mod list;
 mod load;
@@ -35,6 +36,8 @@ enum Command {
     /// The baseline service; reads what it needs from its input.
     #[command(hide = true)]
     Plain,
+    /// Spends of credits beside pgbench's simple-update
+    Credits(credits::CreditOptions),
 }
 
 /// How much is measured.
@@ -94,6 +97,11 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Some(Command::Plain) => plain::main(),
+        Some(Command::Credits(options)) => tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .map_err(Into::into)
+            .and_then(|runtime| runtime.block_on(credits::measure(&options))),
         // One thread, so that the load takes as little as possible from what it measures.
         None => tokio::runtime::Builder::new_current_thread()
             .enable_all()
