@@ -98,6 +98,15 @@ impl TestApp {
         control_plane::servers::add(&self.cx, control_plane::audit::Actor::Cli, new).await.unwrap();
     }
 
+    /// Makes master believe that its servers are others than the shared PostgreSQL, so that it can be registered again: the
+    /// one that we have plays several. Their credentials go on leading to it.
+    pub async fn disguise_servers(&self) {
+        sqlx::query("update database_servers set host = name || '.example', system_identifier = null")
+            .execute(&mut self.master().await)
+            .await
+            .unwrap();
+    }
+
     /// Says that this test ends with unfinished runs on purpose.
     pub fn may_leave_runs(&mut self) {
         self.may_leave_runs = true;

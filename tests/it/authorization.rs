@@ -170,6 +170,7 @@ struct Scene {
 impl Scene {
     async fn set() -> Self {
         let app = TestApp::start().await;
+        app.disguise_servers().await;
         let owner = app.owner("ada").await;
         let active = app.active_store(&owner, "adas-tea").await;
         let pending = owner.create_store("pending").await.expect_status(201);

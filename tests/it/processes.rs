@@ -254,7 +254,12 @@ async fn servers_are_added_listed_and_drained() {
     let wrong = cluster.url("postgres").replace(&password, "wrong-password-here");
     let refused = Cli::run_in(&url, &[("SERVER_URL", Some(&wrong))], &["servers", "add", "eu-2"]).await;
     let missing = Cli::run(&url, &["servers", "drain", "nowhere"]).await;
-    for (output, says) in [(again, "server of this name"), (refused, "wrong_password"), (missing, "no such server")] {
+    let twin = cluster.url("postgres").replace("127.0.0.1", "localhost");
+    let twin = Cli::run_in(&url, &[("SERVER_URL", Some(&twin))], &["servers", "add", "eu-1-again"]).await;
+    let says_twin = "registered already, as server eu-1";
+    for (output, says) in
+        [(again, "server of this name"), (twin, says_twin), (refused, "wrong_password"), (missing, "no such server")]
+    {
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{text}");
         assert!(text.contains(says) && !text.contains(&password) && !text.contains("wrong-password-here"), "{text}");
@@ -417,6 +422,17 @@ async fn the_doctor_finds_what_was_left_behind_and_changes_nothing() {
     assert_eq!(bad.len(), 3, "{findings}");
     assert_eq!(state_of(cluster, &master).await, before);
     node.storefront_of(&store).get("/store/v1/products").await.expect_status(200);
+
+    // Registered twice, as it could be once: what is a store's is no orphan by its other name.
+    (&mut master.admin().await)
+        .execute("update database_servers set host = 'elsewhere.example', system_identifier = null")
+        .await
+        .unwrap();
+    Cli::add_server(&url, "twin", &cluster.url("postgres")).await;
+    let twice = Cli::run(&url, &["doctor", "--json"]).await;
+    let text = String::from_utf8_lossy(&twice.stdout).into_owned();
+    assert!(!text.contains(&database_name(&store)), "{text}");
+    assert!(text.contains(&format!("server twin has a database {nobody}")), "{text}");
 
     let other_key = "b3RoZXIta2V5LW9mLXRoZS10ZXN0cy0zMi1ieXRlcyE=";
     let locked = Cli::run_in(&url, &[("ENCRYPTION_KEY", Some(other_key))], &["doctor", "--json"]).await;

@@ -860,6 +860,7 @@ async fn stores_go_to_the_least_filled_server_and_none_to_one_that_drains() {
     let app = TestApp::start_with(TestAppOptions { without_server: true, ..TestAppOptions::default() }).await;
     let owner = app.owner("ada").await;
     app.add_server("small", 2).await;
+    app.disguise_servers().await;
     app.add_server("large", 4).await;
     let mut placed = Vec::new();
     for at in 0..6 {
@@ -885,6 +886,7 @@ async fn stores_go_to_the_least_filled_server_and_none_to_one_that_drains() {
     assert!(!full.header("retry-after").is_empty());
     let detail = owner.api.get(&path_of(&late, "")).await.expect_status(200);
     assert_eq!(detail["status"], "pending_database");
+    app.disguise_servers().await;
     app.add_server("new", 10).await;
     control_plane::servers::drain(&app.cx, Actor::Cli, "new").await.unwrap();
     owner.connect(&late, json!({ "managed": true })).await.expect_problem(503, "no-capacity");

@@ -153,7 +153,7 @@ async fn prepare(cx: &Cx, secrets: &Secrets, admin_url: &SecretString) -> Result
         max_connections: 80,
     };
     match servers::add(cx, Actor::System, new).await {
-        Ok(_) | Err(ServerError::NameTaken) => {}
+        Ok(_) | Err(ServerError::NameTaken | ServerError::Registered { .. }) => {}
         Err(error) => return Err(error.into()),
     }
     let password = SecretString::from(secrets.demo_password.clone());

@@ -5,7 +5,7 @@ pub mod routes;
 
 use std::collections::HashSet;
 
-use kernel::{Hostname, ServerId, StoreId, StoreStatus};
+use kernel::{Hostname, StoreId, StoreStatus};
 use problem::Problem;
 use serde::Serialize;
 use sqlx::Connection as _;
@@ -249,36 +249,29 @@ async fn examine_server(cx: &OpsCx, server: &servers::Server) -> Result<Vec<Find
     }
     let (databases, roles) = found?;
     let mut connection = cx.master.acquire().await?;
-    // Read after the server was: a store that is being created meanwhile is known here before it is there.
-    let known = provisioning::db::managed_names(&mut connection, server.id).await?;
-    Ok(compare(server.id, &server.name, &databases, &roles, &known))
+    // Read after the server was: a store that is being created meanwhile is known here before it is there. And over all
+    // stores: a server that is registered under two names holds the databases of both.
+    let names = [databases.as_slice(), &roles].concat();
+    let in_use = provisioning::db::names_in_use(&mut connection, &names).await?;
+    Ok(compare(server, &databases, &roles, &in_use.into_iter().collect()))
 }
 
-fn compare(
-    _id: ServerId,
-    server: &str,
-    databases: &[String],
-    roles: &[String],
-    known: &[(String, String)],
-) -> Vec<Finding> {
-    let known_databases: HashSet<&str> = known.iter().map(|(database, _)| database.as_str()).collect();
-    let known_roles: HashSet<&str> = known.iter().map(|(_, role)| role.as_str()).collect();
+fn compare(server: &servers::Server, databases: &[String], roles: &[String], in_use: &HashSet<String>) -> Vec<Finding> {
+    let name_of = &server.name;
     let orphan = |kind: &str, name: &String| Finding {
         check: "orphans",
         is_ok: false,
-        detail: format!("server {server} has a {kind} {name} that no store has"),
+        detail: format!("server {name_of} has a {kind} {name} that no store has"),
         advice: Some("look at it, and drop it by hand if nobody needs it: we never drop what no store accounts for"),
     };
     let mut findings = vec![Finding {
         check: "server",
         is_ok: true,
-        detail: format!("{server} answers; {} stores", known.len()),
+        detail: format!("{name_of} answers; {} stores", server.stores),
         advice: None,
     }];
-    findings.extend(
-        databases.iter().filter(|name| !known_databases.contains(name.as_str())).map(|name| orphan("database", name)),
-    );
-    findings.extend(roles.iter().filter(|name| !known_roles.contains(name.as_str())).map(|name| orphan("role", name)));
+    findings.extend(databases.iter().filter(|name| !in_use.contains(*name)).map(|name| orphan("database", name)));
+    findings.extend(roles.iter().filter(|name| !in_use.contains(*name)).map(|name| orphan("role", name)));
     findings
 }
 

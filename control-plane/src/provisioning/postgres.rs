@@ -56,6 +56,12 @@ pub async fn facts(connection: &mut PgConnection) -> Result<Facts, sqlx::Error> 
     Ok(Facts { version: row.try_get(0)?, is_read_only: row.try_get(1)?, may_create: row.try_get(2)? })
 }
 
+/// What the cluster calls itself, whichever address leads to it; none where the login may not read it. A physical copy has
+/// the name of what it was copied from.
+pub async fn system_identifier(connection: &mut PgConnection) -> Option<String> {
+    sqlx::query_scalar("select system_identifier::text from pg_control_system()").fetch_one(connection).await.ok()
+}
+
 fn template_name() -> Ident {
     Ident::new(format!("tenantry_template_{}", tenant_schema::LATEST_VERSION)).expect("letters, digits and underscores")
 }

@@ -56,6 +56,8 @@ pub struct NewServer {
 pub enum ServerError {
     #[error("there is a server of this name")]
     NameTaken,
+    #[error("it is registered already, as server {name}")]
+    Registered { name: String },
     #[error("there is no such server")]
     NotFound,
     #[error("{detail}")]
@@ -88,7 +90,7 @@ pub async fn add(cx: &OpsCx, actor: Actor, new: NewServer) -> Result<Server, Ser
     }
     // Ops choose their servers, which usually are at private addresses; owners' databases are another matter.
     let credential = Target::from_url(&new.url, None, None, true)?.credential;
-    prove(&credential).await?;
+    let system_identifier = prove(&credential).await?;
     let now = cx.clock.now();
     let id = ServerId::new(now);
     let version = 1;
@@ -108,7 +110,11 @@ pub async fn add(cx: &OpsCx, actor: Actor, new: NewServer) -> Result<Server, Ser
         credential_version: version,
     };
     let mut tx = cx.master.begin().await?;
-    db::server_insert(&mut tx, &server, now).await?;
+    let twin = db::server_twin_lock(&mut tx, &server.host, server.port, system_identifier.as_deref()).await?;
+    if let Some(name) = twin.filter(|name| *name != server.name) {
+        return Err(ServerError::Registered { name });
+    }
+    db::server_insert(&mut tx, &server, system_identifier.as_deref(), now).await?;
     audit::record(
         &mut tx,
         now,
@@ -122,8 +128,8 @@ pub async fn add(cx: &OpsCx, actor: Actor, new: NewServer) -> Result<Server, Ser
     Ok(server)
 }
 
-/// Connects as the administrator and asks whether it may do what provisioning needs.
-async fn prove(credential: &Credential) -> Result<(), ServerError> {
+/// Connects as the administrator and asks whether it may do what provisioning needs. Returns what the cluster calls itself.
+async fn prove(credential: &Credential) -> Result<Option<String>, ServerError> {
     let unusable = |code, what: &str| ServerError::Unusable { code, what: what.to_owned() };
     let mut connection = credential
         .connect(CONNECT_TIMEOUT)
@@ -131,6 +137,7 @@ async fn prove(credential: &Credential) -> Result<(), ServerError> {
         .map_err(|error| ServerError::Unusable { code: error.cause.as_str(), what: error.to_string() })?;
     let facts = postgres::facts(&mut connection).await;
     let may = db::login_may_provision(&mut connection).await;
+    let system_identifier = postgres::system_identifier(&mut connection).await;
     if let Err(error) = connection.close().await {
         tracing::debug!(error = %error, "closing a connection failed");
     }
@@ -142,7 +149,7 @@ async fn prove(credential: &Credential) -> Result<(), ServerError> {
         return Err(unusable("read-only", "it is a replica or read-only"));
     }
     if may? {
-        Ok(())
+        Ok(system_identifier)
     } else {
         Err(unusable("missing-privilege", "the login needs CREATEDB and CREATEROLE, or SUPERUSER"))
     }
@@ -178,6 +185,11 @@ impl From<ServerError> for Problem {
         match error {
             ServerError::NameTaken => Self::new(S::CONFLICT, "server-name-taken", "There is a server of this name")
                 .field("/name", "taken", "is in use"),
+            error @ ServerError::Registered { .. } => {
+                Self::new(S::CONFLICT, "server-registered", "The server is registered already")
+                    .detail(format!("{error}. One PostgreSQL is one server, whatever address leads to it."))
+                    .field("/url", "taken", "leads to a server that is registered")
+            }
             ServerError::NotFound => Self::not_found(),
             ServerError::Invalid { pointer, code, detail } => Self::invalid().field(pointer, code, detail),
             ServerError::Target(TargetError::Invalid { code, detail, .. }) => {
