@@ -178,6 +178,14 @@ impl TestApp {
         OpsCx::new(master, &keys, hosts, limits, true, Arc::<TestClock>::clone(&self.clock)).unwrap()
     }
 
+    /// Another node on the same master.
+    pub async fn other_node(&self) -> Node {
+        let metrics = METRICS.get().expect("this node has it").clone();
+        Node::start(config(&self.master.url(), &[]), Arc::<TestClock>::clone(&self.clock), metrics)
+            .await
+            .unwrap_or_else(|error| panic!("the other node did not start: {error}"))
+    }
+
     /// A connection of the administrator to master.
     pub async fn master(&self) -> PgConnection {
         self.master.admin().await

@@ -72,6 +72,8 @@ const CASES: &[Case] = &[
     case("provisioning_get", Who::Member, 200),
     case("provisioning_watch", Who::Member, 200),
     on(Stage::Pending, "database_connect", Who::Manager, 202),
+    // The store's database is a managed one.
+    case("database_credentials_replace", Who::Manager, 409),
     on(Stage::Failed, "provisioning_retry", Who::Manager, 202),
     on(Stage::Failed, "provisioning_cancel", Who::Manager, 202),
     case("ops_server_list", Who::Ops, 200),

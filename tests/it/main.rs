@@ -6,6 +6,8 @@
 mod authorization;
 mod bad_input;
 mod clients;
+mod credentials;
+mod described;
 mod faults;
 mod hosts;
 mod identity;

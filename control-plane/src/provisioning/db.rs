@@ -77,6 +77,31 @@ pub async fn store_database_find(
     .transpose()
 }
 
+/// Another credential of the same database, with the names of database and login in it; announces a new route.
+pub async fn store_database_set_credential(
+    conn: &mut PgConnection,
+    store: StoreId,
+    (database_name, role_name): (&str, &str),
+    sealed: &Sealed,
+    version: i32,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update store_databases
+         set database_name = $2, role_name = $3, sealed = $4, credential_version = $5, updated_at = $6
+         where store_id = $1",
+        store.as_uuid(),
+        database_name,
+        role_name,
+        sealed.as_bytes(),
+        version,
+        now,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
 /// Notes what version the database's schema has; announces a new route when that is news.
 pub async fn store_database_set_schema_version(
     conn: &mut PgConnection,

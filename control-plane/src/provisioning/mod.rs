@@ -8,6 +8,7 @@
 //! - A store is served from the last step on, never earlier. A failed run keeps what it has made, unreachable, until it is
 //!   retried or cancelled.
 
+pub mod credentials;
 pub mod db;
 pub mod jobs;
 pub mod postgres;
@@ -29,7 +30,7 @@ use crate::cx::OpsCx;
 use crate::servers;
 use crate::stores::{self, Store};
 
-pub use steps::StepName;
+pub use steps::{StepError, StepName};
 pub use target::{Target, TargetError};
 
 /// Where a run is.
@@ -139,6 +140,10 @@ pub enum ProvisioningError {
     InProgress { run: RunId },
     #[error("the last run failed")]
     LastRunFailed { run: RunId },
+    #[error("the database is ours, and so are its credentials")]
+    Managed,
+    #[error(transparent)]
+    Refused(StepError),
     #[error("no server has room")]
     NoCapacity,
     #[error("the store has no run")]
@@ -412,6 +417,23 @@ pub type RequestedBy = Option<UserId>;
 /// Whether TLS may be left out.
 pub fn allows_plain(mode: TlsMode, allow_private: bool) -> bool {
     mode != TlsMode::Disable || allow_private
+}
+
+/// Why new credentials are not taken; the code is the one that a failed step would have.
+fn refused(error: &StepError) -> Problem {
+    use axum::http::StatusCode as S;
+    let (status, pointer) = match error.code {
+        "other-database" => (S::CONFLICT, "/database"),
+        "wrong-password" => (S::UNPROCESSABLE_ENTITY, "/password"),
+        "missing-database" => (S::UNPROCESSABLE_ENTITY, "/database"),
+        "forbidden" | "missing-privilege" => (S::UNPROCESSABLE_ENTITY, "/username"),
+        "tls" => (S::UNPROCESSABLE_ENTITY, "/tls"),
+        _ => (S::UNPROCESSABLE_ENTITY, "/host"),
+    };
+    tracing::debug!(code = error.code, error = crate::http::errors::chain(error), "new credentials were refused");
+    Problem::new(status, error.code, "The database cannot be used with these credentials")
+        .detail(format!("{} {}", error.what, error.advice))
+        .field(pointer, error.code, &error.what)
 }
 
 impl From<ProvisioningError> for Problem {

@@ -62,6 +62,19 @@ pub async fn system_identifier(connection: &mut PgConnection) -> Option<String> 
     sqlx::query_scalar("select system_identifier::text from pg_control_system()").fetch_one(connection).await.ok()
 }
 
+/// Whether the login has the rights of whoever owns our tables: it must be able to read, write and migrate them.
+pub async fn owns_schema(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        "select bool_and(pg_has_role(current_user, c.relowner, 'usage'))
+         from pg_catalog.pg_class c
+         join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+         where n.nspname = 'tenantry' and c.relkind in ('r', 'S')",
+    )
+    .fetch_one(connection)
+    .await
+    .map(|owns: Option<bool>| owns.unwrap_or(false))
+}
+
 fn template_name() -> Ident {
     Ident::new(format!("tenantry_template_{}", tenant_schema::LATEST_VERSION)).expect("letters, digits and underscores")
 }
