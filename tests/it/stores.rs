@@ -302,7 +302,8 @@ async fn a_store_without_a_database_can_be_renamed_but_has_no_settings_yet() {
     let renamed = owner.api.patch(&store_path(&store, ""), json!({ "name": "New" })).await.expect_status(200);
     assert_eq!(renamed["name"], "New");
     let patch = json!({ "name": "Newer", "settings": { "locale": "de" } });
-    owner.api.patch(&store_path(&store, ""), patch).await.expect_problem(409, "wrong-store-status");
+    let problem = owner.api.patch(&store_path(&store, ""), patch).await.expect_problem(409, "wrong-store-status");
+    assert_eq!((&problem["status"], &problem["storeStatus"]), (&json!(409), &json!("pending_database")));
     assert_eq!(owner.api.get(&store_path(&store, "")).await.expect_status(200)["name"], "New");
 }
 

@@ -452,7 +452,7 @@ impl From<ProvisioningError> for Problem {
                 "The store's status does not allow this",
                 &format!("The store is {status}."),
             )
-            .member("status", status.as_str()),
+            .member("storeStatus", status.as_str()),
             ProvisioningError::InProgress { run } => conflict(
                 "provisioning-in-progress",
                 "Another run is preparing the store",

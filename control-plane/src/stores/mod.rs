@@ -334,7 +334,7 @@ impl From<StoreError> for Problem {
             StoreError::WrongStatus { status, wanted } => {
                 Self::new(S::CONFLICT, "wrong-store-status", "The store's status does not allow this")
                     .detail(format!("The store is {status}; it would have to be {wanted}."))
-                    .member("status", status.as_str())
+                    .member("storeStatus", status.as_str())
             }
             StoreError::KeyReused => idempotency::reused(),
             StoreError::Cursor => crate::http::errors::invalid_cursor(),
