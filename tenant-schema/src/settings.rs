@@ -115,6 +115,7 @@ pub struct StoreSettingsPatch {
 /// What a storefront needs to know of its store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = StorefrontStore)]
 pub struct StoreView {
     /// The store's name.
     pub name: String,

@@ -12,6 +12,7 @@ use integration_tests::{Client, Owner, Response, TestApp, TestDatabase};
 use kernel::UserId;
 use serde_json::{Value, json};
 
+use crate::described;
 use crate::scenes::{Cart, checkout_body, join, send_raw, store_path, text, variant_of};
 
 /// Who an operation is for.
@@ -392,6 +393,7 @@ async fn the_right_person_may_do_every_operation() {
         };
         let answer = scene.ask(case, &client, shopping).await;
         assert_eq!(answer.status.as_u16(), case.status, "{}: {}", case.operation, answer.text());
+        described::check(case.operation, &answer);
     }
     scene.owner.api.get("/api/auth/me").await.expect_problem(401, "unauthenticated");
     let again = scene.owner.login(json!({})).await.expect_status(200);
