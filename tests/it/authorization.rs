@@ -137,7 +137,9 @@ pub(crate) fn operations() -> Vec<Operation> {
                 query,
                 method,
                 path: path.clone(),
-                needs_token: operation["security"].as_array().is_some_and(|rules| !rules.is_empty()),
+                needs_token: operation["security"].as_array().is_some_and(|rules| {
+                    !rules.iter().any(|rule| rule.as_object().is_some_and(serde_json::Map::is_empty))
+                }),
             });
         }
     }
