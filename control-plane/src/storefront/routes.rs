@@ -104,7 +104,7 @@ pub struct ProductListQuery {
     vendor: Option<String>,
     /// Minor units of the store's currency.
     price_min: Option<i64>,
-    /// Minor units of the store's currency.
+    /// Only products with a variant at this price or below; with `price_min`, with one between the two.
     price_max: Option<i64>,
     /// Only what can be bought now.
     in_stock: Option<bool>,
