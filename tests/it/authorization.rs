@@ -421,7 +421,7 @@ async fn a_member_may_shop_on_the_platforms_host_by_naming_the_store() {
     // The token of a cart or an order is needed beside the credential.
     let naked = staff.api.with("x-store-id", text(&scene.active["id"])).with("x-order-token", "guess");
     naked.get(&format!("/store/v1/orders/{}", shopping.order_id)).await.expect_problem(404, "not-found");
-    naked.get(&shopping.order.path("")).await.expect_problem(404, "not-found");
+    naked.get(&shopping.order.path("")).await.expect_field(400, "missing-token", "X-Cart-Token");
 }
 
 #[tokio::test(flavor = "multi_thread")]
