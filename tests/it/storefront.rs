@@ -134,6 +134,7 @@ async fn filters_and_search_find_what_they_say() {
         "sort=random",
         "sort=",
         "price_min=1.5",
+        "pricemin=1",
         "in_stock=maybe",
         "q=%00",
     ] {

@@ -74,6 +74,7 @@ async fn cached<T: Serialize>(
     responses((status = 200, body = StoreView), (status = 400, body = ProblemBody), (status = 304), (status = 421, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn storefront_store_get(
     store: Storefront,
+    Query(NoParameters {}): Query<NoParameters>,
     OriginalUri(uri): OriginalUri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -88,6 +89,7 @@ async fn storefront_store_get(
 }
 
 #[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ProductListQuery {
     /// 1 to 100; 25 when left out.
@@ -102,7 +104,7 @@ pub struct ProductListQuery {
     category: Option<String>,
     tag: Option<String>,
     vendor: Option<String>,
-    /// Minor units of the store's currency.
+    /// Only products with a variant at this price or above, in minor units of the store's currency.
     price_min: Option<i64>,
     /// Only products with a variant at this price or below; with `price_min`, with one between the two.
     price_max: Option<i64>,
@@ -172,6 +174,7 @@ async fn storefront_product_list(
     responses((status = 200, body = ProductDetail), (status = 400, body = ProblemBody), (status = 304), (status = 404, body = ProblemBody), (status = 421, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn storefront_product_get(
     store: Storefront,
+    Query(NoParameters {}): Query<NoParameters>,
     OriginalUri(uri): OriginalUri,
     headers: HeaderMap,
     Path(product): Path<String>,
@@ -192,6 +195,7 @@ async fn storefront_product_get(
     responses((status = 200, body = Page<CategoryNode>), (status = 400, body = ProblemBody), (status = 304), (status = 421, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn storefront_category_list(
     store: Storefront,
+    Query(NoParameters {}): Query<NoParameters>,
     OriginalUri(uri): OriginalUri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -209,6 +213,7 @@ async fn storefront_category_list(
     responses((status = 200, body = CategoryView), (status = 400, body = ProblemBody), (status = 304), (status = 404, body = ProblemBody), (status = 421, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn storefront_category_get(
     store: Storefront,
+    Query(NoParameters {}): Query<NoParameters>,
     OriginalUri(uri): OriginalUri,
     headers: HeaderMap,
     Path(handle): Path<String>,
@@ -229,6 +234,7 @@ async fn storefront_category_get(
     responses((status = 200, body = Page<PageSummary>), (status = 400, body = ProblemBody), (status = 304), (status = 421, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn storefront_page_list(
     store: Storefront,
+    Query(NoParameters {}): Query<NoParameters>,
     OriginalUri(uri): OriginalUri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -246,6 +252,7 @@ async fn storefront_page_list(
     responses((status = 200, body = PageView), (status = 400, body = ProblemBody), (status = 304), (status = 404, body = ProblemBody), (status = 421, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn storefront_page_get(
     store: Storefront,
+    Query(NoParameters {}): Query<NoParameters>,
     OriginalUri(uri): OriginalUri,
     headers: HeaderMap,
     Path(slug): Path<String>,
@@ -262,6 +269,7 @@ async fn storefront_page_get(
 }
 
 #[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct RedirectQuery {
     /// The path that was asked for.
@@ -309,6 +317,11 @@ fn token<'h>(headers: &'h HeaderMap, name: &'static str) -> Result<&'h str, Prob
     value.to_str().ok().filter(|text| text.len() <= 200).ok_or_else(Problem::not_found)
 }
 
+/// For routes without query parameters: a misspelt one is refused there, too, and keeps no answer of its own in a cache.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoParameters {}
+
 /// The cart that the path names, with its token and the version that the client expects.
 fn cart_key(headers: &HeaderMap, id: CartId) -> Result<CartKey<'_>, Problem> {
     let if_version = match headers.get(header::IF_MATCH).map(HeaderValue::to_str) {
@@ -346,6 +359,7 @@ async fn storefront_cart_create(store: Storefront, State(cx): State<Cx>) -> Resu
     responses((status = 200, body = CartView), (status = 400, body = ProblemBody), (status = 404, body = ProblemBody), (status = 421, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn storefront_cart_get(
     store: Storefront,
+    Query(NoParameters {}): Query<NoParameters>,
     State(cx): State<Cx>,
     headers: HeaderMap,
     Path(id): Path<CartId>,
@@ -504,6 +518,7 @@ async fn storefront_cart_complete(
     responses((status = 200, body = OrderView), (status = 400, body = ProblemBody), (status = 404, body = ProblemBody), (status = 421, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn storefront_order_get(
     store: Storefront,
+    Query(NoParameters {}): Query<NoParameters>,
     headers: HeaderMap,
     Path(id): Path<OrderId>,
 ) -> Result<Response, Problem> {
