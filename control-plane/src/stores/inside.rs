@@ -150,23 +150,23 @@ pub async fn update(
         }
     }
     if changes_settings {
-        let mut connection = cx.master.acquire().await.map_err(StoreError::Db)?;
-        let subject = Subject::store(store.organization_id, store.id);
-        audit::record(
-            &mut connection,
-            cx.clock.now(),
-            Actor::User(by),
-            "store_settings_update",
-            subject,
-            serde_json::json!({}),
-        )
-        .await
-        .map_err(StoreError::Db)?;
+        note_change(cx, by, &store).await.map_err(StoreError::Db)?;
     }
     match name {
         Some(name) if name != store.name => Ok(super::rename(cx, by, &store, &name).await?),
-        _ => Ok(store),
+        _ => Ok(super::find(cx, store.id).await?),
     }
+}
+
+/// What master keeps of a change of the settings: that there was one.
+async fn note_change(cx: &Cx, by: UserId, store: &Store) -> Result<(), sqlx::Error> {
+    let now = cx.clock.now();
+    let mut tx = cx.master.begin().await?;
+    super::db::store_touch(&mut tx, store.id, now).await?;
+    let subject = Subject::store(store.organization_id, store.id);
+    let action = "store_settings_update";
+    audit::record(&mut tx, now, Actor::User(by), action, subject, serde_json::json!({})).await?;
+    tx.commit().await
 }
 
 async fn patch_settings(cx: &Cx, lease: &Lease, patch: &StoreSettingsPatch) -> Result<(), Problem> {
