@@ -890,7 +890,11 @@ async fn stores_go_to_the_least_filled_server_and_none_to_one_that_drains() {
     app.add_server("new", 10).await;
     control_plane::servers::drain(&app.cx, Actor::Cli, "new").await.unwrap();
     owner.connect(&late, json!({ "managed": true })).await.expect_problem(503, "no-capacity");
-    owner.connect(&late, json!({ "managed": true, "region": "nowhere" })).await.expect_problem(503, "no-capacity");
+    let nowhere = owner.connect(&late, json!({ "managed": true, "region": "nowhere" })).await;
+    nowhere.expect_field(422, "invalid-input", "/region");
+    control_plane::servers::activate(&app.cx, Actor::Cli, "new").await.unwrap();
+    owner.connect(&late, json!({ "managed": true })).await.expect_status(202);
+    assert_eq!(app.run_ended(&owner, &late).await["state"], "succeeded");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -146,6 +146,8 @@ pub enum ProvisioningError {
     Refused(StepError),
     #[error("no server has room")]
     NoCapacity,
+    #[error("no server is in that region")]
+    UnknownRegion,
     #[error("the store has no run")]
     NoRun,
     #[error("the run is {}", state.as_str())]
@@ -363,6 +365,11 @@ async fn place_managed(
     store: &Store,
     region: Option<&str>,
 ) -> Result<NewStoreDatabase, ProvisioningError> {
+    if let Some(region) = region
+        && !servers::db::region_exists(tx, region).await?
+    {
+        return Err(ProvisioningError::UnknownRegion);
+    }
     let server =
         servers::db::server_least_filled(tx, Engine::Postgresql, region).await?.ok_or(ProvisioningError::NoCapacity)?;
     let admin = servers::open_credential(cx, &server).map_err(|_| ProvisioningError::NoCapacity)?;
@@ -470,6 +477,15 @@ impl From<ProvisioningError> for Problem {
                     .detail("Bring a database of your own, or try again later.")
                     .retry_after(std::time::Duration::from_secs(300))
             }
+            ProvisioningError::UnknownRegion => {
+                Self::invalid().field("/region", "unknown", "is no region of this installation; leave it out for any")
+            }
+            ProvisioningError::Managed => conflict(
+                "managed-database",
+                "The database is a managed one",
+                "Its credentials are made and kept by us: there is nothing to change.",
+            ),
+            ProvisioningError::Refused(error) => refused(&error),
             ProvisioningError::NoRun => Self::not_found(),
             ProvisioningError::WrongRunState { state, wanted } => conflict(
                 "wrong-run-state",
