@@ -139,7 +139,7 @@ impl TestApp {
     /// Somebody with the platform role.
     pub async fn admin(&self) -> Owner {
         let owner = self.owner("root").await;
-        control_plane::identity::admin_grant(&self.cx, &owner.email).await.unwrap();
+        control_plane::identity::admin_grant(&self.cx, control_plane::audit::Actor::Cli, &owner.email).await.unwrap();
         owner
     }
 

@@ -260,6 +260,11 @@ fn sound_body(scene: &Scene, operation: &str) -> Value {
             "engine": "postgresql", "host": "127.0.0.1", "port": 1, "username": "u", "password": "p", "database": "d",
             "tls": "disable", "caPem": "-----BEGIN CERTIFICATE-----"
         }),
+        "database_credentials_replace" => json!({
+            "engine": "postgresql", "host": "127.0.0.1", "port": 1, "username": "u", "password": "p", "database": "d",
+            "tls": "disable", "caPem": "-----BEGIN CERTIFICATE-----"
+        }),
+        "ops_admin_grant" | "ops_admin_revoke" => json!({ "email": "who@example.com" }),
         "ops_server_add" => json!({ "name": "second", "url": "postgres://u:p@127.0.0.1:1/d", "region": "eu" }),
         "ops_store_suspend" => json!({ "reason": "because" }),
         "storefront_cart_update" => json!({ "email": "sam@example.com", "country": "DE" }),

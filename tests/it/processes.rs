@@ -343,6 +343,15 @@ async fn the_granted_role_opens_the_ops_routes() {
     owner.api.get("/api/ops/stores").await.expect_status(200);
     let unknown = Cli::run(&master.url(), &["admin", "grant", "nobody@example.com"]).await;
     assert_eq!(unknown.status.code(), Some(1));
+
+    let last = Cli::run(&master.url(), &["admin", "revoke", "ada@example.com"]).await;
+    assert_eq!(last.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&last.stderr).contains("nobody else"));
+    owner.api.get("/api/ops/stores").await.expect_status(200);
+    node.owner("bob").await;
+    owner.api.post("/api/ops/admins/grant", json!({ "email": "bob@example.com" })).await.expect_status(200);
+    Cli::json(&master.url(), &["admin", "revoke", "ada@example.com"]).await;
+    owner.api.get("/api/ops/stores").await.expect_problem(404, "not-found");
 }
 
 #[tokio::test(flavor = "multi_thread")]

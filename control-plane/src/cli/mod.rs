@@ -20,7 +20,7 @@ use crate::config::{Config, HostArgs, KeyArgs, LimitArgs, LogArgs, MasterArgs};
 use crate::cx::OpsCx;
 use crate::http::errors::chain;
 use crate::ops::routes::{OpsStoreView, ServerView, default_max_connections, default_max_stores};
-use crate::provisioning::{self, NewDatabase};
+use crate::provisioning::{self, NewDatabase, ProvisioningError};
 use crate::servers::{self, NewServer};
 use crate::{identity, master, ops, serve, stores, telemetry};
 
@@ -93,6 +93,12 @@ enum Admin {
         #[command(flatten)]
         ops: OpsArgs,
     },
+    /// Take the platform role from somebody; the last one who has it keeps it
+    Revoke {
+        email: String,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
 }
 
 #[derive(Subcommand)]
@@ -119,6 +125,13 @@ enum Servers {
     List(OpsArgs),
     /// Stop placing new stores on a server
     Drain {
+        /// Name or id
+        server: String,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
+    /// Place new stores on a drained server again
+    Activate {
         /// Name or id
         server: String,
         #[command(flatten)]
@@ -288,11 +301,13 @@ async fn act(cli: Cli) -> Result<ExitCode, anyhow::Error> {
 async fn operate(command: Command) -> Result<Printed, anyhow::Error> {
     let (args, command) = match command {
         Command::Admin(Admin::Grant { email, ops }) => (ops, Operation::AdminGrant { email }),
+        Command::Admin(Admin::Revoke { email, ops }) => (ops, Operation::AdminRevoke { email }),
         Command::Servers(Servers::Add { name, url, region, max_stores, max_connections, ops }) => {
             (ops, Operation::ServerAdd(NewServer { name, url, region, max_stores, max_connections }))
         }
         Command::Servers(Servers::List(ops)) => (ops, Operation::ServerList),
         Command::Servers(Servers::Drain { server, ops }) => (ops, Operation::ServerDrain { server }),
+        Command::Servers(Servers::Activate { server, ops }) => (ops, Operation::ServerActivate { server }),
         Command::Stores(Stores::List { limit, cursor, ops }) => (ops, Operation::StoreList { limit, cursor }),
         Command::Stores(Stores::Show { store, ops }) => (ops, Operation::StoreShow { store }),
         Command::Stores(Stores::Provision { store, region, ops }) => (ops, Operation::StoreProvision { store, region }),
@@ -319,9 +334,11 @@ async fn operate(command: Command) -> Result<Printed, anyhow::Error> {
 
 enum Operation {
     AdminGrant { email: String },
+    AdminRevoke { email: String },
     ServerAdd(NewServer),
     ServerList,
     ServerDrain { server: String },
+    ServerActivate { server: String },
     StoreList { limit: Option<u8>, cursor: Option<String> },
     StoreShow { store: StoreId },
     StoreProvision { store: StoreId, region: Option<String> },
@@ -332,11 +349,35 @@ enum Operation {
 }
 
 impl Operation {
+    /// Whether it seals or opens a credential.
+    fn needs_key(&self) -> bool {
+        match self {
+            Self::ServerAdd(_)
+            | Self::StoreProvision { .. }
+            | Self::ProductImport { .. }
+            | Self::ExplainHost { .. } => true,
+            Self::AdminGrant { .. }
+            | Self::AdminRevoke { .. }
+            | Self::ServerList
+            | Self::ServerDrain { .. }
+            | Self::ServerActivate { .. }
+            | Self::StoreList { .. }
+            | Self::StoreShow { .. }
+            | Self::StoreSuspend { .. }
+            | Self::StoreResume { .. } => false,
+        }
+    }
+
     async fn run(self, cx: &OpsCx) -> Result<Printed, anyhow::Error> {
         Ok(match self {
             Self::AdminGrant { email } => {
-                let user = identity::admin_grant(cx, &email).await?;
+                let user = identity::admin_grant(cx, Actor::Cli, &email).await?;
                 let line = format!("{} is now a platform admin", user.email);
+                Printed::new(serde_json::to_value(identity::routes::UserView::from(user))?).line(line)
+            }
+            Self::AdminRevoke { email } => {
+                let user = identity::admin_revoke(cx, Actor::Cli, &email).await?;
+                let line = format!("{} is no platform admin", user.email);
                 Printed::new(serde_json::to_value(identity::routes::UserView::from(user))?).line(line)
             }
             Self::ServerAdd(new) => output::server(&ServerView::from(servers::add(cx, Actor::Cli, new).await?))?,
@@ -346,6 +387,9 @@ impl Operation {
             }
             Self::ServerDrain { server } => {
                 output::server(&ServerView::from(servers::drain(cx, Actor::Cli, &server).await?))?
+            }
+            Self::ServerActivate { server } => {
+                output::server(&ServerView::from(servers::activate(cx, Actor::Cli, &server).await?))?
             }
             Self::StoreList { limit, cursor } => {
                 let (stores, next) = stores::list_all(cx, None, cursor.as_deref(), limit).await?;
@@ -362,7 +406,15 @@ impl Operation {
                 let run = if latest == Some(provisioning::RunState::Failed) {
                     provisioning::retry(cx, Actor::Cli, store).await?
                 } else {
-                    provisioning::connect(cx, Actor::Cli, store, NewDatabase::Managed { region }, false).await?
+                    let managed = NewDatabase::Managed { region: region.clone() };
+                    match provisioning::connect(cx, Actor::Cli, store, managed, false).await {
+                        Err(ProvisioningError::NoCapacity) => {
+                            let servers = servers::list(cx).await?;
+                            let why = servers::explain_room(&servers, region.as_deref());
+                            anyhow::bail!("no server has room: {why}");
+                        }
+                        outcome => outcome?,
+                    }
                 };
                 let line = format!("run {} is {}; a serving node works it off", run.run.id, run.run.state.as_str());
                 Printed::new(serde_json::to_value(provisioning::routes::RunView::from(run))?).line(line)

@@ -18,7 +18,7 @@ use sha2::{Digest as _, Sha256};
 use sqlx::PgConnection;
 
 use crate::audit::{self, Actor};
-use crate::cx::Cx;
+use crate::cx::{Cx, OpsCx};
 use crate::stores::{self, NewStore, Store, StoreError};
 
 /// Why an identity operation was refused.
@@ -304,23 +304,33 @@ pub async fn memberships(cx: &Cx, user: UserId) -> Result<Vec<Membership>, Ident
     Ok(db::memberships(&mut *cx.master.acquire().await?, user).await?)
 }
 
-/// Gives a registered person the platform role, as the first admin can only be made from the machine itself.
-pub async fn admin_grant(cx: &crate::cx::OpsCx, email: &str) -> Result<User, IdentityError> {
+/// Gives a registered person the platform role. The first admin can only be made from the machine itself.
+pub async fn admin_grant(cx: &OpsCx, actor: Actor, email: &str) -> Result<User, IdentityError> {
     let email = Email::parse(email)?;
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
-    let user = db::user_grant_platform_role(&mut tx, email.as_str(), "admin", now)
-        .await?
-        .ok_or(IdentityError::UserNotFound)?;
-    audit::record(
-        &mut tx,
-        now,
-        Actor::Cli,
-        "admin_grant",
-        audit::Subject::default(),
-        serde_json::json!({ "userId": user.id }),
-    )
-    .await?;
+    let user = db::user_set_platform_role(&mut tx, email.as_str(), Some("admin"), now).await?;
+    let user = user.ok_or(IdentityError::UserNotFound)?;
+    let data = serde_json::json!({ "userId": user.id });
+    audit::record(&mut tx, now, actor, "admin_grant", audit::Subject::default(), data).await?;
+    tx.commit().await?;
+    Ok(user)
+}
+
+/// Takes the platform role from a person; the last one who has it keeps it.
+pub async fn admin_revoke(cx: &OpsCx, actor: Actor, email: &str) -> Result<User, IdentityError> {
+    let email = Email::parse(email)?;
+    let now = cx.clock.now();
+    let mut tx = cx.master.begin().await?;
+    // Locked, so that the last two cannot revoke one another.
+    let admins = db::platform_admins_lock(&mut tx).await?;
+    let user = db::user_set_platform_role(&mut tx, email.as_str(), None, now).await?;
+    let user = user.ok_or(IdentityError::UserNotFound)?;
+    if admins.contains(&user.id) && admins.len() == 1 {
+        return Err(IdentityError::LastAdmin);
+    }
+    let data = serde_json::json!({ "userId": user.id });
+    audit::record(&mut tx, now, actor, "admin_revoke", audit::Subject::default(), data).await?;
     tx.commit().await?;
     Ok(user)
 }

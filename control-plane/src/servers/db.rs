@@ -162,6 +162,13 @@ pub async fn server_least_filled(
     }
 }
 
+/// Whether any server is in this region.
+pub async fn region_exists(conn: &mut PgConnection, region: &str) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(r#"select exists (select from database_servers where region = $1) as "exists!""#, region)
+        .fetch_one(conn)
+        .await
+}
+
 /// Changes the status of the server of this name or id.
 pub async fn server_set_status(
     conn: &mut PgConnection,

@@ -157,12 +157,25 @@ async fn prove(credential: &Credential) -> Result<Option<String>, ServerError> {
 
 /// Stops placing new stores on a server; those that are there stay.
 pub async fn drain(cx: &OpsCx, actor: Actor, name_or_id: &str) -> Result<Server, ServerError> {
+    set_status(cx, actor, name_or_id, "server_drain", ServerStatus::Draining).await
+}
+
+/// Places new stores on a server again.
+pub async fn activate(cx: &OpsCx, actor: Actor, name_or_id: &str) -> Result<Server, ServerError> {
+    set_status(cx, actor, name_or_id, "server_activate", ServerStatus::Active).await
+}
+
+async fn set_status(
+    cx: &OpsCx,
+    actor: Actor,
+    name_or_id: &str,
+    action: &'static str,
+    status: ServerStatus,
+) -> Result<Server, ServerError> {
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
-    let id =
-        db::server_set_status(&mut tx, name_or_id, ServerStatus::Draining, now).await?.ok_or(ServerError::NotFound)?;
-    audit::record(&mut tx, now, actor, "server_drain", Subject::default(), serde_json::json!({ "serverId": id }))
-        .await?;
+    let id = db::server_set_status(&mut tx, name_or_id, status, now).await?.ok_or(ServerError::NotFound)?;
+    audit::record(&mut tx, now, actor, action, Subject::default(), serde_json::json!({ "serverId": id })).await?;
     let server = db::server_find(&mut tx, id).await?.ok_or(ServerError::NotFound)?;
     tx.commit().await?;
     Ok(server)
@@ -171,6 +184,33 @@ pub async fn drain(cx: &OpsCx, actor: Actor, name_or_id: &str) -> Result<Server,
 /// Every server.
 pub async fn list(cx: &OpsCx) -> Result<Vec<Server>, ServerError> {
     Ok(db::servers_all(&mut *cx.master.acquire().await?).await?)
+}
+
+/// What each server says to a new store of `region`, for ops: owners are told no more than that there is no room.
+pub fn explain_room(servers: &[Server], region: Option<&str>) -> String {
+    let of = |server: &Server| {
+        let Server { name, stores, max_stores, .. } = server;
+        if region.is_some() && server.region.as_deref() != region {
+            format!("{name} is in {}", server.region.as_deref().unwrap_or("no region"))
+        } else if server.status == ServerStatus::Draining {
+            format!("{name} is draining (`tenantry servers activate {name}` ends that)")
+        } else if !server.has_room() {
+            format!("{name} is full ({stores} of {max_stores} stores)")
+        } else {
+            format!("{name} has room ({stores} of {max_stores} stores)")
+        }
+    };
+    if servers.is_empty() {
+        return "none is registered (`tenantry servers add`)".to_owned();
+    }
+    servers.iter().map(of).collect::<Vec<_>>().join("; ")
+}
+
+impl Server {
+    /// Whether new stores are placed on it.
+    pub fn has_room(&self) -> bool {
+        self.status == ServerStatus::Active && self.stores < i64::from(self.max_stores)
+    }
 }
 
 /// The credential of a server's administrator.
