@@ -384,6 +384,18 @@ async fn a_host_is_explained() {
         json!({ "isReachable": false, "cause": "wrong_password", "connectMs": broken["database"]["connectMs"] })
     );
     assert!(!broken.to_string().contains(&name), "{broken}");
+    assert_eq!((&broken["decision"], &broken["refusal"]), (&json!("closed"), &json!("503 store-suspended")));
+    Cli::json(&url, &["stores", "resume", id_of(&store)]).await;
+    let broken = decision("tea.stores.localhost").await;
+    let says = (&broken["decision"], &broken["refusal"]);
+    assert_eq!(says, (&json!("unavailable"), &json!("503 store-database-unavailable")));
+    let sick = Cli::run(&url, &["doctor", "--json"]).await;
+    assert_eq!(sick.status.code(), Some(3));
+    let sick = String::from_utf8_lossy(&sick.stdout).into_owned();
+    assert!(
+        sick.contains(&format!("the database of store {} cannot be reached: wrong_password", id_of(&store))),
+        "{sick}"
+    );
 
     let wrong = cluster.brought().await;
     let failed = owner.create_store("coffee").await.expect_status(201);

@@ -175,7 +175,10 @@ pub(super) fn explanation(explanation: &HostExplanation) -> Result<Printed, anyh
     let mut lines = vec![
         format!("given       {}", explanation.given),
         format!("normalized  {}", explanation.normalized),
-        format!("decision    {}", explanation.decision),
+        match explanation.refusal {
+            Some(refusal) => format!("decision    {} ({refusal})", explanation.decision),
+            None => format!("decision    {}", explanation.decision),
+        },
     ];
     if let Some(store) = &explanation.store {
         lines.push(format!("store       {}  {}  {}", store.id, store.status, store.name));
