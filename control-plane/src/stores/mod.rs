@@ -224,6 +224,13 @@ pub async fn find(cx: &OpsCx, id: StoreId) -> Result<Store, StoreError> {
     db::store_find(&mut *cx.master.acquire().await?, id).await?.ok_or(StoreError::NotFound)
 }
 
+/// One store by its slug, for ops.
+pub async fn find_by_slug(cx: &OpsCx, slug: &Slug) -> Result<Store, StoreError> {
+    let mut connection = cx.master.acquire().await?;
+    let id = db::store_id_of_slug(&mut connection, slug.as_str()).await?.ok_or(StoreError::NotFound)?;
+    db::store_find(&mut connection, id).await?.ok_or(StoreError::NotFound)
+}
+
 fn check_limit(limit: Option<u8>) -> Result<u8, StoreError> {
     match limit.unwrap_or(DEFAULT_LIMIT) {
         limit @ 1..=MAX_LIMIT => Ok(limit),
@@ -280,7 +287,8 @@ async fn set_status(
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
     let store = db::store_lock(&mut tx, id).await?.ok_or(StoreError::NotFound)?;
-    if store.status == to {
+    // Said again it changes nothing, but for another reason.
+    if store.status == to && store.status_reason == reason {
         return Ok(store);
     }
     if !from.contains(&store.status) {
