@@ -248,6 +248,17 @@ async fn servers_are_added_listed_and_drained() {
     assert_eq!(listed["data"].as_array().unwrap().len(), 1);
     let drained = Cli::json(&url, &["servers", "drain", "eu-1"]).await;
     assert_eq!(drained["status"], "draining");
+    let activated = Cli::json(&url, &["servers", "activate", "eu-1"]).await;
+    assert_eq!(activated["status"], "active");
+    // What opens no credential needs no key.
+    let keyless = [("ENCRYPTION_KEY", None)];
+    for command in [&["servers", "list"][..], &["stores", "list"], &["servers", "drain", "eu-1"]] {
+        let output = Cli::run_in(&url, &keyless, command).await;
+        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let add = [("ENCRYPTION_KEY", None), ("SERVER_URL", Some("postgres://a:b@127.0.0.1:1/d"))];
+    let refused = Cli::run_in(&url, &add, &["servers", "add", "eu-9"]).await;
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("ENCRYPTION_KEY"));
 
     let password = cluster.url("postgres").split(':').nth(2).unwrap().split('@').next().unwrap().to_owned();
     let again = Cli::run_in(&url, &[("SERVER_URL", Some(&cluster.url("postgres")))], &["servers", "add", "eu-1"]).await;
@@ -307,6 +318,17 @@ async fn stores_are_listed_shown_and_provisioned() {
     assert_eq!(node.run_ended(&owner, &ids[0]).await["state"], "succeeded");
     let shown = Cli::json(&url, &["stores", "show", id_of(&ids[0])]).await;
     assert_eq!((&shown["status"], &shown["lastRun"]["state"]), (&json!("active"), &json!("succeeded")));
+    let by_slug = Cli::json(&url, &["stores", "show", "one"]).await;
+    assert_eq!(by_slug["id"], ids[0]["id"]);
+    Cli::json(&url, &["servers", "drain", "local"]).await;
+    let full = Cli::run(&url, &["stores", "provision", "two", "--json"]).await;
+    let said = String::from_utf8_lossy(&full.stderr).into_owned();
+    let said: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    assert!(said["error"].as_str().unwrap().contains("local is draining"), "{said}");
+    for reason in ["unpaid", "still unpaid"] {
+        let shown = Cli::json(&url, &["stores", "suspend", "one", "--reason", reason]).await;
+        assert_eq!((&shown["status"], &shown["statusReason"]), (&json!("suspended"), &json!(reason)));
+    }
     let again = Cli::run(&url, &["stores", "provision", id_of(&ids[0])]).await;
     assert_eq!(again.status.code(), Some(1));
     let nobody = Cli::run(&url, &["stores", "show", "sto_01JD8Q6X5MFKV9T3R0WZ2H4C7N"]).await;
@@ -501,8 +523,11 @@ async fn products_are_imported_from_a_file_after_a_dry_run() {
     )
     .unwrap();
     let path = file.path().to_str().unwrap();
-    let import =
-        async |more: &[&str]| Cli::json(&url, &[&["products", "import", id_of(&store), path], more].concat()).await;
+    let import = async |more: &[&str]| {
+        let output = Cli::run(&url, &[&["products", "import", "tea", path, "--json"], more].concat()).await;
+        assert_eq!(output.status.code(), Some(4), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
     let listed = async || {
         let list = node.storefront_of(&store).get("/store/v1/products").await.expect_status(200);
         list["data"].as_array().unwrap().len()
@@ -554,9 +579,11 @@ async fn master_is_migrated_once_however_many_try() {
     let cluster = cluster().await;
     let master = cluster.empty().await;
     let url = master.url();
-    let unready = Cli::run(&url, &["serve"]).await;
-    assert_eq!(unready.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&unready.stderr).contains("tenantry migrate master"));
+    for command in [&["serve"][..], &["servers", "list"], &["admin", "grant", "ada@example.com"]] {
+        let unready = Cli::run(&url, command).await;
+        assert_eq!(unready.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&unready.stderr).contains("tenantry migrate master"), "{command:?}");
+    }
 
     let migrate = || Cli::json(&url, &["migrate", "master"]);
     let (one, two, three) = tokio::join!(migrate(), migrate(), migrate());

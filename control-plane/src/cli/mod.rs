@@ -1,5 +1,6 @@
 //! The commands. A command and its route share one operation; what a script would read comes as `--json` on stdout, log
-//! lines go to stderr. Exit codes: 0 done, 1 failed, 2 not understood, 3 the doctor found something.
+//! lines go to stderr. Exit codes: 0 done, 1 failed, 2 not understood, 3 the doctor found something, 4 some of an import's
+//! products were refused.
 
 mod dev;
 mod output;
@@ -7,10 +8,11 @@ mod output;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::sync::Arc;
 
-use clap::{Args, Parser, Subcommand};
-use kernel::{StoreId, SystemClock};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use kernel::{Slug, StoreId, SystemClock};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 
@@ -154,13 +156,15 @@ enum Stores {
     },
     /// Show a store
     Show {
-        store: StoreId,
+        /// Id or slug
+        store: StoreName,
         #[command(flatten)]
         ops: OpsArgs,
     },
     /// Give a store a managed database, or retry its failed run
     Provision {
-        store: StoreId,
+        /// Id or slug
+        store: StoreName,
         #[arg(long)]
         region: Option<String>,
         #[command(flatten)]
@@ -168,7 +172,8 @@ enum Stores {
     },
     /// Close a store; its storefront answers 503
     Suspend {
-        store: StoreId,
+        /// Id or slug
+        store: StoreName,
         /// Kept in the audit trail and shown to the owner
         #[arg(long)]
         reason: String,
@@ -177,7 +182,8 @@ enum Stores {
     },
     /// Open a suspended store again
     Resume {
-        store: StoreId,
+        /// Id or slug
+        store: StoreName,
         #[command(flatten)]
         ops: OpsArgs,
     },
@@ -185,9 +191,10 @@ enum Stores {
 
 #[derive(Subcommand)]
 enum Products {
-    /// Import a Shopify product CSV
+    /// Import a Shopify product CSV; exit code 4 when some of its products were refused
     Import {
-        store: StoreId,
+        /// Id or slug
+        store: StoreName,
         file: PathBuf,
         /// Only say what would happen
         #[arg(long)]
@@ -207,6 +214,31 @@ enum Explain {
     },
 }
 
+/// A store, as somebody at a terminal names it.
+#[derive(Debug, Clone)]
+enum StoreName {
+    Id(StoreId),
+    Slug(Slug),
+}
+
+impl FromStr for StoreName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let id = text.parse().map(Self::Id);
+        id.or_else(|_| Slug::parse(text).map(Self::Slug)).map_err(|_| "expected a store's id (sto_...) or its slug")
+    }
+}
+
+impl StoreName {
+    async fn id(self, cx: &OpsCx) -> Result<StoreId, stores::StoreError> {
+        match self {
+            Self::Id(id) => Ok(id),
+            Self::Slug(slug) => stores::find_by_slug(cx, &slug).await.map(|store| store.id),
+        }
+    }
+}
+
 /// What a command needs to act.
 #[derive(Args, Clone)]
 pub struct OpsArgs {
@@ -224,10 +256,12 @@ pub struct OpsArgs {
 }
 
 impl OpsArgs {
-    fn context(self) -> Result<OpsCx, anyhow::Error> {
+    /// Without a key, a command that opens no credential gets one that opens none.
+    fn context(self, needs_key: bool) -> Result<OpsCx, anyhow::Error> {
+        let keys = if needs_key || self.keys.is_given() { self.keys } else { KeyArgs::throwaway() };
         Ok(OpsCx::new(
             self.master,
-            &self.keys,
+            &keys,
             self.hosts,
             self.limits,
             self.allow_private_databases,
@@ -254,10 +288,30 @@ pub fn run(cli: Cli) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return refuse(&format!("the runtime cannot start: {error}")),
     };
+    let json = cli.json;
     match runtime.block_on(act(cli)) {
         Ok(code) => code,
-        Err(error) => output::failed(&error),
+        Err(error) => output::failed(json, &error),
     }
+}
+
+/// Reads the command line. Options that nearly every command takes, and nearly nobody gives there, are left out of its help:
+/// they are variables of `.env`.
+pub fn parse() -> Cli {
+    let matches = shorten(Cli::command(), "").get_matches();
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+fn shorten(command: clap::Command, above: &str) -> clap::Command {
+    let name = command.get_name().to_owned();
+    if above == "tenantry" && name == "serve" {
+        return command;
+    }
+    let command = command.mut_args(|argument| match argument.get_help_heading() {
+        Some("Hosts" | "Limits") => argument.hide(true),
+        _ => argument,
+    });
+    command.mut_subcommands(|below| shorten(below, &name))
 }
 
 async fn act(cli: Cli) -> Result<ExitCode, anyhow::Error> {
@@ -284,7 +338,7 @@ async fn act(cli: Cli) -> Result<ExitCode, anyhow::Error> {
             return print(json, &Printed::text(document)).map(|()| ExitCode::SUCCESS);
         }
         Command::Doctor(args) => {
-            let cx = args.context()?;
+            let cx = args.context(true)?;
             let findings = ops::doctor(&cx).await;
             cx.close().await;
             let findings = findings?;
@@ -294,7 +348,7 @@ async fn act(cli: Cli) -> Result<ExitCode, anyhow::Error> {
         }
         other => operate(other).await?,
     };
-    print(json, &done).map(|()| ExitCode::SUCCESS)
+    print(json, &done).map(|()| ExitCode::from(done.code))
 }
 
 /// The commands that act on master and close what they opened.
@@ -326,7 +380,9 @@ async fn operate(command: Command) -> Result<Printed, anyhow::Error> {
             unreachable!("`act` runs these itself")
         }
     };
-    let cx = args.context()?;
+    // Says what is wrong with master before a statement of the command fails of it.
+    master::check(&args.master).await?;
+    let cx = args.context(command.needs_key())?;
     let done = command.run(&cx).await;
     cx.close().await;
     done
@@ -340,11 +396,11 @@ enum Operation {
     ServerDrain { server: String },
     ServerActivate { server: String },
     StoreList { limit: Option<u8>, cursor: Option<String> },
-    StoreShow { store: StoreId },
-    StoreProvision { store: StoreId, region: Option<String> },
-    StoreSuspend { store: StoreId, reason: String },
-    StoreResume { store: StoreId },
-    ProductImport { store: StoreId, file: PathBuf, dry_run: bool },
+    StoreShow { store: StoreName },
+    StoreProvision { store: StoreName, region: Option<String> },
+    StoreSuspend { store: StoreName, reason: String },
+    StoreResume { store: StoreName },
+    ProductImport { store: StoreName, file: PathBuf, dry_run: bool },
     ExplainHost { name: String },
 }
 
@@ -397,11 +453,13 @@ impl Operation {
                 output::stores(&stores, next.as_deref())?
             }
             Self::StoreShow { store } => {
+                let store = store.id(cx).await?;
                 let view = OpsStoreView::from(stores::find(cx, store).await?);
                 let run = provisioning::latest(cx, store).await.ok();
                 output::store(&view, run.map(provisioning::routes::RunView::from))?
             }
             Self::StoreProvision { store, region } => {
+                let store = store.id(cx).await?;
                 let latest = provisioning::latest(cx, store).await.ok().map(|latest| latest.run.state);
                 let run = if latest == Some(provisioning::RunState::Failed) {
                     provisioning::retry(cx, Actor::Cli, store).await?
@@ -420,12 +478,17 @@ impl Operation {
                 Printed::new(serde_json::to_value(provisioning::routes::RunView::from(run))?).line(line)
             }
             Self::StoreSuspend { store, reason } => {
+                let store = store.id(cx).await?;
                 output::store(&OpsStoreView::from(stores::suspend(cx, Actor::Cli, store, &reason).await?), None)?
             }
             Self::StoreResume { store } => {
+                let store = store.id(cx).await?;
                 output::store(&OpsStoreView::from(stores::resume(cx, Actor::Cli, store).await?), None)?
             }
-            Self::ProductImport { store, file, dry_run } => import(cx, store, &file, dry_run).await?,
+            Self::ProductImport { store, file, dry_run } => {
+                let store = store.id(cx).await?;
+                import(cx, store, &file, dry_run).await?
+            }
             Self::ExplainHost { name } => output::explanation(&ops::explain_host(cx, &name).await?)?,
         })
     }

@@ -291,7 +291,7 @@ async fn set_status(
     if store.status == to && store.status_reason == reason {
         return Ok(store);
     }
-    if !from.contains(&store.status) {
+    if store.status != to && !from.contains(&store.status) {
         let wanted = if to == StoreStatus::Active { "suspended" } else { "active" };
         return Err(StoreError::WrongStatus { status: store.status, wanted });
     }
