@@ -649,7 +649,8 @@ async fn an_address_in_use_is_said_at_start() {
     let address = taken.local_addr().unwrap().to_string();
     let output = Cli::run_in(&master.url(), &[("LISTEN", Some(&address))], &["serve"]).await;
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains(&address));
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains(&address) && text.contains("--listen"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
