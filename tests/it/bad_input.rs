@@ -138,7 +138,8 @@ async fn a_body_of_another_type_or_too_large_is_refused_everywhere() {
         let bare = client.request(client.build(method.clone(), &path).body("{}".into()).unwrap()).await;
         bare.expect_problem(415, "unsupported-media-type");
         let answer = client.send_bytes(method.clone(), &path, "application/json", large.clone()).await;
-        answer.expect_problem(413, "body-too-large");
+        let problem = answer.expect_problem(413, "body-too-large");
+        assert_eq!(problem["detail"], "It reads 65536 bytes.");
     }
     // Without a length in the head the limit holds as well.
     let login = "POST /api/auth/login HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";

@@ -344,7 +344,8 @@ async fn a_quantity_is_a_whole_number_from_1_to_999_and_a_price_is_never_the_cli
     let problem = cart.add(&variant, 200).await.expect_problem(409, "out-of-stock");
     assert_eq!(problem["available"], 200);
     let none = variant_of(&tea.shop, "salted-caramel-slab", 0).await;
-    assert_eq!(cart.add(&none, 1).await.expect_problem(409, "out-of-stock")["available"], 0);
+    let none = cart.add(&none, 1).await.expect_problem(409, "out-of-stock");
+    assert_eq!((&none["available"], &none["detail"]), (&json!(0), &json!("It is sold out.")));
     cart.add("var_01JD8Q6X5MFKV9T3R0WZ2H4C7N", 1).await.expect_field(422, "invalid-input", "/variantId");
     let after = cart.get().await.expect_status(200);
     assert_eq!((&after["lines"][0]["quantity"], &after["lines"][0]["unitPriceMinor"]), (&json!(1), &json!(390)));

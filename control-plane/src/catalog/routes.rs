@@ -133,6 +133,20 @@ impl Work {
         request: Request,
         progress: impl FnMut(ImportProgress),
     ) -> Result<ImportReport, Problem> {
+        let limit = self.limit;
+        self.read(cx, request, progress).await.map_err(|problem| match problem.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => problem
+                .detail(format!("It reads {limit} bytes. What came before the limit was imported. Split the file.")),
+            _ => problem,
+        })
+    }
+
+    async fn read(
+        self,
+        cx: &Cx,
+        request: Request,
+        progress: impl FnMut(ImportProgress),
+    ) -> Result<ImportReport, Problem> {
         let kind = content_type(request.headers());
         // A sender that falls silent must not hold one of the few places.
         let request = request.map(|body| Body::new(Limited::new(TimeoutBody::new(SILENCE, body), self.limit)));

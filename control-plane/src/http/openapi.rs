@@ -4,8 +4,10 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::routing::get;
-use problem::{Json, Problem};
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use problem::{BodyLimit, Json, Problem};
+use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{Object, Required, Type};
 use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 
@@ -99,6 +101,7 @@ pub fn routers(cx: &Cx) -> (Router, Router) {
             .fallback(|| async { Problem::not_found() })
             .method_not_allowed_fallback(method_not_allowed)
             .layer(limit)
+            .layer(axum::Extension(BodyLimit(cx.config.limits.body_limit_bytes)))
             .layer(axum::middleware::map_response(keep_matched_path))
             .with_state(cx.clone())
     };

@@ -32,7 +32,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
             )
             .detail("Send the body as JSON, with `Content-Type: application/json`."));
         }
-        let bytes = axum::body::Bytes::from_request(request, state).await.map_err(|refused| from_bytes(&refused))?;
+        let limit = request.extensions().get().copied();
+        let bytes = axum::body::Bytes::from_request(request, state).await;
+        let bytes = bytes.map_err(|refused| from_bytes(&refused, limit))?;
         from_slice(&bytes).map(Self)
     }
 }
@@ -90,15 +92,91 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
-fn from_bytes(refused: &BytesRejection) -> Problem {
+fn from_bytes(refused: &BytesRejection, limit: Option<BodyLimit>) -> Problem {
     match refused {
-        BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => too_large(),
+        BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => too_large(limit),
         _ => Problem::new(StatusCode::BAD_REQUEST, "body-unreadable", "The body could not be read to its end"),
     }
 }
 
-fn too_large() -> Problem {
-    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "The body is larger than this route reads")
+fn too_large(limit: Option<BodyLimit>) -> Problem {
+    let problem =
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "The body is larger than this route reads");
+    match limit {
+        Some(BodyLimit(bytes)) => problem.detail(format!("It reads {bytes} bytes.")),
+        None => problem,
+    }
+}
+
+/// The largest body that is read, as an extension of the request, so that a refusal can say it. Setting it limits nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct BodyLimit(pub usize);
+
+/// What serde says, for people who never heard of it.
+struct Plain {
+    /// The member that is missing, which is not in the path to what was read.
+    missing: Option<String>,
+    code: &'static str,
+    detail: String,
+}
+
+fn in_plain_words(message: &str) -> Plain {
+    let plain = |code, detail: String| Plain { missing: None, code, detail };
+    if let Some(name) = message.strip_prefix("missing field ") {
+        let name = name.trim_matches('`').to_owned();
+        return Plain { missing: Some(name), code: "required", detail: "is missing".to_owned() };
+    }
+    // What was found is left out: whoever sent it knows, and nobody else should.
+    let is_unknown = message.starts_with("unknown field ");
+    if is_unknown && message.ends_with("there are no fields") {
+        return plain("unknown", "is not known here".to_owned());
+    }
+    let wanted = message.split_once(", expected ").map(|(_, wanted)| wanted);
+    match wanted {
+        Some(names) if is_unknown => plain("unknown", format!("is not known here; known are {}", listed(names))),
+        Some(names) if message.starts_with("unknown variant ") => {
+            plain("invalid", format!("must be one of {}", listed(names)))
+        }
+        Some(kind) if message.starts_with("invalid ") => plain("invalid", format!("must be {}", kind_of(kind))),
+        _ => plain("invalid", from_text(message).unwrap_or(message).to_owned()),
+    }
+}
+
+/// "one of `a`, `b`" and "`a` or `b`" as one list.
+fn listed(names: &str) -> String {
+    names.trim_start_matches("one of ").replace("` or `", "`, `").replace('`', "")
+}
+
+/// Names of Rust's types in words.
+fn kind_of(kind: &str) -> &str {
+    match kind {
+        "u8" => "a whole number from 0 to 255",
+        "u16" => "a whole number from 0 to 65535",
+        "u32" => "a whole number from 0 to 4294967295",
+        "u64" | "usize" => "a whole number of 0 or more",
+        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
+        "f32" | "f64" => "a number",
+        "a boolean" => "true or false",
+        "a sequence" => "an array",
+        "a map" => "an object",
+        "string or map" => "a string",
+        "variant identifier" => "a string",
+        _ if kind.starts_with("struct ") => "an object",
+        _ if kind.starts_with("tuple ") => "an array",
+        _ if kind.starts_with("enum ") => "a string",
+        _ => kind,
+    }
+}
+
+/// What Rust's own parsers say of a text.
+fn from_text(message: &str) -> Option<&'static str> {
+    Some(match message {
+        "invalid digit found in string" | "cannot parse integer from empty string" => "must be a whole number",
+        "number too large to fit in target type" | "number too small to fit in target type" => "is out of range",
+        "invalid float literal" | "cannot parse float from empty string" => "must be a number",
+        "provided string was not `true` or `false`" => "must be true or false",
+        _ => return None,
+    })
 }
 
 /// Parts of the path.
