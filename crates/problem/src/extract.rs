@@ -46,10 +46,17 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
 pub(crate) fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-        let pointer = pointer(error.path());
+        let mut pointer = pointer(error.path());
         let cause = error.into_inner();
         match cause.classify() {
-            serde_json::error::Category::Data => Problem::invalid().field(pointer, "invalid", without_position(&cause)),
+            serde_json::error::Category::Data => {
+                let Plain { missing, code, detail } = in_plain_words(&without_position(&cause));
+                if let Some(name) = missing {
+                    pointer.push('/');
+                    pointer.push_str(&name);
+                }
+                Problem::invalid().field(pointer, code, detail)
+            }
             _ => malformed(&cause),
         }
     })?;
@@ -224,8 +231,11 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
             Err(QueryRejection::FailedToDeserializeQueryString(refused)) => {
                 let text = refused.body_text();
                 let text = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text).to_owned();
-                let name = text.split(':').next().filter(|name| !name.contains(' ')).unwrap_or_default().to_owned();
-                Err(invalid_query(&name, &text))
+                // `name: what is wrong with it`, unless the name itself is what is wrong.
+                let (name, text) = text.split_once(": ").filter(|(name, _)| !name.contains(' ')).unwrap_or(("", &text));
+                let unknown = text.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
+                let Plain { missing, detail, .. } = in_plain_words(text);
+                Err(invalid_query(missing.as_deref().or(unknown).unwrap_or(name), &detail))
             }
             Err(_) => Err(Problem::internal()),
         }
@@ -239,7 +249,7 @@ fn invalid_query(name: &str, detail: &str) -> Problem {
 
 #[cfg(test)]
 mod tests {
-    use super::from_slice;
+    use super::{from_slice, in_plain_words};
     use crate::Problem;
 
     #[derive(Debug, serde::Deserialize)]
@@ -260,6 +270,25 @@ mod tests {
         assert_eq!((problem.status().as_u16(), problem.code()), (422, "invalid-input"));
         assert_eq!(problem.errors()[0].pointer, "/lines/1");
         assert!(!problem.errors()[0].detail.contains("line 1"), "{}", problem.errors()[0].detail);
+    }
+
+    #[test]
+    fn refusals_are_in_plain_words() {
+        let of = |text: &str| {
+            let problem = refusal(text);
+            let error = &problem.errors()[0];
+            (error.pointer.clone(), error.code, error.detail.clone())
+        };
+        assert_eq!(of(r#"{"lines": []}"#), ("/name".to_owned(), "required", "is missing".to_owned()));
+        assert_eq!(of("[]").2, "must be an object");
+        assert_eq!(of("7").2, "must be an object");
+        assert_eq!(of(r#"{"name": 5, "lines": []}"#).2, "must be a string");
+        assert_eq!(of(r#"{"name": "a", "lines": [300]}"#).2, "must be a whole number from 0 to 255");
+        assert_eq!(of(r#"{"name": "a", "lines": {}}"#).2, "must be an array");
+        let unknown = ("/isAdmin".to_owned(), "unknown", "is not known here; known are name, lines".to_owned());
+        assert_eq!(of(r#"{"name": "a", "lines": [], "isAdmin": true}"#), unknown);
+        assert_eq!(in_plain_words("unknown variant `stone`, expected one of `g`, `kg`").detail, "must be one of g, kg");
+        assert_eq!(in_plain_words("invalid digit found in string").detail, "must be a whole number");
     }
 
     #[test]
