@@ -103,7 +103,7 @@ pub fn from_settings(error: SettingsError) -> Problem {
             "currency-in-use",
             "The currency cannot change while products have prices",
         )
-        .detail(format!("Prices are kept in {current}. Remove the products first.")),
+        .detail(format!("Prices are kept in {current}. A store's currency is chosen before its first product.")),
         SettingsError::Incomplete => {
             tracing::error!("a store's settings are incomplete");
             Problem::internal()

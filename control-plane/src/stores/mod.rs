@@ -336,7 +336,7 @@ impl From<StoreError> for Problem {
                 .detail("Ask an owner or admin of the organization."),
             StoreError::TooMany { max } => {
                 Self::new(S::CONFLICT, "store-limit-reached", "The organization has as many stores as it may")
-                    .detail(format!("The limit is {max}; ask support to raise it."))
+                    .detail(format!("The limit is {max} stores."))
             }
             StoreError::NotFound => Self::not_found(),
             StoreError::WrongStatus { status, wanted } => {
