@@ -31,6 +31,16 @@ pub struct KeyArgs {
 }
 
 impl KeyArgs {
+    /// Whether a key or a ring is set.
+    pub fn is_given(&self) -> bool {
+        self.encryption_key.is_some() || self.encryption_keys.is_some()
+    }
+
+    /// A key that has sealed nothing, and is to seal nothing: for what only reads names and states.
+    pub fn throwaway() -> Self {
+        Self { encryption_key: Some(vault::generate_key()), encryption_keys: None }
+    }
+
     /// The key ring.
     ///
     /// # Errors

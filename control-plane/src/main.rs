@@ -2,8 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-use control_plane::cli::{self, Cli};
+use control_plane::cli;
 
 fn main() -> ExitCode {
     // A `.env` beside the process fills in what the real environment does not say.
@@ -12,5 +11,5 @@ fn main() -> ExitCode {
     {
         return cli::refuse(&format!("the file .env cannot be read: {error}"));
     }
-    cli::run(Cli::parse())
+    cli::run(cli::parse())
 }

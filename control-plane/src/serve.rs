@@ -23,8 +23,8 @@ const INTERNAL_CONNECTIONS: usize = 256;
 pub enum ServeError {
     #[error(transparent)]
     Master(#[from] MasterError),
-    #[error("cannot listen on {address}")]
-    Listen { address: SocketAddr, source: std::io::Error },
+    #[error("cannot listen on {address}; {option} says where else")]
+    Listen { address: SocketAddr, option: &'static str, source: std::io::Error },
     #[error("the job worker cannot start")]
     Jobs(#[from] jobs::JobsError),
 }
@@ -45,11 +45,11 @@ impl Node {
     pub async fn start(config: Config, clock: Arc<dyn Clock>, metrics: PrometheusHandle) -> Result<Self, ServeError> {
         master::check(&config.master).await?;
         let cx = Cx::new(config, clock)?;
-        let bind = |address: SocketAddr| async move {
-            TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })
+        let bind = |address: SocketAddr, option| async move {
+            TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, option, source })
         };
-        let public = bind(cx.config.hosts.listen).await?;
-        let private = bind(cx.config.hosts.internal_listen).await?;
+        let public = bind(cx.config.hosts.listen, "--listen (LISTEN)").await?;
+        let private = bind(cx.config.hosts.internal_listen, "--internal-listen (INTERNAL_LISTEN)").await?;
         let local = |listener: &TcpListener, wanted| listener.local_addr().unwrap_or(wanted);
         let address = local(&public, cx.config.hosts.listen);
         let internal_address = local(&private, cx.config.hosts.internal_listen);

@@ -1,5 +1,7 @@
 //! Log lines and metrics: set up once, by the program.
 
+use std::io::IsTerminal as _;
+
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::MakeWriterExt as _;
@@ -16,7 +18,10 @@ pub fn init_logs(args: &LogArgs) -> Result<(), tracing_subscriber::filter::Parse
     // sqlx names statements, and statements may hold values: only what fails there is worth a line.
     let filter: EnvFilter = format!("{},sqlx=warn,graphile_worker=warn", args.log).parse()?;
     let writer = std::io::stderr.with_max_level(tracing::Level::TRACE);
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    let mut builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    if !std::io::stderr().is_terminal() {
+        builder = builder.with_ansi(false);
+    }
     match args.log_format {
         LogFormat::Text => builder.with_target(false).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),

@@ -85,6 +85,16 @@ pub enum PaymentMethod {
     Manual,
 }
 
+/// Which tax rates to change; what is left out stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TaxSettingsPatch {
+    /// The rate where no country says otherwise; 0 to 10000.
+    pub rate_basis_points: Option<u16>,
+    /// Rates of shipping countries, by their two-letter code; null takes one away.
+    pub countries: Option<BTreeMap<String, Option<u16>>>,
+}
+
 /// What to change; what is left out stays.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -102,8 +112,8 @@ pub struct StoreSettingsPatch {
     pub weight_unit: Option<WeightUnit>,
     /// Whether prices hold the tax already.
     pub prices_include_tax: Option<bool>,
-    /// All tax rates anew.
-    pub tax: Option<TaxSettings>,
+    /// Tax rates to change; those left out stay.
+    pub tax: Option<TaxSettingsPatch>,
     /// All shipping prices anew.
     pub shipping: Option<ShippingSettings>,
     /// All ways to pay anew.
@@ -115,6 +125,7 @@ pub struct StoreSettingsPatch {
 /// What a storefront needs to know of its store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = StorefrontStore)]
 pub struct StoreView {
     /// The store's name.
     pub name: String,
@@ -201,7 +212,7 @@ impl StoreSettings {
             next.name = fields.line("name", name, 120);
         }
         if let Some(code) = &patch.currency {
-            match Currency::parse(code) {
+            match Currency::parse(&code.to_ascii_uppercase()) {
                 Ok(currency) => next.currency = currency,
                 Err(error) => fields.refuse("currency", "unknown", error.to_string()),
             }
@@ -215,7 +226,13 @@ impl StoreSettings {
         next.weight_unit = patch.weight_unit.unwrap_or(next.weight_unit);
         next.prices_include_tax = patch.prices_include_tax.unwrap_or(next.prices_include_tax);
         if let Some(tax) = &patch.tax {
-            next.tax = tax.clone();
+            next.tax.rate_basis_points = tax.rate_basis_points.unwrap_or(next.tax.rate_basis_points);
+            for (country, rate) in tax.countries.iter().flatten() {
+                match rate {
+                    Some(rate) => next.tax.countries.insert(country.clone(), *rate),
+                    None => next.tax.countries.remove(country),
+                };
+            }
         }
         if let Some(shipping) = &patch.shipping {
             next.shipping = shipping.clone();
@@ -236,14 +253,18 @@ impl StoreSettings {
             fields.refuse("locale", "malformed", "must be a language tag such as `en` or `pt-BR`");
         }
         if !is_timezone(&self.timezone) {
-            fields.refuse("timezone", "malformed", "must be an IANA time zone name such as `Europe/Berlin`");
+            fields.refuse("timezone", "unknown", "must be an IANA time zone name such as `Europe/Berlin`");
         }
         if self.tax.rate_basis_points > 10_000 {
             fields.refuse("tax.rateBasisPoints", "out-of-range", "must be 0 to 10000 (100 %)");
         }
         for (country, rate) in &self.tax.countries {
             if !is_country(country) {
-                fields.refuse(format!("tax.countries.{country}"), "malformed", "must be a two-letter country code");
+                fields.refuse(
+                    format!("tax.countries.{country}"),
+                    "unknown",
+                    "must be the two-letter code of a country, such as `DE`",
+                );
             }
             if *rate > 10_000 {
                 fields.refuse(format!("tax.countries.{country}"), "out-of-range", "must be 0 to 10000 (100 %)");
@@ -286,9 +307,18 @@ impl StoreSettings {
     }
 }
 
-/// Two capital letters, the form of ISO 3166-1 codes.
+/// The codes of ISO 3166-1, and XK, which everybody uses for Kosovo.
+const COUNTRIES: &str = "AD AE AF AG AI AL AM AO AQ AR AS AT AU AW AX AZ BA BB BD BE BF BG BH BI BJ BL BM BN BO BQ BR BS BT BV BW BY BZ CA \
+    CC CD CF CG CH CI CK CL CM CN CO CR CU CV CW CX CY CZ DE DJ DK DM DO DZ EC EE EG EH ER ES ET FI FJ FK FM FO FR GA \
+    GB GD GE GF GG GH GI GL GM GN GP GQ GR GS GT GU GW GY HK HM HN HR HT HU ID IE IL IM IN IO IQ IR IS IT JE JM JO JP \
+    KE KG KH KI KM KN KP KR KW KY KZ LA LB LC LI LK LR LS LT LU LV LY MA MC MD ME MF MG MH MK ML MM MN MO MP MQ MR MS \
+    MT MU MV MW MX MY MZ NA NC NE NF NG NI NL NO NP NR NU NZ OM PA PE PF PG PH PK PL PM PN PR PS PT PW PY QA RE RO RS \
+    RU RW SA SB SC SD SE SG SH SI SJ SK SL SM SN SO SR SS ST SV SX SY SZ TC TD TF TG TH TJ TK TL TM TN TO TR TT TV TW \
+    TZ UA UG UM US UY UZ VA VC VE VG VI VN VU WF WS XK YE YT ZA ZM ZW";
+
+/// Whether this is the two-letter code of a country.
 pub(crate) fn is_country(code: &str) -> bool {
-    code.len() == 2 && code.bytes().all(|byte| byte.is_ascii_uppercase())
+    code.len() == 2 && COUNTRIES.split(' ').any(|known| known == code)
 }
 
 fn is_locale(text: &str) -> bool {
@@ -301,11 +331,7 @@ fn is_locale(text: &str) -> bool {
 }
 
 fn is_timezone(text: &str) -> bool {
-    !text.is_empty()
-        && text.len() <= 64
-        && text.starts_with(|c: char| c.is_ascii_alphabetic())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'_' | b'-' | b'+'))
-        && !text.contains("//")
+    text.parse::<chrono_tz::Tz>().is_ok()
 }
 
 fn select_settings() -> SelectStatement {
@@ -414,7 +440,7 @@ async fn write_rows(
 
 #[cfg(test)]
 mod tests {
-    use super::{SettingsError, ShippingSettings, StoreSettings, StoreSettingsPatch, TaxSettings};
+    use super::{SettingsError, ShippingSettings, StoreSettings, StoreSettingsPatch, TaxSettingsPatch};
     use kernel::Currency;
 
     fn refused(patch: &StoreSettingsPatch) -> Vec<String> {
@@ -428,10 +454,13 @@ mod tests {
     fn every_bad_field_is_named() {
         let patch = StoreSettingsPatch {
             name: Some(" \n".into()),
-            currency: Some("usd".into()),
+            currency: Some("dollars".into()),
             locale: Some("english".into()),
             timezone: Some("../etc/passwd".into()),
-            tax: Some(TaxSettings { rate_basis_points: 10_001, countries: [("de".to_owned(), 1900)].into() }),
+            tax: Some(TaxSettingsPatch {
+                rate_basis_points: Some(10_001),
+                countries: Some([("de".to_owned(), Some(1900))].into()),
+            }),
             shipping: Some(ShippingSettings { flat_minor: -1, free_from_minor: None }),
             payment_methods: Some(vec![]),
             capabilities: Some([("Wish list".to_owned(), true)].into()),

@@ -64,9 +64,10 @@ stored_ids! {
     OrderLineId CustomerId
 }
 
-/// An enum that is stored, answered and filtered by the same words.
+/// An enum that is stored, answered, described and filtered by the same words. They come as `tt`: wrapped as `literal`, the
+/// description's macro does not see them in serde's attribute.
 macro_rules! stored_enum {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:tt,)+ }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
         pub enum $name {

@@ -98,6 +98,15 @@ impl TestApp {
         control_plane::servers::add(&self.cx, control_plane::audit::Actor::Cli, new).await.unwrap();
     }
 
+    /// Makes master believe that its servers are others than the shared PostgreSQL, so that it can be registered again: the
+    /// one that we have plays several. Their credentials go on leading to it.
+    pub async fn disguise_servers(&self) {
+        sqlx::query("update database_servers set host = name || '.example', system_identifier = null")
+            .execute(&mut self.master().await)
+            .await
+            .unwrap();
+    }
+
     /// Says that this test ends with unfinished runs on purpose.
     pub fn may_leave_runs(&mut self) {
         self.may_leave_runs = true;
@@ -130,7 +139,7 @@ impl TestApp {
     /// Somebody with the platform role.
     pub async fn admin(&self) -> Owner {
         let owner = self.owner("root").await;
-        control_plane::identity::admin_grant(&self.cx, &owner.email).await.unwrap();
+        control_plane::identity::admin_grant(&self.cx, control_plane::audit::Actor::Cli, &owner.email).await.unwrap();
         owner
     }
 
@@ -167,6 +176,14 @@ impl TestApp {
         self.cx.close().await;
         let Config { master, keys, hosts, limits, .. } = config(&self.master.url(), &[]);
         OpsCx::new(master, &keys, hosts, limits, true, Arc::<TestClock>::clone(&self.clock)).unwrap()
+    }
+
+    /// Another node on the same master.
+    pub async fn other_node(&self) -> Node {
+        let metrics = METRICS.get().expect("this node has it").clone();
+        Node::start(config(&self.master.url(), &[]), Arc::<TestClock>::clone(&self.clock), metrics)
+            .await
+            .unwrap_or_else(|error| panic!("the other node did not start: {error}"))
     }
 
     /// A connection of the administrator to master.

@@ -4,7 +4,7 @@
 
 use http::{HeaderMap, Method};
 use integration_tests::{Client, Owner, Response, TestApp, TestAppOptions};
-use kernel::{CartId, CartLineId, Clock as _, OrderId};
+use kernel::{CartId, CartLineId, Clock as _, CreditHoldId, OrderId};
 use serde_json::{Value, json};
 
 use crate::authorization::{Operation, operations};
@@ -59,6 +59,7 @@ impl Scene {
             .replace("{slug}", "about")
             .replace("{cart}", &self.cart.id)
             .replace("{line}", &self.line)
+            .replace("{hold}", &CreditHoldId::new(self.app.clock.now()).to_string())
             .replace("{order}", &OrderId::new(self.app.clock.now()).to_string())
     }
 
@@ -138,7 +139,8 @@ async fn a_body_of_another_type_or_too_large_is_refused_everywhere() {
         let bare = client.request(client.build(method.clone(), &path).body("{}".into()).unwrap()).await;
         bare.expect_problem(415, "unsupported-media-type");
         let answer = client.send_bytes(method.clone(), &path, "application/json", large.clone()).await;
-        answer.expect_problem(413, "body-too-large");
+        let problem = answer.expect_problem(413, "body-too-large");
+        assert_eq!(problem["detail"], "It reads 65536 bytes.");
     }
     // Without a length in the head the limit holds as well.
     let login = "POST /api/auth/login HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -260,6 +262,21 @@ fn sound_body(scene: &Scene, operation: &str) -> Value {
             "engine": "postgresql", "host": "127.0.0.1", "port": 1, "username": "u", "password": "p", "database": "d",
             "tls": "disable", "caPem": "-----BEGIN CERTIFICATE-----"
         }),
+        "database_credentials_replace" => json!({
+            "engine": "postgresql", "host": "127.0.0.1", "port": 1, "username": "u", "password": "p", "database": "d",
+            "tls": "disable", "caPem": "-----BEGIN CERTIFICATE-----"
+        }),
+        "ops_admin_grant" | "ops_admin_revoke" => json!({ "email": "who@example.com" }),
+        "credit_quote" | "credit_spend" => {
+            json!({ "storeId": scene.store["id"], "service": "translation", "quantity": 1 })
+        }
+        "credit_hold_create" => json!({ "storeId": scene.store["id"], "amount": 1, "description": "for a test" }),
+        "credit_hold_capture" => json!({ "amount": 1 }),
+        "credit_budget_set" => json!({ "storeId": scene.store["id"], "monthlyAmount": 5 }),
+        "credit_alerts_set" => json!({ "lowBalance": 5 }),
+        "ops_credit_grant" => {
+            json!({ "storeId": scene.store["id"], "amount": 1, "kind": "promotional", "expiresAt": "2099-01-01T00:00:00Z", "reason": "because" })
+        }
         "ops_server_add" => json!({ "name": "second", "url": "postgres://u:p@127.0.0.1:1/d", "region": "eu" }),
         "ops_store_suspend" => json!({ "reason": "because" }),
         "storefront_cart_update" => json!({ "email": "sam@example.com", "country": "DE" }),
@@ -382,10 +399,10 @@ async fn a_refusal_says_what_is_expected_and_not_what_was_typed() {
     let string = |url: &str| json!({ "engine": "postgresql", "connectionString": url });
     let register = json!({ "email": "eve@example.com", "password": 12_345_678, "firstName": "E", "lastName": "E" });
     let cases = [
-        ("/api/auth/register", register, "/password", "expected a string", "12345678"),
-        (&connect, json!({ "engine": "postgres://u:hunter2@h/d" }), "/engine", "`postgresql`", "hunter2"),
-        (&connect, json!({ "password": ["hunter2"] }), "/password", "expected a string", "hunter2"),
-        (&connect, json!({ "port": 70_123 }), "/port", "expected u16", "70123"),
+        ("/api/auth/register", register, "/password", "must be a string", "12345678"),
+        (&connect, json!({ "engine": "postgres://u:hunter2@h/d" }), "/engine", "postgresql", "hunter2"),
+        (&connect, json!({ "password": ["hunter2"] }), "/password", "must be a string", "hunter2"),
+        (&connect, json!({ "port": 70_123 }), "/port", "must be a whole number from 0 to 65535", "70123"),
         (&connect, string("postgres://tea:?hunter2@db.example.com/shop"), "/connectionString", "%3F", "hunter2"),
         (&connect, string("postgres://t:p@h.example/d?hunter2=x"), "/connectionString", "no parameter", "hunter2"),
         (&connect, string("postgres://t:p@h.example/d?sslcert=hunter2"), "/connectionString", "sslcert", "hunter2"),

@@ -119,7 +119,14 @@ async fn bad_registrations_name_the_field_and_leave_nothing() {
         assert!(!problem.to_string().contains("correct horse"), "a refusal repeats the password: {problem}");
     }
     let missing = json!({ "email": "ada@example.com", "password": "correct horse" });
-    app.api().post("/api/auth/register", missing).await.expect_problem(422, "invalid-input");
+    let missing = app.api().post("/api/auth/register", missing).await;
+    missing.expect_field(422, "invalid-input", "/firstName");
+    // What is wrong is said at once.
+    let wrong = json!({ "email": "ada", "password": "short", "firstName": "", "lastName": "", "storeName": "a\nb" });
+    let wrong = app.api().post("/api/auth/register", wrong).await;
+    for pointer in ["/email", "/password", "/firstName", "/lastName", "/storeName"] {
+        wrong.expect_field(422, "invalid-input", pointer);
+    }
     assert_eq!(count(&app, "select count(*) from users").await, 0);
     // Long, common words with spaces, and other scripts are welcome: there are no composition rules.
     let mut body = registration("ada@example.com");

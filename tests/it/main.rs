@@ -6,7 +6,9 @@
 mod authorization;
 mod bad_input;
 mod clients;
+mod credentials;
 mod credits;
+mod described;
 mod faults;
 mod hosts;
 mod identity;

@@ -249,13 +249,29 @@ async fn servers_are_added_listed_and_drained() {
     assert_eq!(listed["data"].as_array().unwrap().len(), 1);
     let drained = Cli::json(&url, &["servers", "drain", "eu-1"]).await;
     assert_eq!(drained["status"], "draining");
+    let activated = Cli::json(&url, &["servers", "activate", "eu-1"]).await;
+    assert_eq!(activated["status"], "active");
+    // What opens no credential needs no key.
+    let keyless = [("ENCRYPTION_KEY", None)];
+    for command in [&["servers", "list"][..], &["stores", "list"], &["servers", "drain", "eu-1"]] {
+        let output = Cli::run_in(&url, &keyless, command).await;
+        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let add = [("ENCRYPTION_KEY", None), ("SERVER_URL", Some("postgres://a:b@127.0.0.1:1/d"))];
+    let refused = Cli::run_in(&url, &add, &["servers", "add", "eu-9"]).await;
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("ENCRYPTION_KEY"));
 
     let password = cluster.url("postgres").split(':').nth(2).unwrap().split('@').next().unwrap().to_owned();
     let again = Cli::run_in(&url, &[("SERVER_URL", Some(&cluster.url("postgres")))], &["servers", "add", "eu-1"]).await;
     let wrong = cluster.url("postgres").replace(&password, "wrong-password-here");
     let refused = Cli::run_in(&url, &[("SERVER_URL", Some(&wrong))], &["servers", "add", "eu-2"]).await;
     let missing = Cli::run(&url, &["servers", "drain", "nowhere"]).await;
-    for (output, says) in [(again, "server of this name"), (refused, "wrong_password"), (missing, "no such server")] {
+    let twin = cluster.url("postgres").replace("127.0.0.1", "localhost");
+    let twin = Cli::run_in(&url, &[("SERVER_URL", Some(&twin))], &["servers", "add", "eu-1-again"]).await;
+    let says_twin = "registered already, as server eu-1";
+    for (output, says) in
+        [(again, "server of this name"), (twin, says_twin), (refused, "wrong_password"), (missing, "no such server")]
+    {
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{text}");
         assert!(text.contains(says) && !text.contains(&password) && !text.contains("wrong-password-here"), "{text}");
@@ -317,6 +333,17 @@ async fn stores_are_listed_shown_and_provisioned() {
     assert_eq!(node.run_ended(&owner, &ids[0]).await["state"], "succeeded");
     let shown = Cli::json(&url, &["stores", "show", id_of(&ids[0])]).await;
     assert_eq!((&shown["status"], &shown["lastRun"]["state"]), (&json!("active"), &json!("succeeded")));
+    let by_slug = Cli::json(&url, &["stores", "show", "one"]).await;
+    assert_eq!(by_slug["id"], ids[0]["id"]);
+    Cli::json(&url, &["servers", "drain", "local"]).await;
+    let full = Cli::run(&url, &["stores", "provision", "two", "--json"]).await;
+    let said = String::from_utf8_lossy(&full.stderr).into_owned();
+    let said: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    assert!(said["error"].as_str().unwrap().contains("local is draining"), "{said}");
+    for reason in ["unpaid", "still unpaid"] {
+        let shown = Cli::json(&url, &["stores", "suspend", "one", "--reason", reason]).await;
+        assert_eq!((&shown["status"], &shown["statusReason"]), (&json!("suspended"), &json!(reason)));
+    }
     let again = Cli::run(&url, &["stores", "provision", id_of(&ids[0])]).await;
     assert_eq!(again.status.code(), Some(1));
     let nobody = Cli::run(&url, &["stores", "show", "sto_01JD8Q6X5MFKV9T3R0WZ2H4C7N"]).await;
@@ -353,6 +380,15 @@ async fn the_granted_role_opens_the_ops_routes() {
     owner.api.get("/api/ops/stores").await.expect_status(200);
     let unknown = Cli::run(&master.url(), &["admin", "grant", "nobody@example.com"]).await;
     assert_eq!(unknown.status.code(), Some(1));
+
+    let last = Cli::run(&master.url(), &["admin", "revoke", "ada@example.com"]).await;
+    assert_eq!(last.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&last.stderr).contains("nobody else"));
+    owner.api.get("/api/ops/stores").await.expect_status(200);
+    node.owner("bob").await;
+    owner.api.post("/api/ops/admins/grant", json!({ "email": "bob@example.com" })).await.expect_status(200);
+    Cli::json(&master.url(), &["admin", "revoke", "ada@example.com"]).await;
+    owner.api.get("/api/ops/stores").await.expect_problem(404, "not-found");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -385,6 +421,18 @@ async fn a_host_is_explained() {
         json!({ "isReachable": false, "cause": "wrong_password", "connectMs": broken["database"]["connectMs"] })
     );
     assert!(!broken.to_string().contains(&name), "{broken}");
+    assert_eq!((&broken["decision"], &broken["refusal"]), (&json!("closed"), &json!("503 store-suspended")));
+    Cli::json(&url, &["stores", "resume", id_of(&store)]).await;
+    let broken = decision("tea.stores.localhost").await;
+    let says = (&broken["decision"], &broken["refusal"]);
+    assert_eq!(says, (&json!("unavailable"), &json!("503 store-database-unavailable")));
+    let sick = Cli::run(&url, &["doctor", "--json"]).await;
+    assert_eq!(sick.status.code(), Some(3));
+    let sick = String::from_utf8_lossy(&sick.stdout).into_owned();
+    assert!(
+        sick.contains(&format!("the database of store {} cannot be reached: wrong_password", id_of(&store))),
+        "{sick}"
+    );
 
     let wrong = cluster.brought().await;
     let failed = owner.create_store("coffee").await.expect_status(201);
@@ -433,6 +481,17 @@ async fn the_doctor_finds_what_was_left_behind_and_changes_nothing() {
     assert_eq!(state_of(cluster, &master).await, before);
     node.storefront_of(&store).get("/store/v1/products").await.expect_status(200);
 
+    // Registered twice, as it could be once: what is a store's is no orphan by its other name.
+    (&mut master.admin().await)
+        .execute("update database_servers set host = 'elsewhere.example', system_identifier = null")
+        .await
+        .unwrap();
+    Cli::add_server(&url, "twin", &cluster.url("postgres")).await;
+    let twice = Cli::run(&url, &["doctor", "--json"]).await;
+    let text = String::from_utf8_lossy(&twice.stdout).into_owned();
+    assert!(!text.contains(&database_name(&store)), "{text}");
+    assert!(text.contains(&format!("server twin has a database {nobody}")), "{text}");
+
     let other_key = "b3RoZXIta2V5LW9mLXRoZS10ZXN0cy0zMi1ieXRlcyE=";
     let locked = Cli::run_in(&url, &[("ENCRYPTION_KEY", Some(other_key))], &["doctor", "--json"]).await;
     let text = String::from_utf8_lossy(&locked.stdout).into_owned();
@@ -479,8 +538,11 @@ async fn products_are_imported_from_a_file_after_a_dry_run() {
     )
     .unwrap();
     let path = file.path().to_str().unwrap();
-    let import =
-        async |more: &[&str]| Cli::json(&url, &[&["products", "import", id_of(&store), path], more].concat()).await;
+    let import = async |more: &[&str]| {
+        let output = Cli::run(&url, &[&["products", "import", "tea", path, "--json"], more].concat()).await;
+        assert_eq!(output.status.code(), Some(4), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
     let listed = async || {
         let list = node.storefront_of(&store).get("/store/v1/products").await.expect_status(200);
         list["data"].as_array().unwrap().len()
@@ -532,9 +594,11 @@ async fn master_is_migrated_once_however_many_try() {
     let cluster = cluster().await;
     let master = cluster.empty().await;
     let url = master.url();
-    let unready = Cli::run(&url, &["serve"]).await;
-    assert_eq!(unready.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&unready.stderr).contains("tenantry migrate master"));
+    for command in [&["serve"][..], &["servers", "list"], &["admin", "grant", "ada@example.com"]] {
+        let unready = Cli::run(&url, command).await;
+        assert_eq!(unready.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&unready.stderr).contains("tenantry migrate master"), "{command:?}");
+    }
 
     let migrate = || Cli::json(&url, &["migrate", "master"]);
     let (one, two, three) = tokio::join!(migrate(), migrate(), migrate());
@@ -600,7 +664,8 @@ async fn an_address_in_use_is_said_at_start() {
     let address = taken.local_addr().unwrap().to_string();
     let output = Cli::run_in(&master.url(), &[("LISTEN", Some(&address))], &["serve"]).await;
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains(&address));
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains(&address) && text.contains("--listen"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

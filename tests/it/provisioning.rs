@@ -1035,6 +1035,7 @@ async fn stores_go_to_the_least_filled_server_and_none_to_one_that_drains() {
     let app = TestApp::start_with(TestAppOptions { without_server: true, ..TestAppOptions::default() }).await;
     let owner = app.owner("ada").await;
     app.add_server("small", 2).await;
+    app.disguise_servers().await;
     app.add_server("large", 4).await;
     let mut placed = Vec::new();
     for at in 0..6 {
@@ -1060,10 +1061,15 @@ async fn stores_go_to_the_least_filled_server_and_none_to_one_that_drains() {
     assert!(!full.header("retry-after").is_empty());
     let detail = owner.api.get(&path_of(&late, "")).await.expect_status(200);
     assert_eq!(detail["status"], "pending_database");
+    app.disguise_servers().await;
     app.add_server("new", 10).await;
     control_plane::servers::drain(&app.cx, Actor::Cli, "new").await.unwrap();
     owner.connect(&late, json!({ "managed": true })).await.expect_problem(503, "no-capacity");
-    owner.connect(&late, json!({ "managed": true, "region": "nowhere" })).await.expect_problem(503, "no-capacity");
+    let nowhere = owner.connect(&late, json!({ "managed": true, "region": "nowhere" })).await;
+    nowhere.expect_field(422, "invalid-input", "/region");
+    control_plane::servers::activate(&app.cx, Actor::Cli, "new").await.unwrap();
+    owner.connect(&late, json!({ "managed": true })).await.expect_status(202);
+    assert_eq!(app.run_ended(&owner, &late).await["state"], "succeeded");
 }
 
 #[tokio::test(flavor = "multi_thread")]

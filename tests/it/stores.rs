@@ -258,6 +258,32 @@ async fn name_and_settings_change_and_nothing_else_can_be_patched() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn tax_rates_are_merged_and_null_takes_one_away() {
+    let app = TestApp::start().await;
+    let owner = app.owner("ada").await;
+    let store = app.active_store(&owner, "tea-shop").await;
+    let path = store_path(&store, "");
+    for (tax, wanted) in [
+        (json!({ "rateBasisPoints": 700, "countries": { "AT": 1000, "FR": 2000 } }), json!({ "AT": 1000, "FR": 2000 })),
+        (json!({ "countries": { "FR": null, "IT": 2200 } }), json!({ "AT": 1000, "IT": 2200 })),
+        (json!({}), json!({ "AT": 1000, "IT": 2200 })),
+    ] {
+        app.clock.advance(chrono::Duration::seconds(1));
+        let old = owner.api.get(&path).await.expect_status(200);
+        let new = owner.api.patch(&path, json!({ "settings": { "tax": tax } })).await.expect_status(200);
+        let kept = &new["settings"]["tax"];
+        assert_eq!(kept["rateBasisPoints"], 700);
+        for (country, rate) in wanted.as_object().unwrap() {
+            assert_eq!(&kept["countries"][country], rate, "{kept}");
+        }
+        assert!(kept["countries"]["FR"].is_null() || wanted["FR"].is_number(), "{kept}");
+        assert!(text(&new["updatedAt"]) > text(&old["updatedAt"]), "{new}");
+    }
+    let lower = owner.api.patch(&path, json!({ "settings": { "currency": "usd" } })).await.expect_status(200);
+    assert_eq!(lower["settings"]["currency"], "USD");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bad_settings_name_the_field_and_change_nothing() {
     let app = TestApp::start().await;
     let owner = app.owner("ada").await;
@@ -269,6 +295,8 @@ async fn bad_settings_name_the_field_and_change_nothing() {
         (json!({ "locale": "german" }), "/settings/locale"),
         (json!({ "locale": 7 }), "/settings/locale"),
         (json!({ "timezone": "../../etc/passwd" }), "/settings/timezone"),
+        (json!({ "timezone": "Europe/Atlantis" }), "/settings/timezone"),
+        (json!({ "tax": { "countries": { "XX": 1 } } }), "/settings/tax/countries/XX"),
         (json!({ "currency": "XXY" }), "/settings/currency"),
         (json!({ "weightUnit": "stone" }), "/settings/weightUnit"),
         (json!({ "tax": { "rateBasisPoints": 10_001 } }), "/settings/tax/rateBasisPoints"),
@@ -302,7 +330,8 @@ async fn a_store_without_a_database_can_be_renamed_but_has_no_settings_yet() {
     let renamed = owner.api.patch(&store_path(&store, ""), json!({ "name": "New" })).await.expect_status(200);
     assert_eq!(renamed["name"], "New");
     let patch = json!({ "name": "Newer", "settings": { "locale": "de" } });
-    owner.api.patch(&store_path(&store, ""), patch).await.expect_problem(409, "wrong-store-status");
+    let problem = owner.api.patch(&store_path(&store, ""), patch).await.expect_problem(409, "wrong-store-status");
+    assert_eq!((&problem["status"], &problem["storeStatus"]), (&json!(409), &json!("pending_database")));
     assert_eq!(owner.api.get(&store_path(&store, "")).await.expect_status(200)["name"], "New");
 }
 

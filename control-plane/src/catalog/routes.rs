@@ -18,7 +18,7 @@ use serde::Deserialize;
 use tenant_schema::import::{ImportProgress, ImportReport};
 use tokio::sync::mpsc;
 use tokio_util::io::StreamReader;
-use utoipa::IntoParams;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -42,6 +42,15 @@ pub struct ImportQuery {
     dry_run: Option<bool>,
 }
 
+/// A form with the file in it, as a browser sends one.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only described: the form is read as a stream")]
+struct ImportForm {
+    /// The file; its part may have any name.
+    #[schema(value_type = String, format = Binary)]
+    file: String,
+}
+
 /// Import products
 ///
 /// A Shopify product CSV, with its classic header or the new one, as `text/csv` or as a file of a `multipart/form-data`.
@@ -49,7 +58,7 @@ pub struct ImportQuery {
 /// `Accept: text/event-stream` the answer is a stream of `progress` events, ended by `done` with the report or `failed` with
 /// a problem.
 #[utoipa::path(post, path = "/api/stores/{id}/products/import", tag = "stores", operation_id = "products_import", security(("bearer" = [])),
-    params(("id" = StoreId, Path), ImportQuery), request_body(content = String, content_type = "text/csv"),
+    params(("id" = StoreId, Path), ImportQuery), request_body(content((String = "text/csv"), (ImportForm = "multipart/form-data"))),
     responses((status = 200, body = ImportReport), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody), (status = 408, body = ProblemBody), (status = 409, body = ProblemBody),
         (status = 413, body = ProblemBody), (status = 415, body = ProblemBody), (status = 422, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn products_import(
@@ -122,6 +131,20 @@ struct Work {
 impl Work {
     /// Imports the file that the request carries.
     async fn run(
+        self,
+        cx: &Cx,
+        request: Request,
+        progress: impl FnMut(ImportProgress),
+    ) -> Result<ImportReport, Problem> {
+        let limit = self.limit;
+        self.read(cx, request, progress).await.map_err(|problem| match problem.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => problem
+                .detail(format!("It reads {limit} bytes. What came before the limit was imported. Split the file.")),
+            _ => problem,
+        })
+    }
+
+    async fn read(
         self,
         cx: &Cx,
         request: Request,

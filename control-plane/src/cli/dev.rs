@@ -71,7 +71,7 @@ pub(super) async fn run(args: DevArgs) -> Result<ExitCode, anyhow::Error> {
             (Some(postgres), url)
         }
     };
-    let outcome = serve_demo(&args, &secrets, postgres.as_ref(), &admin_url).await;
+    let outcome = serve_demo(&args, &data, &secrets, postgres.as_ref(), &admin_url).await;
     if let Some(postgres) = postgres {
         postgres.stop().await?;
     }
@@ -80,6 +80,7 @@ pub(super) async fn run(args: DevArgs) -> Result<ExitCode, anyhow::Error> {
 
 async fn serve_demo(
     args: &DevArgs,
+    data: &Path,
     secrets: &Secrets,
     postgres: Option<&Postgres>,
     admin_url: &SecretString,
@@ -98,7 +99,8 @@ async fn serve_demo(
     let node = serve::Node::start(config, Arc::new(SystemClock), metrics).await?;
     let served = async {
         let store = prepare(&node.cx, secrets, admin_url).await?;
-        announce(&node, &store, secrets)?;
+        let environment = write_environment(data, secrets, &master_url)?;
+        announce(&node, &store, secrets, &environment)?;
         std::future::pending().await
     };
     let outcome = tokio::select! {
@@ -137,10 +139,36 @@ fn secrets(path: &Path) -> Result<Secrets, anyhow::Error> {
         jwt_secret: kernel::random::token(),
         demo_password: kernel::random::token().chars().filter(char::is_ascii_alphanumeric).take(16).collect(),
     };
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(serde_json::to_string_pretty(&secrets)?.as_bytes())?;
-    file.sync_all()?;
+    write_private(path, &serde_json::to_string_pretty(&secrets)?)?;
     Ok(secrets)
+}
+
+/// Makes a file that nobody else may read.
+fn write_private(path: &Path, text: &str) -> Result<(), std::io::Error> {
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+/// What the other commands need to act on this machine's master database, for a shell.
+fn write_environment(data: &Path, secrets: &Secrets, master_url: &SecretString) -> Result<PathBuf, anyhow::Error> {
+    let path = data.join("dev.env");
+    let lines = [
+        ("MASTER_DB_URL", master_url.expose_secret()),
+        ("ENCRYPTION_KEY", &secrets.encryption_key),
+        ("JWT_SECRET", &secrets.jwt_secret),
+        ("ALLOW_PRIVATE_DATABASES", "true"),
+    ];
+    let quoted = lines.iter().map(|(name, value)| format!("{name}='{}'\n", value.replace('\'', "'\\''")));
+    let text: String = quoted.collect();
+    // Made anew, so that it has the rights that it is made with. The last start's may be there.
+    if let Err(error) = std::fs::remove_file(&path)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(error.into());
+    }
+    write_private(&path, &text).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
 }
 
 /// Registers the server, the owner and the store that are not there yet, and waits until the store is served.
@@ -153,7 +181,7 @@ async fn prepare(cx: &Cx, secrets: &Secrets, admin_url: &SecretString) -> Result
         max_connections: 80,
     };
     match servers::add(cx, Actor::System, new).await {
-        Ok(_) | Err(ServerError::NameTaken) => {}
+        Ok(_) | Err(ServerError::NameTaken | ServerError::Registered { .. }) => {}
         Err(error) => return Err(error.into()),
     }
     let password = SecretString::from(secrets.demo_password.clone());
@@ -173,7 +201,7 @@ async fn prepare(cx: &Cx, secrets: &Secrets, admin_url: &SecretString) -> Result
                 store_name: Some("Demo Tea".to_owned()),
             };
             let made = identity::register(cx, new).await?;
-            identity::admin_grant(cx, DEMO_EMAIL).await?;
+            identity::admin_grant(cx, Actor::System, DEMO_EMAIL).await?;
             made.store.context("registering with a store name makes a store")?
         }
         Err(error) => return Err(error.into()),
@@ -211,7 +239,13 @@ async fn wait_until_served(cx: &Cx, store: Store) -> Result<Store, anyhow::Error
         .context("the demo store was not ready in time; see the log above")?
 }
 
-fn announce(node: &serve::Node, store: &Store, secrets: &Secrets) -> Result<(), anyhow::Error> {
+fn announce(node: &serve::Node, store: &Store, secrets: &Secrets, environment: &Path) -> Result<(), anyhow::Error> {
+    let program = std::env::current_exe()?;
+    let here = std::env::current_dir()?;
+    let shown = |path: &Path| path.strip_prefix(&here).unwrap_or(path).display().to_string();
+    // A shell looks for a bare name elsewhere.
+    let sourced =
+        environment.strip_prefix(&here).map_or_else(|_| shown(environment), |path| format!("./{}", path.display()));
     let (port, internal) = (node.address.port(), node.internal_address);
     let host = store.hostname.as_deref().unwrap_or_default();
     let printed = Printed::new(serde_json::Value::Null)
@@ -219,14 +253,15 @@ fn announce(node: &serve::Node, store: &Store, secrets: &Secrets) -> Result<(), 
         .line("Tenantry is ready.")
         .line("")
         .line(format!("  storefront   http://{host}:{port}/store/v1/products"))
-        .line(format!("  API          http://localhost:{port}/api      docs: http://localhost:{port}/docs"))
+        .line(format!("  API          http://localhost:{port}/docs      described: http://localhost:{port}/openapi.json"))
         .line(format!("  internal     http://{internal}/health/ready   http://{internal}/metrics"))
         .line(format!("  demo login   {DEMO_EMAIL} / {}", secrets.demo_password))
+        .line(format!("  commands     (set -a; . '{sourced}'; '{}' doctor)", shown(&program)))
         .line("")
-        .line(format!("  curl http://{host}:{port}/store/v1/products"))
-        .line(format!("  curl http://{host}:{port}/store/v1/products?q=green\\&sort=price"))
+        .line(format!("  curl 'http://{host}:{port}/store/v1/products'"))
+        .line(format!("  curl 'http://{host}:{port}/store/v1/products?q=green&sort=price'"))
         .line(format!(
-            "  curl -H 'content-type: application/json' -d '{{\"email\":\"{DEMO_EMAIL}\",\"password\":\"{}\"}}' http://localhost:{port}/api/auth/login",
+            "  curl -H 'content-type: application/json' -d '{{\"email\":\"{DEMO_EMAIL}\",\"password\":\"{}\"}}' 'http://localhost:{port}/api/auth/login'",
             secrets.demo_password
         ))
         .line("")

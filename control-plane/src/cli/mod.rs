@@ -1,5 +1,6 @@
 //! The commands. A command and its route share one operation; what a script would read comes as `--json` on stdout, log
-//! lines go to stderr. Exit codes: 0 done, 1 failed, 2 not understood, 3 the doctor found something.
+//! lines go to stderr. Exit codes: 0 done, 1 failed, 2 not understood, 3 the doctor found something, 4 some of an import's
+//! products were refused.
 
 mod dev;
 mod output;
@@ -7,11 +8,12 @@ mod output;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use clap::{Args, Parser, Subcommand};
-use kernel::{OrganizationId, StoreId, SystemClock};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use kernel::{OrganizationId, Slug, StoreId, SystemClock};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 
@@ -23,7 +25,7 @@ use crate::credits::{self, GrantTo, LotKind};
 use crate::cx::OpsCx;
 use crate::http::errors::chain;
 use crate::ops::routes::{OpsStoreView, ServerView, default_max_connections, default_max_stores};
-use crate::provisioning::{self, NewDatabase};
+use crate::provisioning::{self, NewDatabase, ProvisioningError};
 use crate::servers::{self, NewServer};
 use crate::{identity, master, ops, serve, stores, telemetry};
 
@@ -99,6 +101,12 @@ enum Admin {
         #[command(flatten)]
         ops: OpsArgs,
     },
+    /// Take the platform role from somebody; the last one who has it keeps it
+    Revoke {
+        email: String,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
 }
 
 #[derive(Subcommand)]
@@ -131,6 +139,13 @@ enum Servers {
         #[command(flatten)]
         ops: OpsArgs,
     },
+    /// Place new stores on a drained server again
+    Activate {
+        /// Name or id
+        server: String,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
 }
 
 #[derive(Subcommand)]
@@ -148,13 +163,15 @@ enum Stores {
     },
     /// Show a store
     Show {
-        store: StoreId,
+        /// Id or slug
+        store: StoreName,
         #[command(flatten)]
         ops: OpsArgs,
     },
     /// Give a store a managed database, or retry its failed run
     Provision {
-        store: StoreId,
+        /// Id or slug
+        store: StoreName,
         #[arg(long)]
         region: Option<String>,
         #[command(flatten)]
@@ -162,7 +179,8 @@ enum Stores {
     },
     /// Close a store; its storefront answers 503
     Suspend {
-        store: StoreId,
+        /// Id or slug
+        store: StoreName,
         /// Kept in the audit trail and shown to the owner
         #[arg(long)]
         reason: String,
@@ -171,7 +189,8 @@ enum Stores {
     },
     /// Open a suspended store again
     Resume {
-        store: StoreId,
+        /// Id or slug
+        store: StoreName,
         #[command(flatten)]
         ops: OpsArgs,
     },
@@ -179,9 +198,10 @@ enum Stores {
 
 #[derive(Subcommand)]
 enum Products {
-    /// Import a Shopify product CSV
+    /// Import a Shopify product CSV; exit code 4 when some of its products were refused
     Import {
-        store: StoreId,
+        /// Id or slug
+        store: StoreName,
         file: PathBuf,
         /// Only say what would happen
         #[arg(long)]
@@ -271,6 +291,31 @@ enum Explain {
     },
 }
 
+/// A store, as somebody at a terminal names it.
+#[derive(Debug, Clone)]
+enum StoreName {
+    Id(StoreId),
+    Slug(Slug),
+}
+
+impl FromStr for StoreName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let id = text.parse().map(Self::Id);
+        id.or_else(|_| Slug::parse(text).map(Self::Slug)).map_err(|_| "expected a store's id (sto_...) or its slug")
+    }
+}
+
+impl StoreName {
+    async fn id(self, cx: &OpsCx) -> Result<StoreId, stores::StoreError> {
+        match self {
+            Self::Id(id) => Ok(id),
+            Self::Slug(slug) => stores::find_by_slug(cx, &slug).await.map(|store| store.id),
+        }
+    }
+}
+
 /// What a command needs to act.
 #[derive(Args, Clone)]
 pub struct OpsArgs {
@@ -288,10 +333,12 @@ pub struct OpsArgs {
 }
 
 impl OpsArgs {
-    fn context(self) -> Result<OpsCx, anyhow::Error> {
+    /// Without a key, a command that opens no credential gets one that opens none.
+    fn context(self, needs_key: bool) -> Result<OpsCx, anyhow::Error> {
+        let keys = if needs_key || self.keys.is_given() { self.keys } else { KeyArgs::throwaway() };
         Ok(OpsCx::new(
             self.master,
-            &self.keys,
+            &keys,
             self.hosts,
             self.limits,
             self.allow_private_databases,
@@ -318,10 +365,30 @@ pub fn run(cli: Cli) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return refuse(&format!("the runtime cannot start: {error}")),
     };
+    let json = cli.json;
     match runtime.block_on(act(cli)) {
         Ok(code) => code,
-        Err(error) => output::failed(&error),
+        Err(error) => output::failed(json, &error),
     }
+}
+
+/// Reads the command line. Options that nearly every command takes, and nearly nobody gives there, are left out of its help:
+/// they are variables of `.env`.
+pub fn parse() -> Cli {
+    let matches = shorten(Cli::command(), "").get_matches();
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+fn shorten(command: clap::Command, above: &str) -> clap::Command {
+    let name = command.get_name().to_owned();
+    if above == "tenantry" && name == "serve" {
+        return command;
+    }
+    let command = command.mut_args(|argument| match argument.get_help_heading() {
+        Some("Hosts" | "Limits") => argument.hide(true),
+        _ => argument,
+    });
+    command.mut_subcommands(|below| shorten(below, &name))
 }
 
 async fn act(cli: Cli) -> Result<ExitCode, anyhow::Error> {
@@ -348,7 +415,7 @@ async fn act(cli: Cli) -> Result<ExitCode, anyhow::Error> {
             return print(json, &Printed::text(document)).map(|()| ExitCode::SUCCESS);
         }
         Command::Credits(Credits::Verify { org, ops }) => {
-            let cx = ops.context()?;
+            let cx = ops.context(true)?;
             let found = credits::verify::verify(&cx, org).await;
             cx.close().await;
             let found = found?;
@@ -356,7 +423,7 @@ async fn act(cli: Cli) -> Result<ExitCode, anyhow::Error> {
             return Ok(if found.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(3) });
         }
         Command::Doctor(args) => {
-            let cx = args.context()?;
+            let cx = args.context(true)?;
             let findings = ops::doctor(&cx).await;
             cx.close().await;
             let findings = findings?;
@@ -366,18 +433,20 @@ async fn act(cli: Cli) -> Result<ExitCode, anyhow::Error> {
         }
         other => operate(other).await?,
     };
-    print(json, &done).map(|()| ExitCode::SUCCESS)
+    print(json, &done).map(|()| ExitCode::from(done.code))
 }
 
 /// The commands that act on master and close what they opened.
 async fn operate(command: Command) -> Result<Printed, anyhow::Error> {
     let (args, command) = match command {
         Command::Admin(Admin::Grant { email, ops }) => (ops, Operation::AdminGrant { email }),
+        Command::Admin(Admin::Revoke { email, ops }) => (ops, Operation::AdminRevoke { email }),
         Command::Servers(Servers::Add { name, url, region, max_stores, max_connections, ops }) => {
             (ops, Operation::ServerAdd(NewServer { name, url, region, max_stores, max_connections }))
         }
         Command::Servers(Servers::List(ops)) => (ops, Operation::ServerList),
         Command::Servers(Servers::Drain { server, ops }) => (ops, Operation::ServerDrain { server }),
+        Command::Servers(Servers::Activate { server, ops }) => (ops, Operation::ServerActivate { server }),
         Command::Stores(Stores::List { limit, cursor, ops }) => (ops, Operation::StoreList { limit, cursor }),
         Command::Stores(Stores::Show { store, ops }) => (ops, Operation::StoreShow { store }),
         Command::Stores(Stores::Provision { store, region, ops }) => (ops, Operation::StoreProvision { store, region }),
@@ -401,7 +470,9 @@ async fn operate(command: Command) -> Result<Printed, anyhow::Error> {
             unreachable!("`act` runs these itself")
         }
     };
-    let cx = args.context()?;
+    // Says what is wrong with master before a statement of the command fails of it.
+    master::check(&args.master).await?;
+    let cx = args.context(command.needs_key())?;
     let done = command.run(&cx).await;
     cx.close().await;
     done
@@ -411,9 +482,15 @@ enum Operation {
     AdminGrant {
         email: String,
     },
+    AdminRevoke {
+        email: String,
+    },
     ServerAdd(NewServer),
     ServerList,
     ServerDrain {
+        server: String,
+    },
+    ServerActivate {
         server: String,
     },
     StoreList {
@@ -421,21 +498,21 @@ enum Operation {
         cursor: Option<String>,
     },
     StoreShow {
-        store: StoreId,
+        store: StoreName,
     },
     StoreProvision {
-        store: StoreId,
+        store: StoreName,
         region: Option<String>,
     },
     StoreSuspend {
-        store: StoreId,
+        store: StoreName,
         reason: String,
     },
     StoreResume {
-        store: StoreId,
+        store: StoreName,
     },
     ProductImport {
-        store: StoreId,
+        store: StoreName,
         file: PathBuf,
         dry_run: bool,
     },
@@ -456,11 +533,37 @@ enum Operation {
 }
 
 impl Operation {
+    /// Whether it seals or opens a credential.
+    fn needs_key(&self) -> bool {
+        match self {
+            Self::ServerAdd(_)
+            | Self::StoreProvision { .. }
+            | Self::ProductImport { .. }
+            | Self::ExplainHost { .. } => true,
+            Self::AdminGrant { .. }
+            | Self::AdminRevoke { .. }
+            | Self::ServerList
+            | Self::ServerDrain { .. }
+            | Self::ServerActivate { .. }
+            | Self::StoreList { .. }
+            | Self::StoreShow { .. }
+            | Self::StoreSuspend { .. }
+            | Self::StoreResume { .. }
+            | Self::CreditGrant { .. }
+            | Self::CreditBalance { .. } => false,
+        }
+    }
+
     async fn run(self, cx: &OpsCx) -> Result<Printed, anyhow::Error> {
         Ok(match self {
             Self::AdminGrant { email } => {
-                let user = identity::admin_grant(cx, &email).await?;
+                let user = identity::admin_grant(cx, Actor::Cli, &email).await?;
                 let line = format!("{} is now a platform admin", user.email);
+                Printed::new(serde_json::to_value(identity::routes::UserView::from(user))?).line(line)
+            }
+            Self::AdminRevoke { email } => {
+                let user = identity::admin_revoke(cx, Actor::Cli, &email).await?;
+                let line = format!("{} is no platform admin", user.email);
                 Printed::new(serde_json::to_value(identity::routes::UserView::from(user))?).line(line)
             }
             Self::ServerAdd(new) => output::server(&ServerView::from(servers::add(cx, Actor::Cli, new).await?))?,
@@ -471,33 +574,51 @@ impl Operation {
             Self::ServerDrain { server } => {
                 output::server(&ServerView::from(servers::drain(cx, Actor::Cli, &server).await?))?
             }
+            Self::ServerActivate { server } => {
+                output::server(&ServerView::from(servers::activate(cx, Actor::Cli, &server).await?))?
+            }
             Self::StoreList { limit, cursor } => {
                 let (stores, next) = stores::list_all(cx, None, cursor.as_deref(), limit).await?;
                 let stores: Vec<OpsStoreView> = stores.into_iter().map(Into::into).collect();
                 output::stores(&stores, next.as_deref())?
             }
             Self::StoreShow { store } => {
+                let store = store.id(cx).await?;
                 let view = OpsStoreView::from(stores::find(cx, store).await?);
                 let run = provisioning::latest(cx, store).await.ok();
                 output::store(&view, run.map(provisioning::routes::RunView::from))?
             }
             Self::StoreProvision { store, region } => {
+                let store = store.id(cx).await?;
                 let latest = provisioning::latest(cx, store).await.ok().map(|latest| latest.run.state);
                 let run = if latest == Some(provisioning::RunState::Failed) {
                     provisioning::retry(cx, Actor::Cli, store).await?
                 } else {
-                    provisioning::connect(cx, Actor::Cli, store, NewDatabase::Managed { region }, false).await?
+                    let managed = NewDatabase::Managed { region: region.clone() };
+                    match provisioning::connect(cx, Actor::Cli, store, managed, false).await {
+                        Err(ProvisioningError::NoCapacity) => {
+                            let servers = servers::list(cx).await?;
+                            let why = servers::explain_room(&servers, region.as_deref());
+                            anyhow::bail!("no server has room: {why}");
+                        }
+                        outcome => outcome?,
+                    }
                 };
                 let line = format!("run {} is {}; a serving node works it off", run.run.id, run.run.state.as_str());
                 Printed::new(serde_json::to_value(provisioning::routes::RunView::from(run))?).line(line)
             }
             Self::StoreSuspend { store, reason } => {
+                let store = store.id(cx).await?;
                 output::store(&OpsStoreView::from(stores::suspend(cx, Actor::Cli, store, &reason).await?), None)?
             }
             Self::StoreResume { store } => {
+                let store = store.id(cx).await?;
                 output::store(&OpsStoreView::from(stores::resume(cx, Actor::Cli, store).await?), None)?
             }
-            Self::ProductImport { store, file, dry_run } => import(cx, store, &file, dry_run).await?,
+            Self::ProductImport { store, file, dry_run } => {
+                let store = store.id(cx).await?;
+                import(cx, store, &file, dry_run).await?
+            }
             Self::ExplainHost { name } => output::explanation(&ops::explain_host(cx, &name).await?)?,
             Self::CreditGrant { to, amount, reason, kind, expires_at, key } => {
                 let new = credits::NewGrant { to: to.target(), kind, amount, expires_at, reason };

@@ -15,16 +15,21 @@ use crate::provisioning::routes::RunView;
 pub(super) struct Printed {
     json: Option<serde_json::Value>,
     lines: Vec<String>,
+    /// What the program exits with.
+    pub(super) code: u8,
 }
+
+/// Some of an import's products were refused.
+const PARTLY: u8 = 4;
 
 impl Printed {
     pub(super) fn new(json: serde_json::Value) -> Self {
-        Self { json: Some(json), lines: Vec::new() }
+        Self { json: Some(json), lines: Vec::new(), code: 0 }
     }
 
     /// Text that is the same in both forms.
     pub(super) fn text(text: String) -> Self {
-        Self { json: None, lines: vec![text] }
+        Self { json: None, lines: vec![text], code: 0 }
     }
 
     pub(super) fn line(mut self, line: impl Into<String>) -> Self {
@@ -52,8 +57,9 @@ pub fn refuse(why: &str) -> ExitCode {
 }
 
 /// Says why a command failed.
-pub(super) fn failed(error: &anyhow::Error) -> ExitCode {
-    say(&format!("error: {}", explain_error(error)));
+pub(super) fn failed(json: bool, error: &anyhow::Error) -> ExitCode {
+    let why = explain_error(error);
+    say(&if json { serde_json::json!({ "error": why }).to_string() } else { format!("error: {why}") });
     ExitCode::FAILURE
 }
 
@@ -95,7 +101,7 @@ pub(super) fn servers(servers: &[ServerView]) -> Result<Printed, anyhow::Error> 
         })
         .collect();
     let lines = table(["NAME", "ENGINE", "REGION", "ADDRESS", "STATUS", "STORES", "CONNECTIONS"], &rows);
-    Ok(Printed { json: Some(serde_json::json!({ "data": json_of(&servers)? })), lines })
+    Ok(Printed { json: Some(serde_json::json!({ "data": json_of(&servers)? })), lines, code: 0 })
 }
 
 pub(super) fn server(server: &ServerView) -> Result<Printed, anyhow::Error> {
@@ -121,7 +127,7 @@ pub(super) fn stores(stores: &[OpsStoreView], next_cursor: Option<&str>) -> Resu
         lines.push(format!("more: --cursor {cursor}"));
     }
     let json = serde_json::json!({ "data": json_of(&stores)?, "meta": { "nextCursor": next_cursor } });
-    Ok(Printed { json: Some(json), lines })
+    Ok(Printed { json: Some(json), lines, code: 0 })
 }
 
 pub(super) fn store(store: &OpsStoreView, run: Option<RunView>) -> Result<Printed, anyhow::Error> {
@@ -158,7 +164,7 @@ pub(super) fn store(store: &OpsStoreView, run: Option<RunView>) -> Result<Printe
         }
         json["lastRun"] = run;
     }
-    Ok(Printed { json: Some(json), lines })
+    Ok(Printed { json: Some(json), lines, code: 0 })
 }
 
 pub(super) fn findings(findings: &[Finding]) -> Result<Printed, anyhow::Error> {
@@ -170,14 +176,17 @@ pub(super) fn findings(findings: &[Finding]) -> Result<Printed, anyhow::Error> {
             lines.push(format!("      {:<12}-> {advice}", ""));
         }
     }
-    Ok(Printed { json: Some(serde_json::json!({ "data": json_of(&findings)? })), lines })
+    Ok(Printed { json: Some(serde_json::json!({ "data": json_of(&findings)? })), lines, code: 0 })
 }
 
 pub(super) fn explanation(explanation: &HostExplanation) -> Result<Printed, anyhow::Error> {
     let mut lines = vec![
         format!("given       {}", explanation.given),
         format!("normalized  {}", explanation.normalized),
-        format!("decision    {}", explanation.decision),
+        match explanation.refusal {
+            Some(refusal) => format!("decision    {} ({refusal})", explanation.decision),
+            None => format!("decision    {}", explanation.decision),
+        },
     ];
     if let Some(store) = &explanation.store {
         lines.push(format!("store       {}  {}  {}", store.id, store.status, store.name));
@@ -203,7 +212,7 @@ pub(super) fn explanation(explanation: &HostExplanation) -> Result<Printed, anyh
         };
         lines.push(format!("database    {state} ({} ms)", database.connect_ms));
     }
-    Ok(Printed { json: Some(json_of(explanation)?), lines })
+    Ok(Printed { json: Some(json_of(explanation)?), lines, code: 0 })
 }
 
 pub(super) fn import(report: &ImportReport, dry_run: bool) -> Result<Printed, anyhow::Error> {
@@ -222,7 +231,8 @@ pub(super) fn import(report: &ImportReport, dry_run: bool) -> Result<Printed, an
         let part = |name: &str| error[name].as_str().unwrap_or_default().to_owned();
         lines.push(format!("line {}, {}: {}", error["line"], part("column"), part("message")));
     }
-    Ok(Printed { json: Some(json), lines })
+    let code = if count("productsFailed") > 0 { PARTLY } else { 0 };
+    Ok(Printed { json: Some(json), lines, code })
 }
 
 /// One decision of the credit ledger.

@@ -84,9 +84,13 @@ pub async fn cost(cx: &OpsCx, wanted: &Wanted) -> Result<Cost, CreditError> {
             if quantity < 1 {
                 return Err(invalid("/quantity", "range", "must be at least 1"));
             }
+            let unknown = || invalid("/service", "unknown", "is no service with a price");
+            if !service.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-') {
+                return Err(unknown());
+            }
             let now = cx.clock.now();
             let found = db::prices(&mut *cx.master.acquire().await?, Some(service), now).await?.into_iter().next();
-            let price = found.ok_or_else(|| invalid("/service", "unknown", "is no service with a price"))?;
+            let price = found.ok_or_else(unknown)?;
             let amount = price
                 .cost(quantity)
                 .ok_or_else(|| invalid("/quantity", "range", format!("costs more than {MAX_AMOUNT} credits")))?;

@@ -154,7 +154,7 @@ fn forwarded_host<'a>(
 /// 421: no store has this name, and there is no default one.
 pub fn misdirected() -> Problem {
     Problem::new(StatusCode::MISDIRECTED_REQUEST, "unknown-host", "No store answers under this hostname")
-        .detail("Check the spelling of the hostname, or connect it to a store first.")
+        .detail("Check the spelling of the hostname.")
 }
 
 #[cfg(test)]

@@ -4,8 +4,10 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::routing::get;
-use problem::{Json, Problem};
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use problem::{BodyLimit, Json, Problem};
+use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{Object, Required, Type};
 use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 
@@ -54,12 +56,43 @@ fn platform_routes() -> OpenApiRouter<Cx> {
 
 /// The description of every operation, as JSON with sorted structure: the same text for the same handlers.
 pub fn document() -> utoipa::openapi::OpenApi {
-    platform_routes().split_for_parts().1
+    described().1
+}
+
+fn described() -> (Router<Cx>, utoipa::openapi::OpenApi) {
+    let (router, mut document) = platform_routes().split_for_parts();
+    describe_storefront(&mut document);
+    (router, document)
+}
+
+/// A storefront operation needs nothing on a store's own hostname; on the platform's it needs a credential, and the store.
+fn describe_storefront(document: &mut utoipa::openapi::OpenApi) {
+    for (path, item) in &mut document.paths.paths {
+        if !path.starts_with("/store/") {
+            continue;
+        }
+        let methods = [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
+        for operation in methods.into_iter().flatten() {
+            let header = ParameterBuilder::new()
+                .name("X-Store-Id")
+                .parameter_in(ParameterIn::Header)
+                .required(Required::False)
+                .description(Some(
+                    "On the platform's hosts, beside a token: which store the request is about, unless the token was made \
+                     for one. Not needed on the store's own hostname.",
+                ))
+                .schema(Some(Object::with_type(Type::String)))
+                .build();
+            operation.parameters.get_or_insert_default().push(header.into());
+            let nothing = SecurityRequirement::default();
+            operation.security = Some(vec![nothing, SecurityRequirement::new::<_, _, String>("bearer", [])]);
+        }
+    }
 }
 
 /// The router of the platform's hosts, and that of stores' hostnames.
 pub fn routers(cx: &Cx) -> (Router, Router) {
-    let (platform, document) = platform_routes().split_for_parts();
+    let (platform, document) = described();
     let docs = utoipa_swagger_ui::SwaggerUi::new("/docs").url("/openapi.json", document);
     let limit = DefaultBodyLimit::max(cx.config.limits.body_limit_bytes);
     let platform = platform.merge(Router::<Cx>::new().merge(docs)).route("/", get(index));
@@ -70,6 +103,7 @@ pub fn routers(cx: &Cx) -> (Router, Router) {
             .fallback(|| async { Problem::not_found() })
             .method_not_allowed_fallback(method_not_allowed)
             .layer(limit)
+            .layer(axum::Extension(BodyLimit(cx.config.limits.body_limit_bytes)))
             .layer(axum::middleware::map_response(keep_matched_path))
             .with_state(cx.clone())
     };

@@ -133,10 +133,19 @@ pub async fn user_find(conn: &mut PgConnection, user: UserId) -> Result<Option<U
     .await
 }
 
-pub async fn user_grant_platform_role(
+/// The active people with the platform role, none of whom loses or gets it before the transaction ends.
+pub async fn platform_admins_lock(conn: &mut PgConnection) -> Result<Vec<UserId>, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"select id as "id: UserId" from users where platform_role = 'admin' and is_active order by id for update"#
+    )
+    .fetch_all(conn)
+    .await
+}
+
+pub async fn user_set_platform_role(
     conn: &mut PgConnection,
     email: &str,
-    role: &str,
+    role: Option<&str>,
     now: DateTime<Utc>,
 ) -> Result<Option<User>, sqlx::Error> {
     sqlx::query_as!(

@@ -18,7 +18,7 @@ use sha2::{Digest as _, Sha256};
 use sqlx::PgConnection;
 
 use crate::audit::{self, Actor};
-use crate::cx::Cx;
+use crate::cx::{Cx, OpsCx};
 use crate::stores::{self, NewStore, Store, StoreError};
 
 /// Why an identity operation was refused.
@@ -36,6 +36,10 @@ pub enum IdentityError {
     Busy,
     #[error("{} is not valid: {detail}", pointer.trim_start_matches('/'))]
     Invalid { pointer: &'static str, code: &'static str, detail: String },
+    #[error("nobody else has the platform role; grant it to somebody first")]
+    LastAdmin,
+    #[error("some fields are not valid")]
+    InvalidFields(Vec<InvalidField>),
     #[error("there is no user with this e-mail address")]
     UserNotFound,
     #[error("not a member of that store")]
@@ -46,6 +50,28 @@ pub enum IdentityError {
     Hash,
     #[error("database error")]
     Db(#[from] sqlx::Error),
+}
+
+/// One field that is not valid.
+#[derive(Debug)]
+pub struct InvalidField {
+    pub pointer: &'static str,
+    pub code: &'static str,
+    pub detail: String,
+}
+
+impl InvalidField {
+    /// Puts a refusal with the others, so that everything is said at once.
+    fn keep<T>(refused: &mut Vec<Self>, outcome: Result<T, IdentityError>) -> Result<Option<T>, IdentityError> {
+        match outcome {
+            Ok(value) => Ok(Some(value)),
+            Err(IdentityError::Invalid { pointer, code, detail }) => {
+                refused.push(Self { pointer, code, detail });
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// A person, as everybody but the password check sees them.
@@ -151,13 +177,22 @@ pub struct Registered {
 
 /// Creates the person, their organization and, when named, their first store, in one transaction, and signs them in.
 pub async fn register(cx: &Cx, new: NewUser) -> Result<Registered, IdentityError> {
-    let email = Email::parse(&new.email)?;
+    let mut refused = Vec::new();
     let line = |text: &str, pointer| {
         text::one_line(text, 100).map_err(|e| IdentityError::Invalid { pointer, code: "text", detail: e.to_string() })
     };
-    let (first_name, last_name) = (line(&new.first_name, "/firstName")?, line(&new.last_name, "/lastName")?);
-    let store_name = new.store_name.as_deref().map(|name| line(name, "/storeName")).transpose()?;
-    passwords::check_rules(&new.password, &email)?;
+    let email = InvalidField::keep(&mut refused, Email::parse(&new.email))?;
+    let password = passwords::check_rules(&new.password, email.as_ref());
+    InvalidField::keep(&mut refused, password)?;
+    let first_name = InvalidField::keep(&mut refused, line(&new.first_name, "/firstName"))?;
+    let last_name = InvalidField::keep(&mut refused, line(&new.last_name, "/lastName"))?;
+    let store_name = new.store_name.as_deref().map(|name| line(name, "/storeName")).transpose();
+    let store_name = InvalidField::keep(&mut refused, store_name)?;
+    let (Some(email), Some(first_name), Some(last_name), Some(store_name), true) =
+        (email, first_name, last_name, store_name, refused.is_empty())
+    else {
+        return Err(IdentityError::InvalidFields(refused));
+    };
     let password_hash = cx.passwords.hash(new.password).await?;
 
     let now = cx.clock.now();
@@ -275,23 +310,33 @@ pub async fn memberships(cx: &Cx, by: &Principal) -> Result<Vec<Membership>, Ide
     Ok(memberships)
 }
 
-/// Gives a registered person the platform role, as the first admin can only be made from the machine itself.
-pub async fn admin_grant(cx: &crate::cx::OpsCx, email: &str) -> Result<User, IdentityError> {
+/// Gives a registered person the platform role. The first admin can only be made from the machine itself.
+pub async fn admin_grant(cx: &OpsCx, actor: Actor, email: &str) -> Result<User, IdentityError> {
     let email = Email::parse(email)?;
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
-    let user = db::user_grant_platform_role(&mut tx, email.as_str(), "admin", now)
-        .await?
-        .ok_or(IdentityError::UserNotFound)?;
-    audit::record(
-        &mut tx,
-        now,
-        Actor::Cli,
-        "admin_grant",
-        audit::Subject::default(),
-        serde_json::json!({ "userId": user.id }),
-    )
-    .await?;
+    let user = db::user_set_platform_role(&mut tx, email.as_str(), Some("admin"), now).await?;
+    let user = user.ok_or(IdentityError::UserNotFound)?;
+    let data = serde_json::json!({ "userId": user.id });
+    audit::record(&mut tx, now, actor, "admin_grant", audit::Subject::default(), data).await?;
+    tx.commit().await?;
+    Ok(user)
+}
+
+/// Takes the platform role from a person; the last one who has it keeps it.
+pub async fn admin_revoke(cx: &OpsCx, actor: Actor, email: &str) -> Result<User, IdentityError> {
+    let email = Email::parse(email)?;
+    let now = cx.clock.now();
+    let mut tx = cx.master.begin().await?;
+    // Locked, so that the last two cannot revoke one another.
+    let admins = db::platform_admins_lock(&mut tx).await?;
+    let user = db::user_set_platform_role(&mut tx, email.as_str(), None, now).await?;
+    let user = user.ok_or(IdentityError::UserNotFound)?;
+    if admins.contains(&user.id) && admins.len() == 1 {
+        return Err(IdentityError::LastAdmin);
+    }
+    let data = serde_json::json!({ "userId": user.id });
+    audit::record(&mut tx, now, actor, "admin_revoke", audit::Subject::default(), data).await?;
     tx.commit().await?;
     Ok(user)
 }
@@ -356,6 +401,13 @@ impl From<IdentityError> for Problem {
             IdentityError::Busy => Self::new(S::SERVICE_UNAVAILABLE, "busy", "Too many sign-ins at this moment")
                 .retry_after(std::time::Duration::from_secs(1)),
             IdentityError::Invalid { pointer, code, detail } => Self::invalid().field(pointer, code, detail),
+            IdentityError::InvalidFields(fields) => fields
+                .into_iter()
+                .fold(Self::invalid(), |problem, field| problem.field(field.pointer, field.code, field.detail)),
+            error @ IdentityError::LastAdmin => {
+                Self::new(S::CONFLICT, "last-admin", "The last admin keeps the platform role")
+                    .detail(format!("{error}."))
+            }
             IdentityError::UserNotFound | IdentityError::StoreNotFound => Self::not_found(),
             IdentityError::Store(error) => error.into(),
             error @ (IdentityError::Hash | IdentityError::Db(_)) => crate::http::errors::unexpected(&error),

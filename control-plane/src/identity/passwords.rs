@@ -75,7 +75,7 @@ fn hash(password: &SecretString) -> Result<String, IdentityError> {
 }
 
 /// The rules for a new password.
-pub fn check_rules(password: &SecretString, email: &Email) -> Result<(), IdentityError> {
+pub fn check_rules(password: &SecretString, email: Option<&Email>) -> Result<(), IdentityError> {
     let text = password.expose_secret();
     let refused = |code, detail: String| Err(IdentityError::Invalid { pointer: "/password", code, detail });
     let chars = text.chars().count();
@@ -86,7 +86,7 @@ pub fn check_rules(password: &SecretString, email: &Email) -> Result<(), Identit
         return refused("too-long", format!("must have at most {MAX_CHARS} characters"));
     }
     let lower = text.to_lowercase();
-    if TOO_COMMON.contains(&lower.as_str()) || lower == email.as_str() {
+    if TOO_COMMON.contains(&lower.as_str()) || email.is_some_and(|email| lower == email.as_str()) {
         return refused("too-common", "is among the first that an attacker tries".to_owned());
     }
     Ok(())

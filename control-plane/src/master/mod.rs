@@ -17,7 +17,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 /// A connection of the pool that was not used for so long is asked whether it lives.
-const PING_AFTER: Duration = Duration::from_secs(1);
+const PING_AFTER: Duration = Duration::from_millis(100);
 const PING_LIMIT: Duration = Duration::from_secs(1);
 const MIGRATE_LOCK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Set after connecting, so that it works behind any proxy; a statement of ours that takes longer is a defect.

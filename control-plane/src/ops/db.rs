@@ -1,6 +1,6 @@
 //! SQL of ops.
 
-use kernel::StoreId;
+use kernel::{ServerId, StoreId};
 use sqlx::PgConnection;
 use vault::Sealed;
 
@@ -49,20 +49,33 @@ pub async fn databases_without_purpose(conn: &mut PgConnection) -> Result<Vec<St
 /// A sealed credential at its place.
 pub struct SealedRow {
     pub store: StoreId,
+    pub server: Option<ServerId>,
+    /// Whether the store was prepared, so that its database should answer.
+    pub is_prepared: bool,
     pub version: i32,
     pub sealed: Sealed,
 }
 
 pub async fn sealed_credentials(conn: &mut PgConnection) -> Result<Vec<SealedRow>, sqlx::Error> {
     let rows = sqlx::query!(
-        r#"select store_id as "store_id: StoreId", credential_version, sealed from store_databases order by store_id"#
+        r#"select d.store_id as "store_id: StoreId", d.server_id as "server_id: ServerId", d.credential_version, d.sealed,
+                  s.status in ('active', 'suspended', 'maintenance') as "is_prepared!"
+           from store_databases d
+           join stores s on s.id = d.store_id
+           order by d.store_id"#
     )
     .fetch_all(conn)
     .await?;
     rows.into_iter()
         .map(|row| {
             let sealed = Sealed::from_bytes(row.sealed).map_err(|error| sqlx::Error::Decode(error.into()))?;
-            Ok(SealedRow { store: row.store_id, version: row.credential_version, sealed })
+            Ok(SealedRow {
+                store: row.store_id,
+                server: row.server_id,
+                is_prepared: row.is_prepared,
+                version: row.credential_version,
+                sealed,
+            })
         })
         .collect()
 }

@@ -3,13 +3,16 @@
 pub mod db;
 pub mod routes;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use kernel::{Hostname, ServerId, StoreId, StoreStatus};
 use problem::Problem;
 use serde::Serialize;
 use sqlx::Connection as _;
-use tenancy::Explanation;
+use tenancy::{Cause, Credential, Explanation};
+use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use crate::cx::OpsCx;
@@ -36,8 +39,10 @@ pub struct HostExplanation {
     pub given: String,
     /// What it is looked up as.
     pub normalized: String,
-    /// What a request with this Host gets: `platform`, `served`, `closed`, `not-ready` or `unknown-host`.
+    /// What a request with this Host gets: `platform`, `served`, `unavailable`, `closed`, `not-ready` or `unknown-host`.
     pub decision: &'static str,
+    /// The status and the code of the refusal, when it is refused, such as `503 store-suspended`.
+    pub refusal: Option<&'static str>,
     /// What master knows.
     pub store: Option<ExplainedStore>,
     /// What the answering process remembers: route, pool, breaker, last error.
@@ -82,29 +87,35 @@ pub async fn explain_host(cx: &OpsCx, given: &str) -> Result<HostExplanation, Op
         given: given.to_owned(),
         normalized: name.to_string(),
         decision: "unknown-host",
+        refusal: Some("421 unknown-host"),
         store: None,
         node: None,
         database: None,
     };
     if platform.is_platform(&name) {
-        explanation.decision = "platform";
+        (explanation.decision, explanation.refusal) = ("platform", None);
         return Ok(explanation);
     }
     let mut connection = cx.master.acquire().await?;
     let Some(id) = db::store_of_hostname(&mut connection, name.as_str()).await? else { return Ok(explanation) };
     let Some(store) = stores::db::store_find(&mut connection, id).await? else { return Ok(explanation) };
-    explanation.decision = match store.status {
-        StoreStatus::Active => "served",
-        StoreStatus::PendingDatabase | StoreStatus::Provisioning => "not-ready",
-        StoreStatus::Suspended | StoreStatus::Maintenance => "closed",
-        StoreStatus::Archived | StoreStatus::Deleted => "unknown-host",
+    (explanation.decision, explanation.refusal) = match store.status {
+        StoreStatus::Active => ("served", None),
+        StoreStatus::PendingDatabase | StoreStatus::Provisioning => ("not-ready", Some("503 store-not-ready")),
+        StoreStatus::Suspended => ("closed", Some("503 store-suspended")),
+        StoreStatus::Maintenance => ("closed", Some("503 store-in-maintenance")),
+        StoreStatus::Archived | StoreStatus::Deleted => ("unknown-host", Some("421 unknown-host")),
     };
     explanation.store = Some(explain_store(&mut connection, &store).await?);
     let database = provisioning::db::store_database_find(&mut connection, id).await?;
     drop(connection);
     explanation.node = cx.stores.explain(id).await;
     if let Some(database) = database {
-        explanation.database = Some(try_database(cx, id, &database).await);
+        let state = try_database(cx, id, &database).await;
+        if !state.is_reachable && store.status == StoreStatus::Active {
+            (explanation.decision, explanation.refusal) = ("unavailable", Some("503 store-database-unavailable"));
+        }
+        explanation.database = Some(state);
     }
     Ok(explanation)
 }
@@ -130,21 +141,22 @@ async fn explain_store(connection: &mut sqlx::PgConnection, store: &Store) -> Re
 
 /// Opens and closes one connection; changes nothing.
 async fn try_database(cx: &OpsCx, store: StoreId, database: &provisioning::db::StoreDatabase) -> DatabaseState {
-    let started = tokio::time::Instant::now();
+    let started = Instant::now();
     let outcome = match tenancy::Credential::open(&cx.keys, &database.sealed, store, database.credential_version) {
-        Err(_) => Err("sealed".to_owned()),
-        Ok(credential) => match credential.connect(cx.limits.store_connect_timeout).await {
-            Ok(connection) => {
-                if let Err(error) = connection.close().await {
-                    tracing::debug!(error = %error, "closing a connection failed");
-                }
-                Ok(())
-            }
-            Err(error) => Err(error.cause.as_str().to_owned()),
-        },
+        Err(_) => Err(Cause::Sealed),
+        Ok(credential) => try_connect(cx, &credential).await,
     };
     let connect_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    DatabaseState { is_reachable: outcome.is_ok(), cause: outcome.err(), connect_ms }
+    let cause = outcome.err().map(|cause| cause.as_str().to_owned());
+    DatabaseState { is_reachable: cause.is_none(), cause, connect_ms }
+}
+
+async fn try_connect(cx: &OpsCx, credential: &Credential) -> Result<(), Cause> {
+    let connection = credential.connect(cx.limits.store_connect_timeout).await.map_err(|error| error.cause)?;
+    if let Err(error) = connection.close().await {
+        tracing::debug!(error = %error, "closing a connection failed");
+    }
+    Ok(())
 }
 
 /// One thing that the doctor looked at.
@@ -196,38 +208,109 @@ pub async fn doctor(cx: &OpsCx) -> Result<Vec<Finding>, OpsError> {
             advice: Some("cancel its last run, or connect a database again"),
         });
     }
+    let sealed = db::sealed_credentials(&mut connection).await?;
+    let servers = servers::db::servers_all(&mut connection).await?;
     drop(connection);
-    for (store, version) in unsealable(cx).await? {
+    if !servers.is_empty() && !servers.iter().any(servers::Server::has_room) {
         findings.push(Finding {
-            check: "credentials",
+            check: "capacity",
             is_ok: false,
-            detail: format!("the credential of store {store} (version {version}) does not open with the keys given"),
-            advice: Some("add the key that sealed it to ENCRYPTION_KEYS"),
+            detail: format!("no server takes new stores: {}", servers::explain_room(&servers, None)),
+            advice: Some("activate a server that is draining, or add one"),
         });
     }
-    for server in servers::list(cx).await.map_err(|error| match error {
-        servers::ServerError::Db(error) => OpsError::Db(error),
-        other => OpsError::Db(sqlx::Error::Protocol(other.to_string())),
-    })? {
-        findings.extend(examine_server(cx, &server).await?);
+    let mut examined = Vec::new();
+    for server in servers {
+        let seen = examine_server(cx, &server).await?;
+        examined.push((server, seen));
     }
+    findings.extend(twins(&examined));
+    let down: HashSet<ServerId> =
+        examined.iter().filter(|(_, seen)| !seen.is_reachable).map(|(server, _)| server.id).collect();
+    findings.extend(examined.into_iter().flat_map(|(_, seen)| seen.findings));
+    findings.extend(examine_databases(cx, sealed, &down).await);
     if findings.iter().all(|finding| finding.is_ok) {
         findings.push(ok("orphans", "no database, role, run or row was left behind".to_owned()));
     }
     Ok(findings)
 }
 
-async fn unsealable(cx: &OpsCx) -> Result<Vec<(StoreId, i32)>, OpsError> {
-    let rows = db::sealed_credentials(&mut *cx.master.acquire().await?).await?;
-    Ok(rows
-        .into_iter()
-        .filter(|row| tenancy::Credential::open(&cx.keys, &row.sealed, row.store, row.version).is_err())
-        .map(|row| (row.store, row.version))
-        .collect())
+/// How many stores' databases are tried at one time, for how long in all, and how many of those that do not answer are named.
+const DATABASES_AT_ONCE: usize = 8;
+const DATABASES_TIME: Duration = Duration::from_secs(8);
+const DATABASES_SHOWN: usize = 20;
+
+/// Tries the databases of stores that were prepared, each with one connection. What is on a server that is known to be down
+/// is told by that server's finding.
+async fn examine_databases(cx: &OpsCx, rows: Vec<db::SealedRow>, down: &HashSet<ServerId>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut known = Vec::new();
+    for db::SealedRow { store, server, is_prepared, version, sealed } in rows {
+        match Credential::open(&cx.keys, &sealed, store, version) {
+            Ok(credential) if is_prepared && !server.is_some_and(|id| down.contains(&id)) => {
+                known.push((store, credential));
+            }
+            Ok(_) => {}
+            Err(_) => findings.push(Finding {
+                check: "credentials",
+                is_ok: false,
+                detail: format!(
+                    "the credential of store {store} (version {version}) does not open with the keys given"
+                ),
+                advice: Some("add the key that sealed it to ENCRYPTION_KEYS"),
+            }),
+        }
+    }
+    let (total, mut tried, mut silent) = (known.len(), 0, Vec::new());
+    let tries = known.into_iter().map(|(store, credential)| async move { (store, try_connect(cx, &credential).await) });
+    let mut tries = futures_util::stream::iter(tries).buffer_unordered(DATABASES_AT_ONCE);
+    let deadline = Instant::now() + DATABASES_TIME;
+    while let Ok(Some((store, outcome))) = tokio::time::timeout_at(deadline, tries.next()).await {
+        tried += 1;
+        silent.extend(outcome.err().map(|cause| (store, cause)));
+    }
+    let shown = silent.iter().take(DATABASES_SHOWN).map(|(store, cause)| Finding {
+        check: "databases",
+        is_ok: false,
+        detail: format!("the database of store {store} cannot be reached: {}", cause.as_str()),
+        advice: Some(
+            "see what its server says; the owner of a brought database gives new credentials with PUT \
+             /api/stores/{id}/database/credentials",
+        ),
+    });
+    findings.extend(shown);
+    if silent.len() > DATABASES_SHOWN {
+        findings.push(Finding {
+            check: "databases",
+            is_ok: false,
+            detail: format!("{} more databases cannot be reached", silent.len() - DATABASES_SHOWN),
+            advice: Some("mend those above, then look again"),
+        });
+    }
+    let rest =
+        if tried < total { format!("; {} were not tried for want of time", total - tried) } else { String::new() };
+    findings.push(Finding {
+        check: "databases",
+        is_ok: true,
+        detail: format!("{} of {tried} stores' databases answer{rest}", tried - silent.len()),
+        advice: None,
+    });
+    findings
 }
 
-async fn examine_server(cx: &OpsCx, server: &servers::Server) -> Result<Vec<Finding>, OpsError> {
-    let broken = |detail: String, advice| vec![Finding { check: "server", is_ok: false, detail, advice: Some(advice) }];
+/// What was seen of a server.
+struct SeenServer {
+    is_reachable: bool,
+    system_identifier: Option<String>,
+    findings: Vec<Finding>,
+}
+
+async fn examine_server(cx: &OpsCx, server: &servers::Server) -> Result<SeenServer, OpsError> {
+    let broken = |detail: String, advice| SeenServer {
+        is_reachable: false,
+        system_identifier: None,
+        findings: vec![Finding { check: "server", is_ok: false, detail, advice: Some(advice) }],
+    };
     let Ok(credential) = servers::open_credential(cx, server) else {
         return Ok(broken(
             format!("the credential of server {} does not open with the keys given", server.name),
@@ -244,41 +327,57 @@ async fn examine_server(cx: &OpsCx, server: &servers::Server) -> Result<Vec<Find
         }
     };
     let found = postgres::names_like_ours(&mut admin).await;
+    let system_identifier = postgres::system_identifier(&mut admin).await;
     if let Err(error) = admin.close().await {
         tracing::debug!(error = %error, "closing a connection failed");
     }
     let (databases, roles) = found?;
     let mut connection = cx.master.acquire().await?;
-    // Read after the server was: a store that is being created meanwhile is known here before it is there.
-    let known = provisioning::db::managed_names(&mut connection, server.id).await?;
-    Ok(compare(server.id, &server.name, &databases, &roles, &known))
+    // Read after the server was: a store that is being created meanwhile is known here before it is there. And over all
+    // stores: a server that is registered under two names holds the databases of both.
+    let names = [databases.as_slice(), &roles].concat();
+    let in_use = provisioning::db::names_in_use(&mut connection, &names).await?;
+    let findings = compare(server, &databases, &roles, &in_use.into_iter().collect());
+    Ok(SeenServer { is_reachable: true, system_identifier, findings })
 }
 
-fn compare(
-    _id: ServerId,
-    server: &str,
-    databases: &[String],
-    roles: &[String],
-    known: &[(String, String)],
-) -> Vec<Finding> {
-    let known_databases: HashSet<&str> = known.iter().map(|(database, _)| database.as_str()).collect();
-    let known_roles: HashSet<&str> = known.iter().map(|(_, role)| role.as_str()).collect();
+/// Servers that are one PostgreSQL under two names, from before adding one was refused.
+fn twins(examined: &[(servers::Server, SeenServer)]) -> Vec<Finding> {
+    let mut seen: HashMap<&str, &str> = HashMap::new();
+    let mut findings = Vec::new();
+    for (server, SeenServer { system_identifier, .. }) in examined {
+        let Some(identifier) = system_identifier else { continue };
+        if let Some(first) = seen.insert(identifier, &server.name) {
+            findings.push(Finding {
+                check: "server",
+                is_ok: false,
+                detail: format!(
+                    "servers {first} and {} are one PostgreSQL, or one is a copy of the other",
+                    server.name
+                ),
+                advice: Some("if they are one, drain one of the two: they share their room and connections"),
+            });
+        }
+    }
+    findings
+}
+
+fn compare(server: &servers::Server, databases: &[String], roles: &[String], in_use: &HashSet<String>) -> Vec<Finding> {
+    let name_of = &server.name;
     let orphan = |kind: &str, name: &String| Finding {
         check: "orphans",
         is_ok: false,
-        detail: format!("server {server} has a {kind} {name} that no store has"),
+        detail: format!("server {name_of} has a {kind} {name} that no store has"),
         advice: Some("look at it, and drop it by hand if nobody needs it: we never drop what no store accounts for"),
     };
     let mut findings = vec![Finding {
         check: "server",
         is_ok: true,
-        detail: format!("{server} answers; {} stores", known.len()),
+        detail: format!("{name_of} answers; {} stores", server.stores),
         advice: None,
     }];
-    findings.extend(
-        databases.iter().filter(|name| !known_databases.contains(name.as_str())).map(|name| orphan("database", name)),
-    );
-    findings.extend(roles.iter().filter(|name| !known_roles.contains(name.as_str())).map(|name| orphan("role", name)));
+    findings.extend(databases.iter().filter(|name| !in_use.contains(*name)).map(|name| orphan("database", name)));
+    findings.extend(roles.iter().filter(|name| !in_use.contains(*name)).map(|name| orphan("role", name)));
     findings
 }
 

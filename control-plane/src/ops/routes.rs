@@ -15,6 +15,8 @@ use super::{Finding, HostExplanation};
 use crate::audit::Actor;
 use crate::cx::Cx;
 use crate::http::auth::Ops;
+use crate::identity;
+use crate::identity::routes::UserView;
 use crate::servers::{self, NewServer, Server, ServerStatus};
 use crate::stores::{self, Store};
 
@@ -22,6 +24,9 @@ pub fn router() -> OpenApiRouter<Cx> {
     OpenApiRouter::new()
         .routes(routes!(ops_server_list, ops_server_add))
         .routes(routes!(ops_server_drain))
+        .routes(routes!(ops_server_activate))
+        .routes(routes!(ops_admin_grant))
+        .routes(routes!(ops_admin_revoke))
         .routes(routes!(ops_store_list))
         .routes(routes!(ops_store_get))
         .routes(routes!(ops_store_suspend))
@@ -147,6 +152,52 @@ async fn ops_server_drain(
 ) -> Result<Json<ServerView>, Problem> {
     let server = servers::drain(&cx, Actor::User(ops.by.user.id), &server).await?;
     Ok(Json(server.into()))
+}
+
+/// Place stores on a drained server again
+#[utoipa::path(post, path = "/api/ops/servers/{server}/activate", tag = "ops", operation_id = "ops_server_activate", security(("bearer" = [])),
+    params(("server" = String, Path, description = "Name or id")),
+    responses((status = 200, body = ServerView), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody)))]
+async fn ops_server_activate(
+    ops: Ops,
+    State(cx): State<Cx>,
+    Path(server): Path<String>,
+) -> Result<Json<ServerView>, Problem> {
+    let server = servers::activate(&cx, Actor::User(ops.by.user.id), &server).await?;
+    Ok(Json(server.into()))
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AdminBody {
+    /// Of somebody who is registered. In the body, because paths are logged.
+    #[schema(example = "ada@example.com")]
+    email: String,
+}
+
+/// Give somebody the platform role
+#[utoipa::path(post, path = "/api/ops/admins/grant", tag = "ops", operation_id = "ops_admin_grant", security(("bearer" = [])), request_body = AdminBody,
+    responses((status = 200, body = UserView), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody), (status = 422, body = ProblemBody)))]
+async fn ops_admin_grant(
+    ops: Ops,
+    State(cx): State<Cx>,
+    Json(body): Json<AdminBody>,
+) -> Result<Json<UserView>, Problem> {
+    Ok(Json(identity::admin_grant(&cx, Actor::User(ops.by.user.id), &body.email).await?.into()))
+}
+
+/// Take the platform role from somebody
+///
+/// The last one keeps it.
+#[utoipa::path(post, path = "/api/ops/admins/revoke", tag = "ops", operation_id = "ops_admin_revoke", security(("bearer" = [])), request_body = AdminBody,
+    responses((status = 200, body = UserView), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody),
+        (status = 409, body = ProblemBody), (status = 422, body = ProblemBody)))]
+async fn ops_admin_revoke(
+    ops: Ops,
+    State(cx): State<Cx>,
+    Json(body): Json<AdminBody>,
+) -> Result<Json<UserView>, Problem> {
+    Ok(Json(identity::admin_revoke(&cx, Actor::User(ops.by.user.id), &body.email).await?.into()))
 }
 
 /// A store, as ops see it.

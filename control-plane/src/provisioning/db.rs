@@ -77,6 +77,31 @@ pub async fn store_database_find(
     .transpose()
 }
 
+/// Another credential of the same database, with the names of database and login in it; announces a new route.
+pub async fn store_database_set_credential(
+    conn: &mut PgConnection,
+    store: StoreId,
+    (database_name, role_name): (&str, &str),
+    sealed: &Sealed,
+    version: i32,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update store_databases
+         set database_name = $2, role_name = $3, sealed = $4, credential_version = $5, updated_at = $6
+         where store_id = $1",
+        store.as_uuid(),
+        database_name,
+        role_name,
+        sealed.as_bytes(),
+        version,
+        now,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
 /// Notes what version the database's schema has; announces a new route when that is news.
 pub async fn store_database_set_schema_version(
     conn: &mut PgConnection,
@@ -382,11 +407,14 @@ pub async fn run_try_lock(conn: &mut PgConnection, id: RunId) -> Result<bool, sq
     sqlx::query_scalar!(r#"select pg_try_advisory_lock($1) as "is_ours!""#, key.cast_signed()).fetch_one(conn).await
 }
 
-/// Databases and roles that master knows of on a server.
-pub async fn managed_names(conn: &mut PgConnection, server: ServerId) -> Result<Vec<(String, String)>, sqlx::Error> {
-    let rows =
-        sqlx::query!("select database_name, role_name from store_databases where server_id = $1", server.as_uuid())
-            .fetch_all(conn)
-            .await?;
-    Ok(rows.into_iter().map(|row| (row.database_name, row.role_name)).collect())
+/// Which of these names are those of some store's database or login, whatever server the store is on.
+pub async fn names_in_use(conn: &mut PgConnection, names: &[String]) -> Result<Vec<String>, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"select n.name as "name!"
+           from unnest($1::text[]) as n (name)
+           where exists (select from store_databases d where n.name in (d.database_name, d.role_name))"#,
+        names,
+    )
+    .fetch_all(conn)
+    .await
 }

@@ -8,6 +8,7 @@
 //! - A store is served from the last step on, never earlier. A failed run keeps what it has made, unreachable, until it is
 //!   retried or cancelled.
 
+pub mod credentials;
 pub mod db;
 pub mod jobs;
 pub mod postgres;
@@ -29,7 +30,7 @@ use crate::cx::OpsCx;
 use crate::servers;
 use crate::stores::{self, Store};
 
-pub use steps::StepName;
+pub use steps::{StepError, StepName};
 pub use target::{Target, TargetError};
 
 /// Where a run is.
@@ -142,8 +143,14 @@ pub enum ProvisioningError {
     InProgress { run: RunId },
     #[error("the last run failed")]
     LastRunFailed { run: RunId },
+    #[error("the database is ours, and so are its credentials")]
+    Managed,
+    #[error(transparent)]
+    Refused(StepError),
     #[error("no server has room")]
     NoCapacity,
+    #[error("no server is in that region")]
+    UnknownRegion,
     #[error("the store has no run")]
     NoRun,
     #[error("the run is {}", state.as_str())]
@@ -367,6 +374,11 @@ async fn place_managed(
     store: &Store,
     region: Option<&str>,
 ) -> Result<NewStoreDatabase, ProvisioningError> {
+    if let Some(region) = region
+        && !servers::db::region_exists(tx, region).await?
+    {
+        return Err(ProvisioningError::UnknownRegion);
+    }
     let server =
         servers::db::server_least_filled(tx, Engine::Postgresql, region).await?.ok_or(ProvisioningError::NoCapacity)?;
     let admin = servers::open_credential(cx, &server).map_err(|_| ProvisioningError::NoCapacity)?;
@@ -418,6 +430,23 @@ pub fn managed_name(store: StoreId) -> Ident {
 /// Who asked, as the run keeps it.
 pub type RequestedBy = Option<UserId>;
 
+/// Why new credentials are not taken; the code is the one that a failed step would have.
+fn refused(error: &StepError) -> Problem {
+    use axum::http::StatusCode as S;
+    let (status, pointer) = match error.code {
+        "other-database" => (S::CONFLICT, "/database"),
+        "wrong-password" => (S::UNPROCESSABLE_ENTITY, "/password"),
+        "missing-database" => (S::UNPROCESSABLE_ENTITY, "/database"),
+        "forbidden" | "missing-privilege" => (S::UNPROCESSABLE_ENTITY, "/username"),
+        "tls" => (S::UNPROCESSABLE_ENTITY, "/tls"),
+        _ => (S::UNPROCESSABLE_ENTITY, "/host"),
+    };
+    tracing::debug!(code = error.code, error = crate::http::errors::chain(error), "new credentials were refused");
+    Problem::new(status, error.code, "The database cannot be used with these credentials")
+        .detail(format!("{} {}", error.what, error.advice))
+        .field(pointer, error.code, &error.what)
+}
+
 impl From<ProvisioningError> for Problem {
     fn from(error: ProvisioningError) -> Self {
         use axum::http::StatusCode as S;
@@ -434,7 +463,7 @@ impl From<ProvisioningError> for Problem {
                 "The store's status does not allow this",
                 &format!("The store is {status}."),
             )
-            .member("status", status.as_str()),
+            .member("storeStatus", status.as_str()),
             ProvisioningError::InProgress { run } => conflict(
                 "provisioning-in-progress",
                 "Another run is preparing the store",
@@ -452,6 +481,15 @@ impl From<ProvisioningError> for Problem {
                     .detail("Bring a database of your own, or try again later.")
                     .retry_after(std::time::Duration::from_secs(300))
             }
+            ProvisioningError::UnknownRegion => {
+                Self::invalid().field("/region", "unknown", "is no region of this installation; leave it out for any")
+            }
+            ProvisioningError::Managed => conflict(
+                "managed-database",
+                "The database is a managed one",
+                "Its credentials are made and kept by us: there is nothing to change.",
+            ),
+            ProvisioningError::Refused(error) => refused(&error),
             ProvisioningError::NoRun => Self::not_found(),
             ProvisioningError::WrongRunState { state, wanted } => conflict(
                 "wrong-run-state",

@@ -56,6 +56,25 @@ pub async fn facts(connection: &mut PgConnection) -> Result<Facts, sqlx::Error> 
     Ok(Facts { version: row.try_get(0)?, is_read_only: row.try_get(1)?, may_create: row.try_get(2)? })
 }
 
+/// What the cluster calls itself, whichever address leads to it; none where the login may not read it. A physical copy has
+/// the name of what it was copied from.
+pub async fn system_identifier(connection: &mut PgConnection) -> Option<String> {
+    sqlx::query_scalar("select system_identifier::text from pg_control_system()").fetch_one(connection).await.ok()
+}
+
+/// Whether the login has the rights of whoever owns our tables: it must be able to read, write and migrate them.
+pub async fn owns_schema(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        "select bool_and(pg_has_role(current_user, c.relowner, 'usage'))
+         from pg_catalog.pg_class c
+         join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+         where n.nspname = 'tenantry' and c.relkind in ('r', 'S')",
+    )
+    .fetch_one(connection)
+    .await
+    .map(|owns: Option<bool>| owns.unwrap_or(false))
+}
+
 fn template_name() -> Ident {
     Ident::new(format!("tenantry_template_{}", tenant_schema::LATEST_VERSION)).expect("letters, digits and underscores")
 }

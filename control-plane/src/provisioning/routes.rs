@@ -19,10 +19,12 @@ use crate::audit::Actor;
 use crate::cx::Cx;
 use crate::http::auth::{MemberOf, OwnerOf};
 use crate::stores::Store;
+use crate::stores::routes::StoreDetailView;
 
 pub fn router() -> OpenApiRouter<Cx> {
     OpenApiRouter::new()
         .routes(routes!(database_connect))
+        .routes(routes!(database_credentials_replace))
         .routes(routes!(provisioning_get))
         .routes(routes!(provisioning_watch))
         .routes(routes!(provisioning_retry))
@@ -118,6 +120,51 @@ impl ConnectBody {
     }
 }
 
+/// An engine with a connection string, or with the parts of a connection, as for connecting a database.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CredentialsBody {
+    engine: Option<Engine>,
+    /// `postgres://user:password@host:5432/database?sslmode=verify-full`; reserved characters percent-encoded.
+    #[schema(value_type = Option<String>, format = Password)]
+    connection_string: Option<SecretString>,
+    host: Option<String>,
+    port: Option<u16>,
+    username: Option<String>,
+    #[schema(value_type = Option<String>, format = Password)]
+    password: Option<SecretString>,
+    database: Option<String>,
+    tls: Option<TlsModeBody>,
+    /// The authority that signed the server's certificate, as PEM.
+    ca_pem: Option<String>,
+}
+
+impl CredentialsBody {
+    fn read(self) -> Result<Target, Problem> {
+        let Self { engine, connection_string, host, port, username, password, database, tls, ca_pem } = self;
+        let engine = Some(engine.unwrap_or(Engine::Postgresql));
+        let (managed, region, demo_products) = (None, None, None);
+        let body = ConnectBody {
+            managed,
+            region,
+            engine,
+            connection_string,
+            host,
+            port,
+            username,
+            password,
+            database,
+            tls,
+            ca_pem,
+            demo_products,
+        };
+        match body.read()? {
+            (NewDatabase::Brought(target), _) => Ok(target),
+            (NewDatabase::Managed { .. }, _) => Err(Problem::internal()),
+        }
+    }
+}
+
 /// Why a step failed.
 #[derive(Serialize, ToSchema)]
 pub struct StepErrorView {
@@ -208,6 +255,25 @@ async fn database_connect(
     let (wanted, demo) = body.read()?;
     let run = super::connect(&cx, Actor::User(owner.by.user.id), owner.store.id, wanted, demo).await?;
     Ok((StatusCode::ACCEPTED, Json(RunEnvelope { run: run.into() })))
+}
+
+/// Give new credentials
+///
+/// For a database that you brought, when its password, login or address has changed after the store was prepared; before, it is
+/// connected again. They are tried at once and must lead to the database that holds this store, whose data is not touched. A
+/// refusal's `code` says why: `wrong-password`, `unreachable`, `other-database` and so on.
+#[utoipa::path(put, path = "/api/stores/{id}/database/credentials", tag = "stores", operation_id = "database_credentials_replace", security(("bearer" = [])),
+    params(("id" = StoreId, Path)), request_body = CredentialsBody,
+    responses((status = 200, body = StoreDetailView), (status = 401, body = ProblemBody), (status = 403, body = ProblemBody), (status = 404, body = ProblemBody),
+        (status = 409, body = ProblemBody), (status = 422, body = ProblemBody)))]
+async fn database_credentials_replace(
+    owner: OwnerOf<Store>,
+    State(cx): State<Cx>,
+    Json(body): Json<CredentialsBody>,
+) -> Result<Json<StoreDetailView>, Problem> {
+    let target = body.read()?;
+    let store = super::credentials::replace(&cx, Actor::User(owner.by.user.id), owner.store.id, target).await?;
+    Ok(Json(StoreDetailView::read(&cx, store).await))
 }
 
 /// The store's last provisioning run

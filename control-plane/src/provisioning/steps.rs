@@ -15,7 +15,7 @@ use crate::{hostnames, identity, servers};
 
 /// How long a step may take before it counts as failed.
 pub const STEP_TIMEOUT: Duration = Duration::from_secs(120);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The steps by name, in the order in which they are done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, sqlx::Type, utoipa::ToSchema)]
@@ -102,7 +102,7 @@ impl StepError {
     }
 }
 
-const OURS: &str = "Nothing to do for you: this is on our side. Retry, and if it fails again, ask support.";
+pub const OURS: &str = "Nothing to do for you: this is on our side. Retry, and if it fails again, ask support.";
 
 impl From<sqlx::Error> for StepError {
     fn from(error: sqlx::Error) -> Self {
@@ -427,17 +427,7 @@ impl<'a> StepCx<'a> {
 
     async fn check_server(&self, first: &mut PgConnection) -> Result<(), StepError> {
         let facts = postgres::facts(first).await?;
-        if facts.version < postgres::MIN_VERSION {
-            let what = format!("The server is PostgreSQL {}.", facts.version / 10_000);
-            return Err(StepError::new("version-too-old", what, "Use PostgreSQL 13 or later."));
-        }
-        if facts.is_read_only {
-            return Err(StepError::new(
-                "read-only",
-                "The server is a replica or read-only.",
-                "Connect to the primary server.",
-            ));
-        }
+        check_facts(&facts)?;
         match tenant_schema::inspect(first).await? {
             SchemaState::Empty if !facts.may_create => Err(StepError::new(
                 "missing-privilege",
@@ -574,6 +564,22 @@ impl<'a> StepCx<'a> {
         }
         Ok(News(stores::db::store_find(tx, self.store.id).await?.map(|store| store.route_version)))
     }
+}
+
+/// Whether a store can live on such a server.
+pub fn check_facts(facts: &postgres::Facts) -> Result<(), StepError> {
+    if facts.version < postgres::MIN_VERSION {
+        let what = format!("The server is PostgreSQL {}.", facts.version / 10_000);
+        return Err(StepError::new("version-too-old", what, "Use PostgreSQL 13 or later."));
+    }
+    if facts.is_read_only {
+        return Err(StepError::new(
+            "read-only",
+            "The server is a replica or read-only.",
+            "Connect to the primary server.",
+        ));
+    }
+    Ok(())
 }
 
 fn other_store() -> StepError {

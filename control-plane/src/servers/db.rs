@@ -45,11 +45,17 @@ impl TryFrom<ServerRow> for Server {
     }
 }
 
-pub async fn server_insert(conn: &mut PgConnection, server: &Server, now: DateTime<Utc>) -> Result<(), ServerError> {
+pub async fn server_insert(
+    conn: &mut PgConnection,
+    server: &Server,
+    system_identifier: Option<&str>,
+    now: DateTime<Utc>,
+) -> Result<(), ServerError> {
     sqlx::query!(
         "insert into database_servers
-            (id, name, engine, region, host, port, sealed, credential_version, status, max_stores, max_connections, created_at, updated_at)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12)",
+            (id, name, engine, region, host, port, sealed, credential_version, status, max_stores, max_connections, created_at,
+             updated_at, system_identifier)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12, $13)",
         server.id.as_uuid(),
         server.name,
         server.engine as Engine,
@@ -62,6 +68,7 @@ pub async fn server_insert(conn: &mut PgConnection, server: &Server, now: DateTi
         server.max_stores,
         server.max_connections,
         now,
+        system_identifier,
     )
     .execute(conn)
     .await
@@ -70,6 +77,28 @@ pub async fn server_insert(conn: &mut PgConnection, server: &Server, now: DateTi
         _ => error.into(),
     })?;
     Ok(())
+}
+
+/// The name of the server that is this one: at the same address, or the same cluster at another. No other is registered
+/// before the transaction ends.
+pub async fn server_twin_lock(
+    conn: &mut PgConnection,
+    host: &str,
+    port: i32,
+    system_identifier: Option<&str>,
+) -> Result<Option<String>, sqlx::Error> {
+    sqlx::query!("lock table database_servers in share row exclusive mode").execute(&mut *conn).await?;
+    sqlx::query_scalar!(
+        "select name from database_servers
+         where (lower(host) = lower($1) and port = $2) or system_identifier = $3
+         order by id
+         limit 1",
+        host,
+        port,
+        system_identifier,
+    )
+    .fetch_optional(conn)
+    .await
 }
 
 pub async fn servers_all(conn: &mut PgConnection) -> Result<Vec<Server>, sqlx::Error> {
@@ -131,6 +160,13 @@ pub async fn server_least_filled(
         Some(id) => server_find(conn, id).await,
         None => Ok(None),
     }
+}
+
+/// Whether any server is in this region.
+pub async fn region_exists(conn: &mut PgConnection, region: &str) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(r#"select exists (select from database_servers where region = $1) as "exists!""#, region)
+        .fetch_one(conn)
+        .await
 }
 
 /// Changes the status of the server of this name or id.

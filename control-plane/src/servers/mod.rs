@@ -56,6 +56,8 @@ pub struct NewServer {
 pub enum ServerError {
     #[error("there is a server of this name")]
     NameTaken,
+    #[error("it is registered already, as server {name}")]
+    Registered { name: String },
     #[error("there is no such server")]
     NotFound,
     #[error("{detail}")]
@@ -88,7 +90,7 @@ pub async fn add(cx: &OpsCx, actor: Actor, new: NewServer) -> Result<Server, Ser
     }
     // Ops choose their servers, which usually are at private addresses; owners' databases are another matter.
     let credential = Target::from_url(&new.url, None, None)?.resolve(true).await?;
-    prove(&credential).await?;
+    let system_identifier = prove(&credential).await?;
     let now = cx.clock.now();
     let id = ServerId::new(now);
     let version = 1;
@@ -108,7 +110,11 @@ pub async fn add(cx: &OpsCx, actor: Actor, new: NewServer) -> Result<Server, Ser
         credential_version: version,
     };
     let mut tx = cx.master.begin().await?;
-    db::server_insert(&mut tx, &server, now).await?;
+    let twin = db::server_twin_lock(&mut tx, &server.host, server.port, system_identifier.as_deref()).await?;
+    if let Some(name) = twin.filter(|name| *name != server.name) {
+        return Err(ServerError::Registered { name });
+    }
+    db::server_insert(&mut tx, &server, system_identifier.as_deref(), now).await?;
     audit::record(
         &mut tx,
         now,
@@ -122,8 +128,9 @@ pub async fn add(cx: &OpsCx, actor: Actor, new: NewServer) -> Result<Server, Ser
     Ok(server)
 }
 
-/// Connects as the administrator and asks whether it may do what provisioning needs, and whether its sessions are its own.
-async fn prove(credential: &Credential) -> Result<(), ServerError> {
+/// Connects as the administrator and asks whether it may do what provisioning needs, and whether its sessions are its own. Returns
+/// what the cluster calls itself.
+async fn prove(credential: &Credential) -> Result<Option<String>, ServerError> {
     let unusable = |code, what: &str| ServerError::Unusable { code, what: what.to_owned() };
     let unreachable = |error: ConnectError| match error.cause {
         Cause::TransactionPooler => unusable(
@@ -138,6 +145,7 @@ async fn prove(credential: &Credential) -> Result<(), ServerError> {
     let mut connection = credential.connect(CONNECT_TIMEOUT).await.map_err(unreachable)?;
     let facts = postgres::facts(&mut connection).await;
     let may = db::login_may_provision(&mut connection).await;
+    let system_identifier = postgres::system_identifier(&mut connection).await;
     if let Err(error) = connection.close().await {
         tracing::debug!(error = %error, "closing a connection failed");
     }
@@ -149,7 +157,7 @@ async fn prove(credential: &Credential) -> Result<(), ServerError> {
         return Err(unusable("read-only", "it is a replica or read-only"));
     }
     if may? {
-        Ok(())
+        Ok(system_identifier)
     } else {
         Err(unusable("missing-privilege", "the login needs CREATEDB and CREATEROLE, or SUPERUSER"))
     }
@@ -157,12 +165,25 @@ async fn prove(credential: &Credential) -> Result<(), ServerError> {
 
 /// Stops placing new stores on a server; those that are there stay.
 pub async fn drain(cx: &OpsCx, actor: Actor, name_or_id: &str) -> Result<Server, ServerError> {
+    set_status(cx, actor, name_or_id, "server_drain", ServerStatus::Draining).await
+}
+
+/// Places new stores on a server again.
+pub async fn activate(cx: &OpsCx, actor: Actor, name_or_id: &str) -> Result<Server, ServerError> {
+    set_status(cx, actor, name_or_id, "server_activate", ServerStatus::Active).await
+}
+
+async fn set_status(
+    cx: &OpsCx,
+    actor: Actor,
+    name_or_id: &str,
+    action: &'static str,
+    status: ServerStatus,
+) -> Result<Server, ServerError> {
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
-    let id =
-        db::server_set_status(&mut tx, name_or_id, ServerStatus::Draining, now).await?.ok_or(ServerError::NotFound)?;
-    audit::record(&mut tx, now, actor, "server_drain", Subject::default(), serde_json::json!({ "serverId": id }))
-        .await?;
+    let id = db::server_set_status(&mut tx, name_or_id, status, now).await?.ok_or(ServerError::NotFound)?;
+    audit::record(&mut tx, now, actor, action, Subject::default(), serde_json::json!({ "serverId": id })).await?;
     let server = db::server_find(&mut tx, id).await?.ok_or(ServerError::NotFound)?;
     tx.commit().await?;
     Ok(server)
@@ -171,6 +192,33 @@ pub async fn drain(cx: &OpsCx, actor: Actor, name_or_id: &str) -> Result<Server,
 /// Every server.
 pub async fn list(cx: &OpsCx) -> Result<Vec<Server>, ServerError> {
     Ok(db::servers_all(&mut *cx.master.acquire().await?).await?)
+}
+
+/// What each server says to a new store of `region`, for ops: owners are told no more than that there is no room.
+pub fn explain_room(servers: &[Server], region: Option<&str>) -> String {
+    let of = |server: &Server| {
+        let Server { name, stores, max_stores, .. } = server;
+        if region.is_some() && server.region.as_deref() != region {
+            format!("{name} is in {}", server.region.as_deref().unwrap_or("no region"))
+        } else if server.status == ServerStatus::Draining {
+            format!("{name} is draining (`tenantry servers activate {name}` ends that)")
+        } else if !server.has_room() {
+            format!("{name} is full ({stores} of {max_stores} stores)")
+        } else {
+            format!("{name} has room ({stores} of {max_stores} stores)")
+        }
+    };
+    if servers.is_empty() {
+        return "none is registered (`tenantry servers add`)".to_owned();
+    }
+    servers.iter().map(of).collect::<Vec<_>>().join("; ")
+}
+
+impl Server {
+    /// Whether new stores are placed on it.
+    pub fn has_room(&self) -> bool {
+        self.status == ServerStatus::Active && self.stores < i64::from(self.max_stores)
+    }
 }
 
 /// The credential of a server's administrator.
@@ -185,6 +233,11 @@ impl From<ServerError> for Problem {
         match error {
             ServerError::NameTaken => Self::new(S::CONFLICT, "server-name-taken", "There is a server of this name")
                 .field("/name", "taken", "is in use"),
+            error @ ServerError::Registered { .. } => {
+                Self::new(S::CONFLICT, "server-registered", "The server is registered already")
+                    .detail(format!("{error}. One PostgreSQL is one server, whatever address leads to it."))
+                    .field("/url", "taken", "leads to a server that is registered")
+            }
             ServerError::NotFound => Self::not_found(),
             ServerError::Invalid { pointer, code, detail } => Self::invalid().field(pointer, code, detail),
             ServerError::Target(TargetError::Invalid { code, detail, .. }) => {

@@ -103,7 +103,7 @@ pub fn from_settings(error: SettingsError) -> Problem {
             "currency-in-use",
             "The currency cannot change while products have prices",
         )
-        .detail(format!("Prices are kept in {current}. Remove the products first.")),
+        .detail(format!("Prices are kept in {current}. A store's currency is chosen before its first product.")),
         SettingsError::Incomplete => {
             tracing::error!("a store's settings are incomplete");
             Problem::internal()
@@ -126,8 +126,10 @@ pub fn from_catalog(error: CatalogError) -> Problem {
 }
 
 fn out_of_stock(variant: Option<VariantId>, available: i64) -> Problem {
+    let detail =
+        if available > 0 { format!("{available} are available. Ask for fewer.") } else { "It is sold out.".to_owned() };
     let problem = Problem::new(StatusCode::CONFLICT, "out-of-stock", "There are fewer than asked for")
-        .detail(format!("{available} are available. Ask for fewer."))
+        .detail(detail)
         .member("available", available);
     match variant {
         Some(variant) => problem.member("variantId", variant.to_string()),

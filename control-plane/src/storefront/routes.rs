@@ -71,9 +71,10 @@ async fn cached<T: Serialize>(
 
 /// The store
 #[utoipa::path(get, path = "/store/v1/store", tag = "storefront", operation_id = "storefront_store_get",
-    responses((status = 200, body = StoreView), (status = 304), (status = 421, body = ProblemBody), (status = 503, body = ProblemBody)))]
+    responses((status = 200, body = StoreView), (status = 400, body = ProblemBody), (status = 304), (status = 421, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn storefront_store_get(
     store: Storefront,
+    Query(NoParameters {}): Query<NoParameters>,
     OriginalUri(uri): OriginalUri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -88,6 +89,7 @@ async fn storefront_store_get(
 }
 
 #[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ProductListQuery {
     /// 1 to 100; 25 when left out.
@@ -102,9 +104,9 @@ pub struct ProductListQuery {
     category: Option<String>,
     tag: Option<String>,
     vendor: Option<String>,
-    /// Minor units of the store's currency.
+    /// Only products with a variant at this price or above, in minor units of the store's currency.
     price_min: Option<i64>,
-    /// Minor units of the store's currency.
+    /// Only products with a variant at this price or below; with `price_min`, with one between the two.
     price_max: Option<i64>,
     /// Only what can be bought now.
     in_stock: Option<bool>,
@@ -169,9 +171,10 @@ async fn storefront_product_list(
 /// One product, by handle or id
 #[utoipa::path(get, path = "/store/v1/products/{product}", tag = "storefront", operation_id = "storefront_product_get",
     params(("product" = String, Path, description = "Handle or id")),
-    responses((status = 200, body = ProductDetail), (status = 304), (status = 404, body = ProblemBody), (status = 421, body = ProblemBody), (status = 503, body = ProblemBody)))]
+    responses((status = 200, body = ProductDetail), (status = 400, body = ProblemBody), (status = 304), (status = 404, body = ProblemBody), (status = 421, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn storefront_product_get(
     store: Storefront,
+    Query(NoParameters {}): Query<NoParameters>,
     OriginalUri(uri): OriginalUri,
     headers: HeaderMap,
     Path(product): Path<String>,
@@ -189,9 +192,10 @@ async fn storefront_product_get(
 
 /// The categories, as a tree
 #[utoipa::path(get, path = "/store/v1/categories", tag = "storefront", operation_id = "storefront_category_list",
-    responses((status = 200, body = Page<CategoryNode>), (status = 304), (status = 421, body = ProblemBody), (status = 503, body = ProblemBody)))]
+    responses((status = 200, body = Page<CategoryNode>), (status = 400, body = ProblemBody), (status = 304), (status = 421, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn storefront_category_list(
     store: Storefront,
+    Query(NoParameters {}): Query<NoParameters>,
     OriginalUri(uri): OriginalUri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -206,9 +210,10 @@ async fn storefront_category_list(
 
 /// One category
 #[utoipa::path(get, path = "/store/v1/categories/{handle}", tag = "storefront", operation_id = "storefront_category_get", params(("handle" = String, Path)),
-    responses((status = 200, body = CategoryView), (status = 304), (status = 404, body = ProblemBody), (status = 421, body = ProblemBody), (status = 503, body = ProblemBody)))]
+    responses((status = 200, body = CategoryView), (status = 400, body = ProblemBody), (status = 304), (status = 404, body = ProblemBody), (status = 421, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn storefront_category_get(
     store: Storefront,
+    Query(NoParameters {}): Query<NoParameters>,
     OriginalUri(uri): OriginalUri,
     headers: HeaderMap,
     Path(handle): Path<String>,
@@ -226,9 +231,10 @@ async fn storefront_category_get(
 
 /// The pages
 #[utoipa::path(get, path = "/store/v1/pages", tag = "storefront", operation_id = "storefront_page_list",
-    responses((status = 200, body = Page<PageSummary>), (status = 304), (status = 421, body = ProblemBody), (status = 503, body = ProblemBody)))]
+    responses((status = 200, body = Page<PageSummary>), (status = 400, body = ProblemBody), (status = 304), (status = 421, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn storefront_page_list(
     store: Storefront,
+    Query(NoParameters {}): Query<NoParameters>,
     OriginalUri(uri): OriginalUri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -243,9 +249,10 @@ async fn storefront_page_list(
 
 /// One page
 #[utoipa::path(get, path = "/store/v1/pages/{slug}", tag = "storefront", operation_id = "storefront_page_get", params(("slug" = String, Path)),
-    responses((status = 200, body = PageView), (status = 304), (status = 404, body = ProblemBody), (status = 421, body = ProblemBody), (status = 503, body = ProblemBody)))]
+    responses((status = 200, body = PageView), (status = 400, body = ProblemBody), (status = 304), (status = 404, body = ProblemBody), (status = 421, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn storefront_page_get(
     store: Storefront,
+    Query(NoParameters {}): Query<NoParameters>,
     OriginalUri(uri): OriginalUri,
     headers: HeaderMap,
     Path(slug): Path<String>,
@@ -262,6 +269,7 @@ async fn storefront_page_get(
 }
 
 #[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct RedirectQuery {
     /// The path that was asked for.
@@ -295,14 +303,24 @@ fn cart_response(status: StatusCode, version: i32, body: impl Serialize) -> Resp
     response
 }
 
-/// The token in a header; without one there is nothing to be found.
-fn token<'h>(headers: &'h HeaderMap, name: &str) -> Result<&'h str, Problem> {
-    headers
-        .get(name)
-        .and_then(|value| value.to_str().ok())
-        .filter(|text| !text.is_empty() && text.len() <= 200)
-        .ok_or_else(Problem::not_found)
+/// The token in a header. A wrong one finds nothing; that none was sent is told, since a client forgets it easily.
+fn token<'h>(headers: &'h HeaderMap, name: &'static str) -> Result<&'h str, Problem> {
+    let value = headers.get(name).filter(|value| !value.is_empty()).ok_or_else(|| {
+        let (shown, whence) = match name {
+            CART_TOKEN => ("X-Cart-Token", "send the `token` that the cart was made with"),
+            _ => ("X-Order-Token", "send the `orderToken` that came with the order"),
+        };
+        Problem::new(StatusCode::BAD_REQUEST, "missing-token", "The request needs a token in a header")
+            .detail(format!("Send the header {shown}."))
+            .field(shown, "required", whence)
+    })?;
+    value.to_str().ok().filter(|text| text.len() <= 200).ok_or_else(Problem::not_found)
 }
+
+/// For routes without query parameters: a misspelt one is refused there, too, and keeps no answer of its own in a cache.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoParameters {}
 
 /// The cart that the path names, with its token and the version that the client expects.
 fn cart_key(headers: &HeaderMap, id: CartId) -> Result<CartKey<'_>, Problem> {
@@ -338,9 +356,10 @@ async fn storefront_cart_create(store: Storefront, State(cx): State<Cx>) -> Resu
 /// Read a cart
 #[utoipa::path(get, path = "/store/v1/carts/{cart}", tag = "storefront", operation_id = "storefront_cart_get",
     params(("cart" = CartId, Path), ("X-Cart-Token" = String, Header)),
-    responses((status = 200, body = CartView), (status = 404, body = ProblemBody), (status = 421, body = ProblemBody), (status = 503, body = ProblemBody)))]
+    responses((status = 200, body = CartView), (status = 400, body = ProblemBody), (status = 404, body = ProblemBody), (status = 421, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn storefront_cart_get(
     store: Storefront,
+    Query(NoParameters {}): Query<NoParameters>,
     State(cx): State<Cx>,
     headers: HeaderMap,
     Path(id): Path<CartId>,
@@ -372,7 +391,7 @@ macro_rules! change_cart {
 /// Change whom a cart belongs to
 #[utoipa::path(patch, path = "/store/v1/carts/{cart}", tag = "storefront", operation_id = "storefront_cart_update",
     params(("cart" = CartId, Path), ("X-Cart-Token" = String, Header), ("If-Match" = Option<String>, Header)), request_body = CartPatch,
-    responses((status = 200, body = CartView), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody),
+    responses((status = 200, body = CartView), (status = 400, body = ProblemBody), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody),
         (status = 412, body = ProblemBody), (status = 421, body = ProblemBody), (status = 422, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn storefront_cart_update(
     store: Storefront,
@@ -399,7 +418,7 @@ pub struct LineAddBody {
 /// More of a variant that is there already join its line. The price is the store's, never the client's.
 #[utoipa::path(post, path = "/store/v1/carts/{cart}/lines", tag = "storefront", operation_id = "storefront_line_add",
     params(("cart" = CartId, Path), ("X-Cart-Token" = String, Header), ("If-Match" = Option<String>, Header)), request_body = LineAddBody,
-    responses((status = 200, body = CartView), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody),
+    responses((status = 200, body = CartView), (status = 400, body = ProblemBody), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody),
         (status = 412, body = ProblemBody), (status = 421, body = ProblemBody), (status = 422, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn storefront_line_add(
     store: Storefront,
@@ -423,7 +442,7 @@ pub struct LineChangeBody {
 /// Change how many of a line are wanted
 #[utoipa::path(patch, path = "/store/v1/carts/{cart}/lines/{line}", tag = "storefront", operation_id = "storefront_line_change",
     params(("cart" = CartId, Path), ("line" = CartLineId, Path), ("X-Cart-Token" = String, Header), ("If-Match" = Option<String>, Header)), request_body = LineChangeBody,
-    responses((status = 200, body = CartView), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody),
+    responses((status = 200, body = CartView), (status = 400, body = ProblemBody), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody),
         (status = 412, body = ProblemBody), (status = 421, body = ProblemBody), (status = 422, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn storefront_line_change(
     store: Storefront,
@@ -439,7 +458,7 @@ async fn storefront_line_change(
 /// Take a line out of a cart
 #[utoipa::path(delete, path = "/store/v1/carts/{cart}/lines/{line}", tag = "storefront", operation_id = "storefront_line_remove",
     params(("cart" = CartId, Path), ("line" = CartLineId, Path), ("X-Cart-Token" = String, Header), ("If-Match" = Option<String>, Header)),
-    responses((status = 200, body = CartView), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody),
+    responses((status = 200, body = CartView), (status = 400, body = ProblemBody), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody),
         (status = 412, body = ProblemBody), (status = 421, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn storefront_line_remove(
     store: Storefront,
@@ -496,9 +515,10 @@ async fn storefront_cart_complete(
 /// Read an order
 #[utoipa::path(get, path = "/store/v1/orders/{order}", tag = "storefront", operation_id = "storefront_order_get",
     params(("order" = OrderId, Path), ("X-Order-Token" = String, Header)),
-    responses((status = 200, body = OrderView), (status = 404, body = ProblemBody), (status = 421, body = ProblemBody), (status = 503, body = ProblemBody)))]
+    responses((status = 200, body = OrderView), (status = 400, body = ProblemBody), (status = 404, body = ProblemBody), (status = 421, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn storefront_order_get(
     store: Storefront,
+    Query(NoParameters {}): Query<NoParameters>,
     headers: HeaderMap,
     Path(id): Path<OrderId>,
 ) -> Result<Response, Problem> {

@@ -62,6 +62,16 @@ pub async fn store_find(conn: &mut PgConnection, id: StoreId) -> Result<Option<S
     .await
 }
 
+pub async fn store_id_of_slug(conn: &mut PgConnection, slug: &str) -> Result<Option<StoreId>, sqlx::Error> {
+    sqlx::query_scalar!(r#"select id as "id: StoreId" from stores where slug = $1"#, slug).fetch_optional(conn).await
+}
+
+/// Notes that something of the store has changed.
+pub async fn store_touch(conn: &mut PgConnection, id: StoreId, now: DateTime<Utc>) -> Result<(), sqlx::Error> {
+    sqlx::query!("update stores set updated_at = $2 where id = $1", id.as_uuid(), now).execute(conn).await?;
+    Ok(())
+}
+
 pub async fn store_lock(conn: &mut PgConnection, id: StoreId) -> Result<Option<Store>, sqlx::Error> {
     sqlx::query!("select id from stores where id = $1 for update", id.as_uuid()).fetch_optional(&mut *conn).await?;
     store_find(conn, id).await

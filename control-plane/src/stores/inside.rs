@@ -2,7 +2,7 @@
 
 use kernel::{StoreStatus, UserId};
 use problem::Problem;
-use tenancy::Lease;
+use tenancy::{Cause, ConnectError, Lease, LeaseError};
 use tenant_schema::seed::{self, StoreCounts};
 use tenant_schema::settings::{self, SettingsError, StoreSettings, StoreSettingsPatch};
 
@@ -10,18 +10,60 @@ use super::{Store, StoreError, check_name};
 use crate::audit::{self, Actor, Subject};
 use crate::cx::{Cx, OpsCx};
 use crate::http::entry::from_resolve;
+use crate::provisioning::{self, DatabaseKind, RunState, Step, StepError, steps};
 use crate::storefront::errors;
 
 /// What a store's own database said.
 pub enum Inside {
     /// There is none yet.
     None,
+    /// It is being prepared.
+    Preparing,
+    /// Preparing it failed.
+    Failed(Trouble),
     /// It does not answer.
-    Unavailable(Problem),
+    Unavailable(Trouble),
     Read {
         settings: Box<StoreSettings>,
         counts: StoreCounts,
     },
+}
+
+/// Why there is nothing to be read, and what its owner can do about it.
+#[derive(Debug)]
+pub struct Trouble {
+    /// For programs; the same as a failed step's.
+    pub code: String,
+    pub detail: Option<String>,
+    pub advice: Option<String>,
+}
+
+impl Trouble {
+    fn of_cause(cause: Cause, kind: DatabaseKind) -> Self {
+        let StepError { code, what, advice, .. } = ConnectError { cause, sqlstate: None }.into();
+        let advice = match (kind, cause) {
+            (DatabaseKind::Managed, _) => steps::OURS,
+            (DatabaseKind::Brought, Cause::WrongPassword) => {
+                "Give the right user and password: PUT /api/stores/{id}/database/credentials."
+            }
+            (DatabaseKind::Brought, Cause::MissingDatabase) => {
+                "Bring it back, or give its new name: PUT /api/stores/{id}/database/credentials."
+            }
+            (DatabaseKind::Brought, _) => advice,
+        };
+        Self { code: code.to_owned(), detail: Some(what), advice: Some(advice.to_owned()) }
+    }
+
+    fn of_problem(problem: &Problem) -> Self {
+        Self { code: problem.code().to_owned(), detail: None, advice: None }
+    }
+}
+
+impl From<&Step> for Trouble {
+    fn from(step: &Step) -> Self {
+        let code = step.error_code.clone().unwrap_or_else(|| "unexpected".to_owned());
+        Self { code, detail: step.error.clone(), advice: step.advice.clone() }
+    }
 }
 
 /// A lease for the owner, who may look into a closed store, but not into one that is being prepared.
@@ -38,18 +80,46 @@ pub async fn lease(cx: &OpsCx, store: &Store) -> Result<Option<Lease>, Problem> 
 
 /// Settings and counts. A database that does not answer takes nothing else down.
 pub async fn read(cx: &Cx, store: &Store) -> Inside {
+    if store.status == StoreStatus::Provisioning {
+        return preparing(cx, store).await;
+    }
     let found = async {
-        let Some(lease) = lease(cx, store).await? else { return Ok(None) };
-        let mut connection = lease.acquire().await.map_err(errors::from_lease)?;
+        let Some(lease) = lease(cx, store).await? else { return Ok(Inside::None) };
+        let mut connection = match lease.acquire().await {
+            Ok(connection) => connection,
+            Err(LeaseError::Unavailable { cause, .. }) => {
+                return Ok(Inside::Unavailable(Trouble::of_cause(cause, kind_of(cx, store).await?)));
+            }
+            Err(LeaseError::Sealed) => {
+                return Ok(Inside::Unavailable(Trouble::of_cause(Cause::Sealed, kind_of(cx, store).await?)));
+            }
+            Err(error) => return Err(errors::from_lease(error)),
+        };
         let settings = settings::settings(&mut connection).await.map_err(errors::from_settings)?;
         let counts = seed::counts(&mut connection).await.map_err(|error| errors::from_db(&error))?;
-        Ok(Some((settings, counts)))
+        Ok(Inside::Read { settings: Box::new(settings), counts })
     };
-    match found.await {
-        Ok(None) => Inside::None,
-        Ok(Some((settings, counts))) => Inside::Read { settings: Box::new(settings), counts },
-        Err(problem) => Inside::Unavailable(problem),
+    found.await.unwrap_or_else(|problem| Inside::Unavailable(Trouble::of_problem(&problem)))
+}
+
+/// How far the run is that prepares the database.
+async fn preparing(cx: &Cx, store: &Store) -> Inside {
+    match provisioning::latest(cx, store.id).await {
+        Ok(latest) if latest.run.state == RunState::Failed => {
+            latest.failed_step().map_or(Inside::Preparing, |step| Inside::Failed(step.into()))
+        }
+        // What master does not say now is no news.
+        _ => Inside::Preparing,
     }
+}
+
+async fn kind_of(cx: &Cx, store: &Store) -> Result<DatabaseKind, Problem> {
+    let found = async {
+        let mut connection = cx.master.acquire().await?;
+        provisioning::db::store_database_find(&mut connection, store.id).await
+    };
+    let found = found.await.map_err(StoreError::Db)?;
+    Ok(found.map_or(DatabaseKind::Managed, |database| database.kind))
 }
 
 /// Changes name and settings. The store's own database comes first: master's name is a copy of the one there, so a failure
@@ -80,23 +150,23 @@ pub async fn update(
         }
     }
     if changes_settings {
-        let mut connection = cx.master.acquire().await.map_err(StoreError::Db)?;
-        let subject = Subject::store(store.organization_id, store.id);
-        audit::record(
-            &mut connection,
-            cx.clock.now(),
-            Actor::User(by),
-            "store_settings_update",
-            subject,
-            serde_json::json!({}),
-        )
-        .await
-        .map_err(StoreError::Db)?;
+        note_change(cx, by, &store).await.map_err(StoreError::Db)?;
     }
     match name {
         Some(name) if name != store.name => Ok(super::rename(cx, by, &store, &name).await?),
-        _ => Ok(store),
+        _ => Ok(super::find(cx, store.id).await?),
     }
+}
+
+/// What master keeps of a change of the settings: that there was one.
+async fn note_change(cx: &Cx, by: UserId, store: &Store) -> Result<(), sqlx::Error> {
+    let now = cx.clock.now();
+    let mut tx = cx.master.begin().await?;
+    super::db::store_touch(&mut tx, store.id, now).await?;
+    let subject = Subject::store(store.organization_id, store.id);
+    let action = "store_settings_update";
+    audit::record(&mut tx, now, Actor::User(by), action, subject, serde_json::json!({})).await?;
+    tx.commit().await
 }
 
 async fn patch_settings(cx: &Cx, lease: &Lease, patch: &StoreSettingsPatch) -> Result<(), Problem> {

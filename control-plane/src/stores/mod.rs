@@ -224,6 +224,13 @@ pub async fn find(cx: &OpsCx, id: StoreId) -> Result<Store, StoreError> {
     db::store_find(&mut *cx.master.acquire().await?, id).await?.ok_or(StoreError::NotFound)
 }
 
+/// One store by its slug, for ops.
+pub async fn find_by_slug(cx: &OpsCx, slug: &Slug) -> Result<Store, StoreError> {
+    let mut connection = cx.master.acquire().await?;
+    let id = db::store_id_of_slug(&mut connection, slug.as_str()).await?.ok_or(StoreError::NotFound)?;
+    db::store_find(&mut connection, id).await?.ok_or(StoreError::NotFound)
+}
+
 fn check_limit(limit: Option<u8>) -> Result<u8, StoreError> {
     match limit.unwrap_or(DEFAULT_LIMIT) {
         limit @ 1..=MAX_LIMIT => Ok(limit),
@@ -280,10 +287,11 @@ async fn set_status(
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
     let store = db::store_lock(&mut tx, id).await?.ok_or(StoreError::NotFound)?;
-    if store.status == to {
+    // Said again it changes nothing, but for another reason.
+    if store.status == to && store.status_reason == reason {
         return Ok(store);
     }
-    if !from.contains(&store.status) {
+    if store.status != to && !from.contains(&store.status) {
         let wanted = if to == StoreStatus::Active { "suspended" } else { "active" };
         return Err(StoreError::WrongStatus { status: store.status, wanted });
     }
@@ -328,13 +336,13 @@ impl From<StoreError> for Problem {
                 .detail("Ask an owner or admin of the organization."),
             StoreError::TooMany { max } => {
                 Self::new(S::CONFLICT, "store-limit-reached", "The organization has as many stores as it may")
-                    .detail(format!("The limit is {max}; ask support to raise it."))
+                    .detail(format!("The limit is {max} stores."))
             }
             StoreError::NotFound => Self::not_found(),
             StoreError::WrongStatus { status, wanted } => {
                 Self::new(S::CONFLICT, "wrong-store-status", "The store's status does not allow this")
                     .detail(format!("The store is {status}; it would have to be {wanted}."))
-                    .member("status", status.as_str())
+                    .member("storeStatus", status.as_str())
             }
             StoreError::KeyReused => idempotency::reused(),
             StoreError::Cursor => crate::http::errors::invalid_cursor(),

@@ -131,25 +131,35 @@ pub struct StoreDetailView {
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DatabaseView {
-    /// `none`, `preparing`, `available` or `unavailable`.
+    /// `none`, `preparing`, `failed`, `available` or `unavailable`.
     state: &'static str,
-    /// A stable code when it is unavailable.
+    /// When it is `failed` or `unavailable`: why, as a stable code such as `wrong-password`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    code: Option<&'static str>,
+    code: Option<String>,
+    /// The same for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+    /// What to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advice: Option<String>,
 }
 
-fn detail(store: Store, read: inside::Inside) -> StoreDetailView {
-    let (state, code) = match (&read, store.status) {
-        (inside::Inside::Read { .. }, _) => ("available", None),
-        (_, StoreStatus::Provisioning) => ("preparing", None),
-        (inside::Inside::None, _) => ("none", None),
-        (inside::Inside::Unavailable(problem), _) => ("unavailable", Some(problem.code())),
-    };
-    let (settings, counts) = match read {
-        inside::Inside::Read { settings, counts } => (Some(*settings), Some(counts)),
-        inside::Inside::None | inside::Inside::Unavailable(_) => (None, None),
-    };
-    StoreDetailView { store: store.into(), settings, counts, database: DatabaseView { state, code } }
+impl StoreDetailView {
+    /// A store with what its own database says now.
+    pub async fn read(cx: &Cx, store: Store) -> Self {
+        use inside::Inside as I;
+        let (state, inside, trouble) = match inside::read(cx, &store).await {
+            I::None => ("none", None, None),
+            I::Preparing => ("preparing", None, None),
+            I::Failed(trouble) => ("failed", None, Some(trouble)),
+            I::Unavailable(trouble) => ("unavailable", None, Some(trouble)),
+            I::Read { settings, counts } => ("available", Some((*settings, counts)), None),
+        };
+        let (code, detail, advice) =
+            trouble.map_or((None, None, None), |trouble| (Some(trouble.code), trouble.detail, trouble.advice));
+        let (settings, counts) = inside.unzip();
+        Self { store: store.into(), settings, counts, database: DatabaseView { state, code, detail, advice } }
+    }
 }
 
 /// One store
@@ -158,8 +168,7 @@ fn detail(store: Store, read: inside::Inside) -> StoreDetailView {
 #[utoipa::path(get, path = "/api/stores/{id}", tag = "stores", operation_id = "store_get", security(("bearer" = [])), params(("id" = StoreId, Path)),
     responses((status = 200, body = StoreDetailView), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody)))]
 async fn store_get(member: MemberOf<Store>, State(cx): State<Cx>) -> Result<Json<StoreDetailView>, Problem> {
-    let read = inside::read(&cx, &member.store).await;
-    Ok(Json(detail(member.store, read)))
+    Ok(Json(StoreDetailView::read(&cx, member.store).await))
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -182,6 +191,5 @@ async fn store_update(
     Json(body): Json<UpdateBody>,
 ) -> Result<Json<StoreDetailView>, Problem> {
     let store = inside::update(&cx, owner.by.user.id, owner.store, body.name, body.settings).await?;
-    let read = inside::read(&cx, &store).await;
-    Ok(Json(detail(store, read)))
+    Ok(Json(StoreDetailView::read(&cx, store).await))
 }

@@ -32,7 +32,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
             )
             .detail("Send the body as JSON, with `Content-Type: application/json`."));
         }
-        let bytes = axum::body::Bytes::from_request(request, state).await.map_err(|refused| from_bytes(&refused))?;
+        let limit = request.extensions().get().copied();
+        let bytes = axum::body::Bytes::from_request(request, state).await;
+        let bytes = bytes.map_err(|refused| from_bytes(&refused, limit))?;
         from_slice(&bytes).map(Self)
     }
 }
@@ -44,10 +46,17 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
 pub(crate) fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-        let pointer = pointer(error.path());
+        let mut pointer = pointer(error.path());
         let cause = error.into_inner();
         match cause.classify() {
-            serde_json::error::Category::Data => Problem::invalid().field(pointer, "invalid", without_value(&cause)),
+            serde_json::error::Category::Data => {
+                let Plain { missing, code, detail } = in_plain_words(&without_value(&cause));
+                if let Some(name) = missing {
+                    pointer.push('/');
+                    pointer.push_str(&name);
+                }
+                Problem::invalid().field(pointer, code, detail)
+            }
             _ => malformed(&cause),
         }
     })?;
@@ -99,15 +108,92 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
-fn from_bytes(refused: &BytesRejection) -> Problem {
+fn from_bytes(refused: &BytesRejection, limit: Option<BodyLimit>) -> Problem {
     match refused {
-        BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => too_large(),
+        BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => too_large(limit),
         _ => Problem::new(StatusCode::BAD_REQUEST, "body-unreadable", "The body could not be read to its end"),
     }
 }
 
-fn too_large() -> Problem {
-    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "The body is larger than this route reads")
+fn too_large(limit: Option<BodyLimit>) -> Problem {
+    let problem =
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "The body is larger than this route reads");
+    match limit {
+        Some(BodyLimit(bytes)) => problem.detail(format!("It reads {bytes} bytes.")),
+        None => problem,
+    }
+}
+
+/// The largest body that is read, as an extension of the request, so that a refusal can say it. Setting it limits nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct BodyLimit(pub usize);
+
+/// What serde says, for people who never heard of it.
+struct Plain {
+    /// The member that is missing, which is not in the path to what was read.
+    missing: Option<String>,
+    code: &'static str,
+    detail: String,
+}
+
+fn in_plain_words(message: &str) -> Plain {
+    let plain = |code, detail: String| Plain { missing: None, code, detail };
+    if let Some(name) = message.strip_prefix("missing field ") {
+        let name = name.trim_matches('`').to_owned();
+        return Plain { missing: Some(name), code: "required", detail: "is missing".to_owned() };
+    }
+    // What was found is left out: whoever sent it knows, and nobody else should.
+    let is_unknown = message.starts_with("unknown field");
+    if is_unknown && !message.contains(", expected ") {
+        return plain("unknown", "is not known here".to_owned());
+    }
+    let wanted = message.split_once(", expected ").map(|(_, wanted)| wanted);
+    match wanted {
+        Some(names) if is_unknown => plain("unknown", format!("is not known here; known are {}", listed(names))),
+        Some(names) if message.starts_with("unknown variant") => {
+            plain("invalid", format!("must be one of {}", listed(names)))
+        }
+        Some(kind) if message.starts_with("invalid ") => plain("invalid", format!("must be {}", kind_of(kind))),
+        None if message.starts_with("unknown variant") => plain("invalid", "is not allowed here".to_owned()),
+        _ => plain("invalid", from_text(message).unwrap_or(message).to_owned()),
+    }
+}
+
+/// "one of `a`, `b`" and "`a` or `b`" as one list.
+fn listed(names: &str) -> String {
+    names.trim_start_matches("one of ").replace("` or `", "`, `").replace('`', "")
+}
+
+/// Names of Rust's types in words.
+fn kind_of(kind: &str) -> &str {
+    match kind {
+        "u8" => "a whole number from 0 to 255",
+        "u16" => "a whole number from 0 to 65535",
+        "u32" => "a whole number from 0 to 4294967295",
+        "u64" | "usize" => "a whole number of 0 or more",
+        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
+        "f32" | "f64" => "a number",
+        "a boolean" => "true or false",
+        "a sequence" => "an array",
+        "a map" => "an object",
+        "string or map" => "a string",
+        "variant identifier" => "a string",
+        _ if kind.starts_with("struct ") => "an object",
+        _ if kind.starts_with("tuple ") => "an array",
+        _ if kind.starts_with("enum ") => "a string",
+        _ => kind,
+    }
+}
+
+/// What Rust's own parsers say of a text.
+fn from_text(message: &str) -> Option<&'static str> {
+    Some(match message {
+        "invalid digit found in string" | "cannot parse integer from empty string" => "must be a whole number",
+        "number too large to fit in target type" | "number too small to fit in target type" => "is out of range",
+        "invalid float literal" | "cannot parse float from empty string" => "must be a number",
+        "provided string was not `true` or `false`" => "must be true or false",
+        _ => return None,
+    })
 }
 
 /// Parts of the path.
@@ -155,8 +241,11 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
             Err(QueryRejection::FailedToDeserializeQueryString(refused)) => {
                 let text = refused.body_text();
                 let text = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text).to_owned();
-                let name = text.split(':').next().filter(|name| !name.contains(' ')).unwrap_or_default().to_owned();
-                Err(invalid_query(&name, &text))
+                // `name: what is wrong with it`, unless the name itself is what is wrong.
+                let (name, text) = text.split_once(": ").filter(|(name, _)| !name.contains(' ')).unwrap_or(("", &text));
+                let unknown = text.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
+                let Plain { missing, detail, .. } = in_plain_words(text);
+                Err(invalid_query(missing.as_deref().or(unknown).unwrap_or(name), &detail))
             }
             Err(_) => Err(Problem::internal()),
         }
@@ -170,7 +259,7 @@ fn invalid_query(name: &str, detail: &str) -> Problem {
 
 #[cfg(test)]
 mod tests {
-    use super::from_slice;
+    use super::{from_slice, in_plain_words};
     use crate::Problem;
 
     #[derive(Debug, serde::Deserialize)]
@@ -205,16 +294,35 @@ mod tests {
     #[test]
     fn what_was_typed_is_not_repeated_and_what_is_expected_is_said() {
         let detail = |text: &str| refusal(text).errors()[0].detail.clone();
-        assert_eq!(detail(r#"{"name": 12345678, "lines": []}"#), "invalid type, expected a string");
-        assert_eq!(detail(r#"{"name": "a", "lines": ["s3cret, expected x at line 7"]}"#), "invalid type, expected u8");
-        assert_eq!(detail(r#"{"name": "a", "lines": [4711]}"#), "invalid value, expected u8");
-        assert_eq!(detail(r#"{"name": "a", "s3cret": 1}"#), "unknown field, expected `name` or `lines`");
-        assert_eq!(detail(r#"{"name": "a"}"#), "missing field `lines`");
+        assert_eq!(detail(r#"{"name": 12345678, "lines": []}"#), "must be a string");
+        let number = "must be a whole number from 0 to 255";
+        assert_eq!(detail(r#"{"name": "a", "lines": ["s3cret, expected x at line 7"]}"#), number);
+        assert_eq!(detail(r#"{"name": "a", "lines": [4711]}"#), number);
+        assert_eq!(detail(r#"{"name": "a", "s3cret": 1}"#), "is not known here; known are name, lines");
 
         let unknown = from_slice::<Engine>(br#""postgres://u:s3cret@h/d""#).expect_err("refused");
-        assert_eq!(unknown.errors()[0].detail, "unknown variant, expected `Postgresql` or `Mysql`");
+        assert_eq!(unknown.errors()[0].detail, "must be one of Postgresql, Mysql");
         let nothing = from_slice::<Nothing>(br#""s3cret""#).expect_err("refused");
-        assert_eq!(nothing.errors()[0].detail, "unknown variant");
+        assert_eq!(nothing.errors()[0].detail, "is not allowed here");
+    }
+
+    #[test]
+    fn refusals_are_in_plain_words() {
+        let of = |text: &str| {
+            let problem = refusal(text);
+            let error = &problem.errors()[0];
+            (error.pointer.clone(), error.code, error.detail.clone())
+        };
+        assert_eq!(of(r#"{"lines": []}"#), ("/name".to_owned(), "required", "is missing".to_owned()));
+        assert_eq!(of("[]").2, "must be an object");
+        assert_eq!(of("7").2, "must be an object");
+        assert_eq!(of(r#"{"name": 5, "lines": []}"#).2, "must be a string");
+        assert_eq!(of(r#"{"name": "a", "lines": [300]}"#).2, "must be a whole number from 0 to 255");
+        assert_eq!(of(r#"{"name": "a", "lines": {}}"#).2, "must be an array");
+        let unknown = ("/isAdmin".to_owned(), "unknown", "is not known here; known are name, lines".to_owned());
+        assert_eq!(of(r#"{"name": "a", "lines": [], "isAdmin": true}"#), unknown);
+        assert_eq!(in_plain_words("unknown variant `stone`, expected one of `g`, `kg`").detail, "must be one of g, kg");
+        assert_eq!(in_plain_words("invalid digit found in string").detail, "must be a whole number");
     }
 
     #[test]

@@ -12,10 +12,13 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
 
-pub use extract::{Json, Path, Query};
+pub use extract::{BodyLimit, Json, Path, Query};
 
 /// The media type of RFC 9457.
 pub const MEDIA_TYPE: &str = "application/problem+json";
+
+/// What a problem has of its own, so that no extension member may take the name.
+const RESERVED: [&str; 8] = ["type", "title", "status", "detail", "instance", "code", "errors", "requestId"];
 
 /// One field that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
@@ -82,10 +85,14 @@ impl Problem {
         self
     }
 
-    /// An extension member (RFC 9457 §3.2), such as the operation that stands in the way.
+    /// An extension member (RFC 9457 §3.2), such as the operation that stands in the way. One that has the name of a member
+    /// of every problem is left out: `status` is the HTTP status, whatever else has one.
     #[must_use]
     pub fn member(mut self, name: &'static str, value: impl Into<serde_json::Value>) -> Self {
-        self.0.members.push((name, value.into()));
+        debug_assert!(!RESERVED.contains(&name), "{name} is a member of every problem");
+        if !RESERVED.contains(&name) {
+            self.0.members.push((name, value.into()));
+        }
         self
     }
 

@@ -106,7 +106,7 @@ pub struct ProductQuery {
     pub vendor: Option<String>,
     /// Only products with a variant at this price or above.
     pub price_min_minor: Option<i64>,
-    /// Only products with a variant at this price or below.
+    /// Only products with a variant at this price or below; with both, one variant between them.
     pub price_max_minor: Option<i64>,
     /// Only products that can be bought now.
     pub in_stock: bool,
@@ -355,6 +355,9 @@ impl Inputs {
         if let Some(most) = self.price_max_minor {
             select.and_where(Expr::col("price_min_minor").lte(most));
         }
+        if let (Some(least), Some(most)) = (self.price_min_minor, self.price_max_minor) {
+            select.and_where(Expr::exists(priced_within(least, most)));
+        }
         if self.in_stock {
             select.and_where(Expr::col("is_available").eq(Expr::cust("true")));
         }
@@ -374,10 +377,28 @@ impl Inputs {
         values.extend(self.terms.into_iter().map(Value::from));
         let texts = [self.category, self.tag, self.vendor];
         values.extend(texts.into_iter().flatten().map(Value::from));
-        values.extend([self.price_min_minor, self.price_max_minor].into_iter().flatten().map(Value::from));
+        let prices = [self.price_min_minor, self.price_max_minor];
+        values.extend(prices.into_iter().flatten().map(Value::from));
+        if let [Some(least), Some(most)] = prices {
+            values.extend([least.into(), most.into()]);
+        }
         values.push(self.limit.into());
         Values(values)
     }
+}
+
+/// Whether a product has a variant whose price lies in the range: its prices may reach around the range without one inside.
+fn priced_within(least: i64, most: i64) -> SelectStatement {
+    Query::select()
+        .expr(Expr::cust("1"))
+        .from("product_variants")
+        .inner_join("prices", Expr::col(("prices", "variant_id")).equals(("product_variants", "id")))
+        .and_where(Expr::col(("product_variants", "product_id")).equals(("products", "id")))
+        .and_where(Expr::col(("prices", "currency")).equals(("products", "currency")))
+        .and_where(Expr::col(("prices", "min_quantity")).eq(Expr::cust("1")))
+        .and_where(Expr::col(("prices", "amount_minor")).gte(least))
+        .and_where(Expr::col(("prices", "amount_minor")).lte(most))
+        .take()
 }
 
 /// Whether a product is in the category with this handle, or in one below it.

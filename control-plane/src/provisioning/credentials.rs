@@ -1,0 +1,90 @@
+//! New credentials for a database that an owner brought: another password, login or address of the same database.
+//!
+//! - They are tried before they are kept, and must lead to the database that holds this store: its schema says whose it is.
+//!   Nothing is moved and nothing is written there.
+//! - They are sealed under the next version, so that the old ones open no longer at their place, and the new version of the
+//!   route makes every node open its pool anew.
+
+use kernel::{StoreId, StoreStatus};
+use sqlx::{Connection as _, PgConnection};
+use tenancy::Credential;
+use tenant_schema::SchemaState;
+
+use super::steps::{self, CONNECT_TIMEOUT, StepError};
+use super::{DatabaseKind, ProvisioningError, Target, db, postgres};
+use crate::audit::{self, Actor, Subject};
+use crate::cx::OpsCx;
+use crate::stores::{self, Store};
+
+/// Replaces the credentials of a store's database, after proving that the new ones lead to the same one.
+pub async fn replace(cx: &OpsCx, actor: Actor, store: StoreId, target: Target) -> Result<Store, ProvisioningError> {
+    check_replaceable(&mut *cx.master.acquire().await?, store).await?;
+    let credential = target.resolve(cx.allow_private_databases).await?;
+    // Done before the transaction: a server that does not answer must not keep a lock of master waiting.
+    check_leads_to(&credential, store).await?;
+    let now = cx.clock.now();
+    let mut tx = cx.master.begin().await?;
+    let known = check_replaceable(&mut tx, store).await?;
+    let version = known.credential_version + 1;
+    let sealed = credential.seal(&cx.keys, store, version);
+    let names = (credential.database.as_str(), credential.username.as_str());
+    db::store_database_set_credential(&mut tx, store, names, &sealed, version, now).await?;
+    let changed = stores::db::store_find(&mut tx, store).await?.ok_or(ProvisioningError::StoreNotFound)?;
+    let data = serde_json::json!({ "databaseId": known.id, "credentialVersion": version });
+    let subject = Subject::store(changed.organization_id, store);
+    audit::record(&mut tx, now, actor, "database_credentials_replace", subject, data).await?;
+    tx.commit().await?;
+    cx.announce(store, changed.route_version);
+    Ok(changed)
+}
+
+/// The database of a store whose credentials are its owner's to change; the store is locked when in a transaction.
+async fn check_replaceable(conn: &mut PgConnection, store: StoreId) -> Result<db::StoreDatabase, ProvisioningError> {
+    let store = stores::db::store_lock(conn, store).await?.ok_or(ProvisioningError::StoreNotFound)?;
+    match store.status {
+        StoreStatus::Active | StoreStatus::Suspended | StoreStatus::Maintenance => {}
+        status => return Err(ProvisioningError::WrongStatus { status }),
+    }
+    let known = db::store_database_find(conn, store.id).await?;
+    let known = known.ok_or(ProvisioningError::WrongStatus { status: store.status })?;
+    match known.kind {
+        DatabaseKind::Brought => Ok(known),
+        DatabaseKind::Managed => Err(ProvisioningError::Managed),
+    }
+}
+
+async fn check_leads_to(credential: &Credential, store: StoreId) -> Result<(), ProvisioningError> {
+    let refused = |error: StepError| ProvisioningError::Refused(error);
+    credential.check_session_mode(CONNECT_TIMEOUT).await.map_err(|error| refused(error.into()))?;
+    let mut connection = credential.connect(CONNECT_TIMEOUT).await.map_err(|error| refused(error.into()))?;
+    let checked = check_inside(&mut connection, store).await;
+    if let Err(error) = connection.close().await {
+        tracing::debug!(error = %error, "closing a connection failed");
+    }
+    checked.map_err(refused)
+}
+
+async fn check_inside(connection: &mut PgConnection, store: StoreId) -> Result<(), StepError> {
+    postgres::set_limits(connection).await?;
+    steps::check_facts(&postgres::facts(connection).await?)?;
+    match tenant_schema::inspect(connection).await? {
+        SchemaState::Ours { store: Some(found), .. } | SchemaState::Newer { store: Some(found), .. }
+            if found == store => {}
+        SchemaState::Empty | SchemaState::Foreign | SchemaState::Ours { .. } | SchemaState::Newer { .. } => {
+            return Err(StepError::new(
+                "other-database",
+                "This database does not hold this store.",
+                "Give credentials of the database that the store was connected to. Its data is not moved.",
+            ));
+        }
+    }
+    if postgres::owns_schema(connection).await? {
+        Ok(())
+    } else {
+        Err(StepError::new(
+            "missing-privilege",
+            "The login may not act for the owner of the store's tables.",
+            "Use the login that owns them, or let the new one act for it: GRANT <owner> TO <login>;",
+        ))
+    }
+}

@@ -1,0 +1,141 @@
+//! New credentials for a database that an owner brought.
+
+use http::Method;
+use integration_tests::{Owner, Response, TestApp, TestDatabase, eventually};
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Executor as _};
+
+use crate::faults::terminate;
+use crate::scenes::{count, store_path, text};
+
+async fn give(owner: &Owner, store: &Value, url: &str) -> Response {
+    let path = store_path(store, "/database/credentials");
+    owner.api.send(Method::PUT, &path, Some(json!({ "engine": "postgresql", "connectionString": url }))).await
+}
+
+async fn brought_store(app: &TestApp, owner: &Owner, slug: &str) -> (Value, TestDatabase) {
+    let database = app.cluster.brought().await;
+    let store = owner.create_store(slug).await.expect_status(201);
+    let body = json!({ "engine": "postgresql", "connectionString": database.url(), "demoProducts": true });
+    owner.connect(&store, body).await.expect_status(202);
+    assert_eq!(app.run_ended(owner, &store).await["state"], "succeeded");
+    (store, database)
+}
+
+/// Gives the database's login another password and ends its sessions; returns the URL that is right now.
+async fn change_password(app: &TestApp, database: &TestDatabase, password: &str) -> String {
+    let mut admin = app.cluster.admin().await;
+    let name = &database.database;
+    admin.execute(AssertSqlSafe(format!("alter role {name} password '{password}'"))).await.unwrap();
+    terminate(&mut admin, name).await;
+    database.url().replace(&database.password(), password)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_whose_databases_password_has_changed_gives_the_new_one() {
+    let app = TestApp::start().await;
+    let owner = app.owner("ada").await;
+    let (store, database) = brought_store(&app, &owner, "tea").await;
+    let shop = app.storefront_of(&store);
+    shop.get("/store/v1/products").await.expect_status(200);
+
+    let right = change_password(&app, &database, "another-secret").await;
+    let seen = eventually("the trouble is seen", || async {
+        shop.get("/store/v1/products").await;
+        let detail = owner.api.get(&store_path(&store, "")).await;
+        (detail.expect_status(200)["database"]["state"] == "unavailable").then_some(detail)
+    })
+    .await;
+    let seen_database = seen.json()["database"].clone();
+    assert_eq!(seen_database["code"], "wrong-password", "{seen_database}");
+    assert!(text(&seen_database["advice"]).contains("/database/credentials"), "{seen_database}");
+    assert!(!seen.text().contains(&database.database), "{}", seen.text());
+
+    let wrong = give(&owner, &store, &database.url()).await;
+    wrong.expect_field(422, "wrong-password", "/password");
+    assert!(!wrong.text().contains(&database.password()), "{}", wrong.text());
+    let given = give(&owner, &store, &right).await.expect_status(200);
+    assert_eq!((&given["id"], &given["database"]), (&store["id"], &json!({ "state": "available" })));
+    shop.get("/store/v1/products").await.expect_status(200);
+    let audited = "select count(*) from audit_events where action = 'database_credentials_replace'";
+    assert_eq!(count(&app, audited).await, 1);
+    let data: String = sqlx::query_scalar("select string_agg(a::text, '') from audit_events a")
+        .fetch_one(&mut app.master().await)
+        .await
+        .unwrap();
+    assert!(!data.contains("another-secret"), "{data}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_that_lead_elsewhere_or_may_too_little_are_refused_and_nothing_changes() {
+    let app = TestApp::start().await;
+    let owner = app.owner("ada").await;
+    let (store, database) = brought_store(&app, &owner, "tea").await;
+    let (_, others) = brought_store(&app, &owner, "coffee").await;
+    let empty = app.cluster.brought().await;
+    for elsewhere in [&others, &empty] {
+        give(&owner, &store, &elsewhere.url()).await.expect_problem(409, "other-database");
+    }
+    let missing = database.url().rsplit_once('/').map(|(server, _)| format!("{server}/no_such_database")).unwrap();
+    let missing = give(&owner, &store, &missing).await.expect_status(422);
+    assert!(["missing-database", "forbidden"].contains(&text(&missing["code"])), "{missing}");
+    let closed = format!("postgres://a:b@127.0.0.1:1/{}", database.database);
+    give(&owner, &store, &closed).await.expect_problem(422, "refused");
+    // A login that may enter, and no more.
+    let mut admin = database.admin().await;
+    let guest = format!("{}_guest", database.database);
+    let grants = format!(
+        "create role {guest} login password 'guest-secret'; grant connect on database {name} to {guest};
+         grant usage on schema tenantry to {guest}; grant select on all tables in schema tenantry to {guest}",
+        name = database.database
+    );
+    admin.execute(AssertSqlSafe(grants)).await.unwrap();
+    let port = app.cluster.port();
+    let reads = format!("postgres://{guest}:guest-secret@127.0.0.1:{port}/{}", database.database);
+    give(&owner, &store, &reads).await.expect_problem(422, "missing-privilege");
+    admin.execute(AssertSqlSafe(format!("drop owned by {guest}; drop role {guest}"))).await.unwrap();
+
+    app.storefront_of(&store).get("/store/v1/products").await.expect_status(200);
+    assert_eq!(count(&app, "select count(*) from audit_events where action = 'database_credentials_replace'").await, 0);
+    let managed = app.active_store(&owner, "managed").await;
+    give(&owner, &managed, &database.url()).await.expect_problem(409, "managed-database");
+    let pending = owner.create_store("pending").await.expect_status(201);
+    give(&owner, &pending, &database.url()).await.expect_problem(409, "wrong-store-status");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspended_stores_credentials_change_too_and_reach_other_nodes() {
+    let app = TestApp::start().await;
+    let owner = app.owner("ada").await;
+    let root = app.admin().await;
+    let (store, database) = brought_store(&app, &owner, "tea").await;
+    let suspend = format!("/api/ops/stores/{}", text(&store["id"]));
+    root.api.post(&format!("{suspend}/suspend"), json!({ "reason": "unpaid" })).await.expect_status(200);
+    let right = change_password(&app, &database, "another-secret").await;
+    let other = app.other_node().await;
+
+    give(&owner, &store, &right).await.expect_status(200);
+
+    root.api.post(&format!("{suspend}/resume"), Value::Null).await.expect_status(200);
+    for address in [app.address, other.address] {
+        let shop = integration_tests::Client::new(address, text(&store["hostname"]));
+        eventually("it is served", || async { (shop.get("/store/v1/products").await.status == 200).then_some(()) })
+            .await;
+    }
+    other.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_run_is_told_with_its_cause() {
+    let app = TestApp::start().await;
+    let owner = app.owner("ada").await;
+    let database = app.cluster.brought().await;
+    let store = owner.create_store("tea").await.expect_status(201);
+    let wrong = database.url().replace(&database.password(), "not-it");
+    owner.connect(&store, json!({ "engine": "postgresql", "connectionString": wrong })).await.expect_status(202);
+    assert_eq!(app.run_ended(&owner, &store).await["state"], "failed");
+    let detail = owner.api.get(&store_path(&store, "")).await.expect_status(200);
+    let database = &detail["database"];
+    assert_eq!((&database["state"], &database["code"]), (&json!("failed"), &json!("wrong-password")), "{detail}");
+    assert!(database["advice"].is_string() && detail["settings"].is_null(), "{detail}");
+}
