@@ -178,6 +178,12 @@ ids! {
     CreditLotId => "lot",
     /// Credits that are reserved.
     CreditHoldId => "hold",
+    /// Something that an organization is told.
+    EventId => "evt",
+    /// Where an organization wants to be told.
+    WebhookEndpointId => "whe",
+    /// One event on its way to one endpoint.
+    WebhookDeliveryId => "whd",
     /// A product import.
     ImportId => "imp",
     /// A product of a store.
