@@ -7,7 +7,7 @@ use kernel::{Clock, RunId, StoreId};
 use sqlx::PgPool;
 use tenancy::config::DirectoryConfig;
 use tenancy::{StoreChange, Tenancy, TenancyConfig};
-use tokio::sync::{Semaphore, broadcast};
+use tokio::sync::{Notify, Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vault::KeyRing;
@@ -40,6 +40,8 @@ pub struct OpsParts {
     pub imports: Semaphore,
     /// Spends that wait for the commit before theirs.
     pub credits: Batcher,
+    /// Rung when there is something to deliver before the outbox is looked at again.
+    pub outbox_news: Notify,
     /// Everything spawned, so that shutting down waits for it.
     pub tasks: TaskTracker,
     pub shutdown: CancellationToken,
@@ -100,6 +102,7 @@ impl OpsCx {
             allow_private_databases,
             imports,
             credits: Batcher::default(),
+            outbox_news: Notify::new(),
             tasks,
             shutdown,
         })))

@@ -20,3 +20,4 @@ pub mod servers;
 pub mod storefront;
 pub mod stores;
 pub mod telemetry;
+pub mod webhooks;

@@ -20,3 +20,4 @@ mod secrets;
 mod soak;
 mod storefront;
 mod stores;
+mod webhooks;
