@@ -92,6 +92,24 @@ pub struct WebhookArgs {
     pub webhook_retention_days: i64,
 }
 
+/// What stores are charged for by themselves.
+#[derive(Args, Clone, Debug)]
+pub struct ChargeArgs {
+    /// How many days a store takes orders as before when its charges are not covered; then it is read-only until they are
+    #[arg(long, env = "CHARGE_GRACE_DAYS", default_value_t = 7, value_parser = clap::value_parser!(i64).range(0..=365))]
+    pub charge_grace_days: i64,
+    /// How often it is looked at what is to be charged, in milliseconds
+    #[arg(long = "charge-poll-ms", env = "CHARGE_POLL_MS", default_value = "5000", value_parser = millis)]
+    pub charge_poll: Duration,
+}
+
+impl ChargeArgs {
+    /// The days of grace.
+    pub fn grace(&self) -> chrono::Duration {
+        chrono::Duration::days(self.charge_grace_days)
+    }
+}
+
 /// Limits: everything that can wait has a time limit, everything that grows has a bound.
 #[derive(Args, Clone, Debug)]
 pub struct LimitArgs {
@@ -169,6 +187,8 @@ pub struct LimitArgs {
     pub shutdown_grace: Duration,
     #[command(flatten, next_help_heading = "Webhooks")]
     pub webhooks: WebhookArgs,
+    #[command(flatten, next_help_heading = "Charges")]
+    pub charges: ChargeArgs,
 }
 
 /// What `tenantry serve` needs.

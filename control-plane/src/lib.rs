@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod catalog;
+pub mod charges;
 pub mod cli;
 pub mod config;
 pub mod credits;

@@ -287,6 +287,7 @@ fn sound_body(scene: &Scene, operation: &str) -> Value {
         }
         "credit_hold_capture" => json!({ "amount": 1 }),
         "ops_credit_grant" => json!({ "storeId": scene.store["id"], "amount": 1, "kind": "paid", "reason": "because" }),
+        "ops_charge_price_set" => json!({ "service": "store-day", "amount": 1, "validFrom": "2030-01-01" }),
         "webhook_endpoint_create" => {
             json!({ "url": "http://127.0.0.1:9/", "description": "ours", "eventTypes": ["webhook.test"] })
         }

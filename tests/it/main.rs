@@ -5,6 +5,7 @@
 
 mod authorization;
 mod bad_input;
+mod charges;
 mod clients;
 mod credits;
 mod faults;

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use clap::{Args, Parser, Subcommand};
 use kernel::{OrganizationId, StoreId, SystemClock};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -17,6 +17,8 @@ use serde::Serialize;
 
 use crate::audit::Actor;
 use crate::catalog;
+use crate::charges::routes::PriceView;
+use crate::charges::{self, NewPrice};
 use crate::config::{Config, HostArgs, KeyArgs, LimitArgs, LogArgs, MasterArgs};
 use crate::credits::routes::{BalanceView, TransactionView};
 use crate::credits::{self, GrantTo, LotKind};
@@ -221,6 +223,22 @@ enum Credits {
         #[command(flatten)]
         ops: OpsArgs,
     },
+    /// Set what a service costs by itself from a day on that has not begun
+    Price {
+        /// store-day, or metric: and the name of what is counted
+        service: String,
+        /// Credits; 0 ends it
+        #[arg(long)]
+        amount: i64,
+        /// For so many units
+        #[arg(long)]
+        per: Option<i64>,
+        /// As 2027-01-31; tomorrow when left out
+        #[arg(long)]
+        valid_from: Option<NaiveDate>,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
     /// Check every invariant of the ledger and every sealed root; exit code 3 when something does not hold
     Verify {
         /// Only this organization
@@ -390,6 +408,9 @@ async fn operate(command: Command) -> Result<Printed, anyhow::Error> {
             (ops, Operation::CreditGrant { to, amount, reason, kind, expires_at, key })
         }
         Command::Credits(Credits::Balance { of, ops }) => (ops, Operation::CreditBalance { of }),
+        Command::Credits(Credits::Price { service, amount, per, valid_from, ops }) => {
+            (ops, Operation::ChargePrice(NewPrice { service, amount, per, valid_from }))
+        }
         Command::Credits(Credits::Verify { .. })
         | Command::Dev(_)
         | Command::Serve(_)
@@ -452,6 +473,7 @@ enum Operation {
     CreditBalance {
         of: CreditsOf,
     },
+    ChargePrice(NewPrice),
 }
 
 impl Operation {
@@ -509,6 +531,10 @@ impl Operation {
                     GrantTo::Store(id) => stores::find(cx, id).await?.organization_id,
                 };
                 output::credit_balance(&BalanceView::read(cx, organization).await?)?
+            }
+            Self::ChargePrice(new) => {
+                let price = charges::price_set(cx, Actor::Cli, &new).await?;
+                output::charge_price(&PriceView::from(price))?
             }
         })
     }

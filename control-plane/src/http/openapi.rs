@@ -10,7 +10,7 @@ use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::cx::Cx;
-use crate::{catalog, credits, identity, ops, provisioning, storefront, stores, webhooks};
+use crate::{catalog, charges, credits, identity, ops, provisioning, storefront, stores, webhooks};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -49,6 +49,7 @@ fn platform_routes() -> OpenApiRouter<Cx> {
         .merge(provisioning::routes::router())
         .merge(catalog::routes::router())
         .merge(credits::routes::router())
+        .merge(charges::routes::router())
         .merge(webhooks::routes::router())
         .merge(storefront::routes::router())
         .merge(ops::routes::router())

@@ -25,13 +25,22 @@ use uuid::Uuid;
 use vault::{Aad, Purpose, Sealed};
 
 use crate::audit::{self, Actor, Subject};
+use crate::charges;
 use crate::cx::OpsCx;
 use crate::idempotency::{self, Claim};
 use crate::provisioning::TargetError;
 use crate::provisioning::target;
 
 /// What organizations can be told of.
-pub const EVENT_TYPES: &[&str] = &["credits.balance_low", "credits.budget_reached", ENDPOINT_DISABLED, TEST];
+pub const EVENT_TYPES: &[&str] = &[
+    "credits.balance_low",
+    "credits.budget_reached",
+    charges::UNPAID,
+    charges::READ_ONLY,
+    charges::READ_ONLY_LIFTED,
+    ENDPOINT_DISABLED,
+    TEST,
+];
 /// An endpoint is not told any more.
 pub const ENDPOINT_DISABLED: &str = "webhook.endpoint_disabled";
 /// Made by an owner who tries an endpoint; sent to that one alone.

@@ -87,6 +87,7 @@ impl World {
         Route {
             store_id: id,
             status: StoreStatus::Active,
+            is_read_only: false,
             version,
             database: Some(DatabaseRoute {
                 engine: Engine::Postgresql,
