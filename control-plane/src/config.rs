@@ -78,6 +78,48 @@ pub struct HostArgs {
     pub trusted_proxies: Vec<IpAddr>,
 }
 
+/// How organizations are told of events at their endpoints.
+#[derive(Args, Clone, Debug)]
+pub struct WebhookArgs {
+    /// Lets owners register webhook endpoints at private, loopback and link-local addresses, and without TLS
+    #[arg(long, env = "ALLOW_PRIVATE_WEBHOOKS", default_value_t = false, action = clap::ArgAction::Set)]
+    pub allow_private_webhooks: bool,
+    /// How long one attempt to deliver a webhook may take, from the look-up of the name to the end of the answer, in
+    /// milliseconds
+    #[arg(long = "webhook-timeout-ms", env = "WEBHOOK_TIMEOUT_MS", default_value = "15000", value_parser = millis)]
+    pub webhook_timeout: Duration,
+    /// How many webhooks one process delivers at one time; endpoints that fail get at most half of them
+    #[arg(long, env = "WEBHOOK_CONCURRENCY", default_value_t = 32, value_parser = clap::value_parser!(u32).range(2..=1000))]
+    pub webhook_concurrency: u32,
+    /// How many webhooks are on their way to one endpoint at one time, from all processes
+    #[arg(long, env = "WEBHOOK_MAX_IN_FLIGHT", default_value_t = 4, value_parser = clap::value_parser!(i64).range(1..=100))]
+    pub webhook_max_in_flight: i64,
+    /// How often the outbox is looked at, in milliseconds
+    #[arg(long = "webhook-poll-ms", env = "WEBHOOK_POLL_MS", default_value = "1000", value_parser = millis)]
+    pub webhook_poll: Duration,
+    /// How long deliveries that have ended are kept, and can be sent again, in days
+    #[arg(long, env = "WEBHOOK_RETENTION_DAYS", default_value_t = 30, value_parser = clap::value_parser!(i64).range(1..=3650))]
+    pub webhook_retention_days: i64,
+}
+
+/// What stores are charged for by themselves.
+#[derive(Args, Clone, Debug)]
+pub struct ChargeArgs {
+    /// How many days a store takes orders as before when its charges are not covered; then it is read-only until they are
+    #[arg(long, env = "CHARGE_GRACE_DAYS", default_value_t = 7, value_parser = clap::value_parser!(i64).range(0..=365))]
+    pub charge_grace_days: i64,
+    /// How often it is looked at what is to be charged, in milliseconds
+    #[arg(long = "charge-poll-ms", env = "CHARGE_POLL_MS", default_value = "5000", value_parser = millis)]
+    pub charge_poll: Duration,
+}
+
+impl ChargeArgs {
+    /// The days of grace.
+    pub fn grace(&self) -> chrono::Duration {
+        chrono::Duration::days(self.charge_grace_days)
+    }
+}
+
 /// Limits: everything that can wait has a time limit, everything that grows has a bound.
 #[derive(Args, Clone, Debug)]
 pub struct LimitArgs {
@@ -159,6 +201,10 @@ pub struct LimitArgs {
     /// How long shutting down waits for requests in flight, in milliseconds
     #[arg(long = "shutdown-grace-ms", env = "SHUTDOWN_GRACE_MS", default_value = "10000", value_parser = millis)]
     pub shutdown_grace: Duration,
+    #[command(flatten, next_help_heading = "Webhooks")]
+    pub webhooks: WebhookArgs,
+    #[command(flatten, next_help_heading = "Charges")]
+    pub charges: ChargeArgs,
 }
 
 /// What `tenantry serve` needs.

@@ -7,7 +7,7 @@ use kernel::{Clock, RunId, StoreId};
 use sqlx::PgPool;
 use tenancy::config::DirectoryConfig;
 use tenancy::{StoreChange, Tenancy, TenancyConfig};
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vault::KeyRing;
@@ -41,6 +41,8 @@ pub struct OpsParts {
     pub imports: Imports,
     /// Spends that wait for the commit before theirs.
     pub credits: Batcher,
+    /// Rung when there is something to deliver before the outbox is looked at again.
+    pub outbox_news: Notify,
     /// Everything spawned, so that shutting down waits for it.
     pub tasks: TaskTracker,
     pub shutdown: CancellationToken,
@@ -101,6 +103,7 @@ impl OpsCx {
             allow_private_databases,
             imports,
             credits: Batcher::default(),
+            outbox_news: Notify::new(),
             tasks,
             shutdown,
         })))

@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod catalog;
+pub mod charges;
 pub mod cli;
 pub mod config;
 pub mod credits;
@@ -20,3 +21,4 @@ pub mod servers;
 pub mod storefront;
 pub mod stores;
 pub mod telemetry;
+pub mod webhooks;

@@ -15,6 +15,7 @@ mod cluster;
 mod events;
 mod process;
 mod proxy;
+mod receiver;
 mod wait;
 
 pub use app::{ENCRYPTION_KEY, JWT_SECRET, Owner, TestApp, TestAppOptions, config, database_name};
@@ -24,4 +25,5 @@ pub use cluster::{Cluster, TestDatabase, cluster, own_cluster};
 pub use events::{EventStream, ServerEvent};
 pub use process::{Cli, Process};
 pub use proxy::ChaosProxy;
+pub use receiver::{Received, Receiver};
 pub use wait::{eventually, within};

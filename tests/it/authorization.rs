@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 
 use chrono::Duration;
 use http::Method;
-use integration_tests::{Client, Owner, Response, TestApp, TestDatabase};
-use kernel::UserId;
+use integration_tests::{Client, Owner, Receiver, Response, TestApp, TestDatabase};
+use kernel::{Clock as _, UserId};
 use serde_json::{Value, json};
 
 use crate::credits::give;
@@ -93,6 +93,20 @@ const CASES: &[Case] = &[
     case("credit_hold_get", Who::Member, 200),
     case("credit_hold_capture", Who::Member, 200),
     case("credit_hold_void", Who::Member, 200),
+    case("credit_usage", Who::Member, 200),
+    case("ops_charge_price_list", Who::Ops, 200),
+    case("ops_charge_price_set", Who::Ops, 201),
+    case("webhook_endpoint_create", Who::Manager, 201),
+    case("webhook_endpoint_list", Who::Manager, 200),
+    case("webhook_endpoint_get", Who::Manager, 200),
+    case("webhook_endpoint_update", Who::Manager, 200),
+    case("webhook_secret_rotate", Who::Manager, 200),
+    case("webhook_test_send", Who::Manager, 202),
+    case("webhook_delivery_list", Who::Manager, 200),
+    case("webhook_delivery_get", Who::Manager, 200),
+    case("webhook_delivery_resend", Who::Manager, 202),
+    case("webhook_resend_since", Who::Manager, 202),
+    case("webhook_endpoint_delete", Who::Manager, 204),
     case("ops_credit_grant", Who::Ops, 201),
     case("ops_credit_verify", Who::Ops, 200),
     case("ops_server_list", Who::Ops, 200),
@@ -191,6 +205,9 @@ struct Scene {
     other_variant: String,
     /// Two holds of the active store.
     holds: [String; 2],
+    /// A webhook endpoint, and a delivery of it.
+    endpoint: [String; 2],
+    receiver: Receiver,
     /// It lives as long as the store that failed to connect to it.
     _brought: TestDatabase,
 }
@@ -223,7 +240,25 @@ impl Scene {
             text(&held.expect_status(201)["holdId"]).to_owned()
         };
         let holds = [hold("scene-1").await, hold("scene-2").await];
-        Self { app, owner, pending, active, failed, variant, other_variant, holds, _brought: brought }
+        let receiver = Receiver::start().await;
+        let made =
+            owner.api.post("/api/webhooks/endpoints", json!({ "url": receiver.url("/") })).await.expect_status(201);
+        let endpoint = text(&made["id"]).to_owned();
+        let test = owner.api.send(Method::POST, &format!("/api/webhooks/endpoints/{endpoint}/test"), None).await;
+        let endpoint = [endpoint, text(&test.expect_status(202)["id"]).to_owned()];
+        Self {
+            app,
+            owner,
+            pending,
+            active,
+            failed,
+            variant,
+            other_variant,
+            holds,
+            endpoint,
+            receiver,
+            _brought: brought,
+        }
     }
 
     fn store(&self, stage: Stage) -> &Value {
@@ -272,19 +307,28 @@ impl Scene {
             "credit_alerts_set" => Some(json!({ "lowBalance": 5 })),
             "credit_quote" | "credit_spend" | "credit_hold_create" => Some(json!({ "storeId": store, "amount": 1 })),
             "credit_hold_capture" => Some(json!({ "amount": 1 })),
+            "webhook_endpoint_create" => {
+                Some(json!({ "organizationId": self.owner.organization_id(), "url": self.receiver.url("/second") }))
+            }
+            "webhook_endpoint_update" => Some(json!({ "description": "ours" })),
+            "webhook_secret_rotate" => Some(json!({})),
+            "webhook_resend_since" => Some(json!({ "since": self.app.clock.now() })),
             "ops_credit_grant" => Some(json!({ "storeId": store, "amount": 5, "reason": "a gift" })),
+            "ops_charge_price_set" => Some(json!({ "service": "store-day", "amount": 1 })),
             "storefront_cart_update" => Some(json!({ "email": "sam@example.com" })),
             "storefront_line_add" => Some(json!({ "variantId": self.other_variant, "quantity": 1 })),
             "storefront_line_change" => Some(json!({ "quantity": 2 })),
             "storefront_cart_complete" => Some(checkout_body()),
             _ => None,
         };
+        path = path.replace("{endpoint}", &self.endpoint[0]).replace("{delivery}", &self.endpoint[1]);
         match case.operation {
             "credit_balance"
             | "credit_transaction_list"
             | "credit_budget_list"
             | "credit_budget_set"
-            | "credit_alerts_set" => {
+            | "credit_alerts_set"
+            | "webhook_endpoint_list" => {
                 path.push_str(&format!("?organizationId={}", self.owner.organization_id()));
             }
             "credit_budget_remove" => {
@@ -296,6 +340,7 @@ impl Scene {
             )),
             "credit_hold_get" | "credit_hold_capture" => path = path.replace("{hold}", &self.holds[0]),
             "credit_hold_void" => path = path.replace("{hold}", &self.holds[1]),
+            "credit_usage" => path.push_str(&format!("?storeId={store}")),
             "ops_host_explain" => path.push_str("?host=adas-tea.stores.localhost"),
             "storefront_redirect_get" => path.push_str("?path=/old"),
             "storefront_cart_complete" => client = client.with("idempotency-key", "a-key"),

@@ -4,7 +4,7 @@
 
 use http::{HeaderMap, Method};
 use integration_tests::{Client, Owner, Response, TestApp, TestAppOptions};
-use kernel::{CartId, CartLineId, Clock as _, CreditHoldId, OrderId};
+use kernel::{CartId, CartLineId, Clock as _, CreditHoldId, OrderId, WebhookDeliveryId};
 use serde_json::{Value, json};
 
 use crate::authorization::{Operation, operations};
@@ -19,6 +19,7 @@ struct Scene {
     cart: Cart,
     line: String,
     variant: String,
+    endpoint: String,
     other: Owner,
     others_store: Value,
 }
@@ -36,9 +37,13 @@ impl Scene {
         let variant = variant_of(&shop, "night-orchard", 0).await;
         let cart = Cart::with(&shop, &variant, 1).await;
         let line = text(&cart.get().await.expect_status(200)["lines"][0]["id"]).to_owned();
+        // Nobody answers there.
+        let body = json!({ "url": "http://127.0.0.1:9/" });
+        let endpoint = admin.api.post("/api/webhooks/endpoints", body).await.expect_status(201);
+        let endpoint = text(&endpoint["id"]).to_owned();
         let other = app.owner("eve").await;
         let others_store = app.active_store(&other, "others").await;
-        Self { app, admin, store, pending, cart, line, variant, other, others_store }
+        Self { app, admin, store, pending, cart, line, variant, endpoint, other, others_store }
     }
 
     /// Who sends a request to this operation: a shopper at the hostname, or the admin at the platform.
@@ -60,6 +65,8 @@ impl Scene {
             .replace("{cart}", &self.cart.id)
             .replace("{line}", &self.line)
             .replace("{hold}", &CreditHoldId::new(self.app.clock.now()).to_string())
+            .replace("{endpoint}", &self.endpoint)
+            .replace("{delivery}", &WebhookDeliveryId::new(self.app.clock.now()).to_string())
             .replace("{order}", &OrderId::new(self.app.clock.now()).to_string())
     }
 
@@ -291,6 +298,20 @@ fn sound_body(scene: &Scene, operation: &str) -> Value {
             body["expectedTotalMinor"] = json!(1);
             body
         }
+        "credit_spend" | "credit_hold_create" => {
+            json!({ "storeId": scene.store["id"], "amount": 1, "description": "what for" })
+        }
+        "credit_hold_capture" => json!({ "amount": 1 }),
+        "ops_credit_grant" => json!({ "storeId": scene.store["id"], "amount": 1, "kind": "paid", "reason": "because" }),
+        "ops_charge_price_set" => json!({ "service": "store-day", "amount": 1, "validFrom": "2030-01-01" }),
+        "webhook_endpoint_create" => {
+            json!({ "url": "http://127.0.0.1:9/", "description": "ours", "eventTypes": ["webhook.test"] })
+        }
+        "webhook_endpoint_update" => {
+            json!({ "url": "http://127.0.0.1:9/", "description": "ours", "eventTypes": ["webhook.test"] })
+        }
+        "webhook_secret_rotate" => json!({ "overlapSeconds": 1 }),
+        "webhook_resend_since" => json!({ "since": scene.app.clock.now() }),
         other => panic!("{other} reads a body that this test does not know"),
     }
 }

@@ -5,6 +5,7 @@
 
 mod authorization;
 mod bad_input;
+mod charges;
 mod clients;
 mod credentials;
 mod credits;
@@ -23,3 +24,4 @@ mod secrets;
 mod soak;
 mod storefront;
 mod stores;
+mod webhooks;

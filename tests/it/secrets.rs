@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use control_plane::config::KeyArgs;
 use control_plane::provisioning::db;
 use control_plane::servers;
-use integration_tests::{Cli, Cluster, ENCRYPTION_KEY, JWT_SECRET, Process, TestDatabase, database_name, own_cluster};
+use integration_tests::{
+    Cli, Cluster, ENCRYPTION_KEY, JWT_SECRET, Process, Receiver, TestDatabase, database_name, own_cluster,
+};
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
@@ -82,7 +84,7 @@ async fn no_secret_is_found_anywhere_after_a_day_of_work() {
     let master = master_with_server(cluster).await;
     let url = master.url();
     let log = "trace,sqlx::query=trace,sqlx::postgres=trace,sqlx::pool=trace,graphile_worker::runner=trace";
-    let node = Process::serve(&url, &[("LOG", log)]).await;
+    let node = Process::serve(&url, &[("LOG", log), ("ALLOW_PRIVATE_WEBHOOKS", "true")]).await;
     let mut secrets = Secrets::default();
     secrets.add("encryption key", ENCRYPTION_KEY);
     secrets.add("signing secret", JWT_SECRET);
@@ -171,6 +173,25 @@ async fn no_secret_is_found_anywhere_after_a_day_of_work() {
     let order = buyer.post(&format!("{cart_path}/complete"), checkout).await;
     let order = order.expect_status(201);
     secrets.add("order token", order["orderToken"].as_str().unwrap());
+
+    // Somebody is told of it, by two secrets for a while.
+    let receiver = Receiver::start().await;
+    let hooks = "/api/webhooks/endpoints";
+    let keyed = owner.api.with("idempotency-key", "hook-1");
+    let endpoint = keyed.post(hooks, json!({ "url": receiver.url("/hook") })).await.expect_status(201);
+    secrets.add("webhook secret", endpoint["secret"].as_str().unwrap());
+    let endpoint = format!("{hooks}/{}", endpoint["id"].as_str().unwrap());
+    let rotated = keyed.post(&format!("{endpoint}/rotate-secret"), json!({})).await.expect_status(200);
+    secrets.add("webhook secret", rotated["secret"].as_str().unwrap());
+    // Without what stands before it, as it is used.
+    secrets.add("webhook key", rotated["secret"].as_str().unwrap().trim_start_matches("whsec_"));
+    receiver.answer(500);
+    owner.api.send(http::Method::POST, &format!("{endpoint}/test"), None).await.expect_status(202);
+    let message = receiver.wait_for(1).await.remove(0);
+    assert_eq!(message.header("webhook-signature").split(' ').count(), 2);
+    for path in [hooks.to_owned(), endpoint.clone(), format!("{endpoint}/deliveries")] {
+        answers += &owner.api.get(&path).await.text();
+    }
 
     // Something breaks, and ops look at it.
     admin.execute(AssertSqlSafe(format!("alter role {} connection limit 0", database_name(&managed)))).await.unwrap();

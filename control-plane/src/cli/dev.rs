@@ -122,6 +122,7 @@ fn config(args: &DevArgs, secrets: &Secrets, master_url: &SecretString) -> Resul
         ("listen", &args.listen),
         ("internal-listen", &args.internal_listen),
         ("allow-private-databases", "true"),
+        ("allow-private-webhooks", "true"),
     ];
     let words = arguments.iter().map(|(name, value)| format!("--{name}={value}"));
     let matches = command.try_get_matches_from(std::iter::once("dev".to_owned()).chain(words))?;

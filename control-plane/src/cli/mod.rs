@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use kernel::{OrganizationId, Slug, StoreId, SystemClock};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -19,6 +19,8 @@ use serde::Serialize;
 
 use crate::audit::Actor;
 use crate::catalog;
+use crate::charges::routes::PriceView;
+use crate::charges::{self, NewPrice};
 use crate::config::{Config, HostArgs, KeyArgs, LimitArgs, LogArgs, MasterArgs};
 use crate::credits::routes::{BalanceView, TransactionView};
 use crate::credits::{self, GrantTo, LotKind};
@@ -242,6 +244,22 @@ enum Credits {
         #[command(flatten)]
         ops: OpsArgs,
     },
+    /// Set what a service costs by itself from a day on that has not begun
+    Price {
+        /// store-day, or metric: and the name of what is counted
+        service: String,
+        /// Credits; 0 ends it
+        #[arg(long)]
+        amount: i64,
+        /// For so many units
+        #[arg(long)]
+        per: Option<i64>,
+        /// As 2027-01-31; tomorrow when left out
+        #[arg(long)]
+        valid_from: Option<NaiveDate>,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
     /// Check every invariant of the ledger and every sealed root; exit code 3 when something does not hold
     Verify {
         /// Only this organization
@@ -460,6 +478,9 @@ async fn operate(command: Command) -> Result<Printed, anyhow::Error> {
             (ops, Operation::CreditGrant { to, amount, reason, kind, expires_at, key })
         }
         Command::Credits(Credits::Balance { of, ops }) => (ops, Operation::CreditBalance { of }),
+        Command::Credits(Credits::Price { service, amount, per, valid_from, ops }) => {
+            (ops, Operation::ChargePrice(NewPrice { service, amount, per, valid_from }))
+        }
         Command::Credits(Credits::Verify { .. })
         | Command::Dev(_)
         | Command::Serve(_)
@@ -530,6 +551,7 @@ enum Operation {
     CreditBalance {
         of: CreditsOf,
     },
+    ChargePrice(NewPrice),
 }
 
 impl Operation {
@@ -631,6 +653,10 @@ impl Operation {
                     GrantTo::Store(id) => stores::find(cx, id).await?.organization_id,
                 };
                 output::credit_balance(&BalanceView::read(cx, organization).await?)?
+            }
+            Self::ChargePrice(new) => {
+                let price = charges::price_set(cx, Actor::Cli, &new).await?;
+                output::charge_price(&PriceView::from(price))?
             }
         })
     }

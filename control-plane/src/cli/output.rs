@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use super::{explain_error, json_of};
 use crate::catalog::ImportReport;
+use crate::charges::routes::PriceView;
 use crate::credits::routes::{BalanceView, TransactionView};
 use crate::credits::verify::Verification;
 use crate::ops::routes::{OpsStoreView, ServerView};
@@ -267,6 +268,12 @@ pub(super) fn credit_balance(view: &BalanceView) -> Result<Printed, anyhow::Erro
             lot.held
         ))
     }))
+}
+
+/// What a service costs.
+pub(super) fn charge_price(view: &PriceView) -> Result<Printed, anyhow::Error> {
+    Ok(Printed::new(json_of(view)?)
+        .line(format!("{} costs {} credits for {} from {} on", view.service, view.amount, view.per, view.valid_from)))
 }
 
 /// What does not hold of the ledger.

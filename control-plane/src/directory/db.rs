@@ -8,6 +8,7 @@ use vault::Sealed;
 struct RouteRow {
     store_id: StoreId,
     status: StoreStatus,
+    is_read_only: bool,
     route_version: i64,
     engine: Option<Engine>,
     server_id: Option<ServerId>,
@@ -30,14 +31,20 @@ impl TryFrom<RouteRow> for Route {
             }),
             _ => None,
         };
-        Ok(Self { store_id: row.store_id, status: row.status, version: row.route_version, database })
+        Ok(Self {
+            store_id: row.store_id,
+            status: row.status,
+            is_read_only: row.is_read_only,
+            version: row.route_version,
+            database,
+        })
     }
 }
 
 pub async fn route_by_hostname(conn: &mut PgConnection, hostname: &str) -> Result<Option<Route>, sqlx::Error> {
     let row = sqlx::query_as!(
         RouteRow,
-        r#"select s.id as "store_id: StoreId", s.status as "status: StoreStatus", s.route_version,
+        r#"select s.id as "store_id: StoreId", s.status as "status: StoreStatus", s.is_read_only, s.route_version,
                   d.engine as "engine?: Engine", d.server_id as "server_id?: ServerId", d.schema_version,
                   d.sealed as "sealed?", d.credential_version as "credential_version?"
            from hostnames h
@@ -54,7 +61,7 @@ pub async fn route_by_hostname(conn: &mut PgConnection, hostname: &str) -> Resul
 pub async fn route_by_store(conn: &mut PgConnection, store: StoreId) -> Result<Option<Route>, sqlx::Error> {
     let row = sqlx::query_as!(
         RouteRow,
-        r#"select s.id as "store_id: StoreId", s.status as "status: StoreStatus", s.route_version,
+        r#"select s.id as "store_id: StoreId", s.status as "status: StoreStatus", s.is_read_only, s.route_version,
                   d.engine as "engine?: Engine", d.server_id as "server_id?: ServerId", d.schema_version,
                   d.sealed as "sealed?", d.credential_version as "credential_version?"
            from stores s

@@ -155,6 +155,23 @@ pub fn serving(route: &Route) -> Result<(), Problem> {
     }
 }
 
+/// Whether the storefront of `route` takes carts and orders.
+///
+/// # Errors
+/// 503 while it does not, without touching its database; its pages are served all the same.
+pub fn taking_orders(route: &Route) -> Result<(), Problem> {
+    if route.is_read_only {
+        return Err(Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "store-read-only",
+            "The store takes no orders right now",
+        )
+        .detail("What it sells can be looked at; carts and checkouts have to wait.")
+        .retry_after(Duration::from_secs(300)));
+    }
+    Ok(())
+}
+
 /// Why no route was found, as an answer.
 pub fn from_resolve(error: ResolveError) -> Problem {
     match error {

@@ -12,7 +12,7 @@ use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::cx::Cx;
-use crate::{catalog, credits, identity, ops, provisioning, storefront, stores};
+use crate::{catalog, charges, credits, identity, ops, provisioning, storefront, stores, webhooks};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -26,6 +26,7 @@ use crate::{catalog, credits, identity, ops, provisioning, storefront, stores};
         (name = "auth", description = "Register, log in, and who you are"),
         (name = "stores", description = "Stores, their databases and products"),
         (name = "credits", description = "What an organization has bought, and where it went"),
+        (name = "webhooks", description = "What an organization is told, and where"),
         (name = "storefront", description = "What a shop's visitors and its developer use"),
         (name = "ops", description = "For people who run the platform")
     ),
@@ -50,6 +51,8 @@ fn platform_routes() -> OpenApiRouter<Cx> {
         .merge(provisioning::routes::router())
         .merge(catalog::routes::router())
         .merge(credits::routes::router())
+        .merge(charges::routes::router())
+        .merge(webhooks::routes::router())
         .merge(storefront::routes::router())
         .merge(ops::routes::router())
 }

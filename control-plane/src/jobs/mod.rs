@@ -15,7 +15,7 @@ use crate::config::MasterArgs;
 use crate::cx::{Cx, OpsCx};
 use crate::http::errors::chain;
 use crate::provisioning::jobs::WorkRun;
-use crate::{credits, directory, idempotency, identity, provisioning};
+use crate::{charges, credits, directory, idempotency, identity, provisioning, webhooks};
 
 const SCHEMA: &str = "graphile_worker";
 const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -32,6 +32,8 @@ const PROOF: Duration = Duration::from_secs(3600);
 pub enum JobsError {
     #[error("the job queue cannot be prepared")]
     Build(#[from] WorkerBuildError),
+    #[error("webhooks cannot be sent: TLS is not usable")]
+    Tls(#[from] rustls::Error),
     #[error("database error")]
     Db(#[from] sqlx::Error),
 }
@@ -86,6 +88,20 @@ pub async fn start(cx: &Cx) -> Result<(), JobsError> {
     cx.tasks.spawn(every(ops.clone(), EXPIRY, "booking what has expired", |cx| async move {
         credits::jobs::expire_due(&cx).await
     }));
+    let period = ops.limits.charges.charge_poll;
+    cx.tasks.spawn(every(ops.clone(), period, "charging stores", |cx| async move {
+        charges::reconcile(&cx).await.map_err(|error| match error {
+            charges::ChargeError::Db(error) => error,
+            other => sqlx::Error::Protocol(chain(&other)),
+        })
+    }));
+    let sending = &ops.limits.webhooks;
+    let outbound = webhooks::outbound::Outbound::new(
+        webhooks::outbound::public_roots(),
+        sending.allow_private_webhooks,
+        sending.webhook_timeout,
+    )?;
+    cx.tasks.spawn(webhooks::deliver::run(ops.clone(), outbound));
     cx.tasks.spawn(every(ops, PROOF, "proving the credit ledger", |cx| async move { credits::jobs::prove(&cx).await }));
     Ok(())
 }
@@ -148,6 +164,8 @@ async fn keep_house(cx: &OpsCx) -> Result<(), sqlx::Error> {
     identity::db::refresh_tokens_purge(&mut master, now).await?;
     identity::db::sessions_purge(&mut master, now - chrono::Duration::days(7)).await?;
     idempotency::purge(&mut master, now - chrono::Duration::days(7)).await?;
+    webhooks::keep_house(cx).await?;
+    charges::keep_house(cx).await?;
     directory::db::store_changes_purge(&mut master, now - chrono::Duration::days(1)).await?;
     Ok(())
 }

@@ -59,6 +59,8 @@ pub struct ExplainedStore {
     pub name: String,
     pub status: StoreStatus,
     pub status_reason: Option<String>,
+    /// Whether carts and checkouts are refused because its charges are unpaid.
+    pub is_read_only: bool,
     pub route_version: i64,
     pub hostnames: Vec<String>,
     /// `managed` or `brought`, with its schema's version.
@@ -129,6 +131,7 @@ async fn explain_store(connection: &mut sqlx::PgConnection, store: &Store) -> Re
         name: store.name.clone(),
         status: store.status,
         status_reason: store.status_reason.clone(),
+        is_read_only: crate::charges::db::store_is_read_only(connection, store.id).await?,
         route_version: store.route_version,
         hostnames: crate::hostnames::db::hostnames_of_store(connection, store.id).await?,
         database_kind: database.as_ref().map(|database| database.kind),

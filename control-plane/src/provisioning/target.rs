@@ -1,6 +1,6 @@
 //! What an owner types: a connection string or its parts, and the addresses that we refuse to call.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use kernel::Engine;
@@ -241,20 +241,33 @@ pub async fn refuse_private(host: &str, port: u16, allow_private: bool) -> Resul
     if allow_private {
         return Ok(());
     }
+    resolve(host, port, allow_private).await.map(|_| ())
+}
+
+/// The addresses of `host`, every one of them allowed: who connects to one of these connects to what was checked, whatever
+/// the name says a moment later.
+///
+/// # Errors
+/// [`TargetError::PrivateAddress`] or [`TargetError::Unresolvable`].
+pub async fn resolve(host: &str, port: u16, allow_private: bool) -> Result<Vec<SocketAddr>, TargetError> {
     let addresses = addresses_of(host, port).await?;
-    if addresses.into_iter().all(is_public) { Ok(()) } else { Err(TargetError::PrivateAddress) }
+    if allow_private || addresses.iter().all(|address| is_public(address.ip())) {
+        Ok(addresses)
+    } else {
+        Err(TargetError::PrivateAddress)
+    }
 }
 
 /// Whether no address of `host` is of the public internet.
 async fn is_private(host: &str, port: u16) -> Result<bool, TargetError> {
-    Ok(!addresses_of(host, port).await?.into_iter().any(is_public))
+    Ok(!addresses_of(host, port).await?.iter().any(|address| is_public(address.ip())))
 }
 
 /// Where `host` is: at one address at least.
-async fn addresses_of(host: &str, port: u16) -> Result<Vec<IpAddr>, TargetError> {
+async fn addresses_of(host: &str, port: u16) -> Result<Vec<SocketAddr>, TargetError> {
     let found = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((host, port))).await;
     let Ok(Ok(addresses)) = found else { return Err(TargetError::Unresolvable) };
-    let addresses: Vec<IpAddr> = addresses.map(|address| address.ip()).collect();
+    let addresses: Vec<SocketAddr> = addresses.collect();
     if addresses.is_empty() { Err(TargetError::Unresolvable) } else { Ok(addresses) }
 }
 

@@ -31,6 +31,11 @@ pub struct Storefront {
 }
 
 impl Storefront {
+    async fn open(cx: &Cx, route: &Arc<Route>, is_public: bool) -> Result<Self, Problem> {
+        let lease = cx.stores.lease(route).await.map_err(errors::from_lease)?;
+        Ok(Self { store_id: route.store_id, is_public, lease })
+    }
+
     pub fn lease(&self) -> &Lease {
         &self.lease
     }
@@ -50,15 +55,31 @@ impl FromRequestParts<Cx> for Storefront {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, cx: &Cx) -> Result<Self, Problem> {
-        let host = parts.extensions.get::<RequestHost>().ok_or_else(Problem::internal)?;
-        let (route, is_public) = match host {
-            RequestHost::Store(_) => {
-                (parts.extensions.get::<Arc<Route>>().cloned().ok_or_else(Problem::internal)?, true)
-            }
-            RequestHost::Platform => (named_route(parts, cx).await?, false),
-        };
-        let lease = cx.stores.lease(&route).await.map_err(errors::from_lease)?;
-        Ok(Self { store_id: route.store_id, is_public, lease })
+        let (route, is_public) = route_of(parts, cx).await?;
+        Self::open(cx, &route, is_public).await
+    }
+}
+
+/// The store that a request is about, when it takes carts and orders: what changes something takes one of these.
+pub struct TakingOrders(pub Storefront);
+
+impl FromRequestParts<Cx> for TakingOrders {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, cx: &Cx) -> Result<Self, Problem> {
+        let (route, is_public) = route_of(parts, cx).await?;
+        entry::taking_orders(&route)?;
+        Ok(Self(Storefront::open(cx, &route, is_public).await?))
+    }
+}
+
+/// The route that the hostname or a credential names, and whether it was the hostname.
+async fn route_of(parts: &mut Parts, cx: &Cx) -> Result<(Arc<Route>, bool), Problem> {
+    match parts.extensions.get::<RequestHost>().ok_or_else(Problem::internal)? {
+        RequestHost::Store(_) => {
+            Ok((parts.extensions.get::<Arc<Route>>().cloned().ok_or_else(Problem::internal)?, true))
+        }
+        RequestHost::Platform => Ok((named_route(parts, cx).await?, false)),
     }
 }
 

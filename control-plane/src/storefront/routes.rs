@@ -19,7 +19,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::respond::{Validator, no_store};
-use super::{Storefront, errors, upkeep};
+use super::{Storefront, TakingOrders, errors, upkeep};
 use crate::cx::Cx;
 use crate::http::errors::invalid_query;
 use crate::idempotency::IdempotencyKey;
@@ -344,7 +344,7 @@ fn stale_header() -> Problem {
 /// Make a cart
 #[utoipa::path(post, path = "/store/v1/carts", tag = "storefront", operation_id = "storefront_cart_create",
     responses((status = 201, body = NewCartView), (status = 421, body = ProblemBody), (status = 503, body = ProblemBody)))]
-async fn storefront_cart_create(store: Storefront, State(cx): State<Cx>) -> Result<Response, Problem> {
+async fn storefront_cart_create(TakingOrders(store): TakingOrders, State(cx): State<Cx>) -> Result<Response, Problem> {
     let mut connection = store.acquire().await?;
     let made = cart::cart_create(&mut connection, cx.clock.now()).await.map_err(errors::from_cart)?;
     drop(connection);
@@ -394,7 +394,7 @@ macro_rules! change_cart {
     responses((status = 200, body = CartView), (status = 400, body = ProblemBody), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody),
         (status = 412, body = ProblemBody), (status = 421, body = ProblemBody), (status = 422, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn storefront_cart_update(
-    store: Storefront,
+    TakingOrders(store): TakingOrders,
     State(cx): State<Cx>,
     headers: HeaderMap,
     Path(id): Path<CartId>,
@@ -421,7 +421,7 @@ pub struct LineAddBody {
     responses((status = 200, body = CartView), (status = 400, body = ProblemBody), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody),
         (status = 412, body = ProblemBody), (status = 421, body = ProblemBody), (status = 422, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn storefront_line_add(
-    store: Storefront,
+    TakingOrders(store): TakingOrders,
     State(cx): State<Cx>,
     headers: HeaderMap,
     Path(id): Path<CartId>,
@@ -445,7 +445,7 @@ pub struct LineChangeBody {
     responses((status = 200, body = CartView), (status = 400, body = ProblemBody), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody),
         (status = 412, body = ProblemBody), (status = 421, body = ProblemBody), (status = 422, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn storefront_line_change(
-    store: Storefront,
+    TakingOrders(store): TakingOrders,
     State(cx): State<Cx>,
     headers: HeaderMap,
     Path((id, line)): Path<(CartId, CartLineId)>,
@@ -461,7 +461,7 @@ async fn storefront_line_change(
     responses((status = 200, body = CartView), (status = 400, body = ProblemBody), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody),
         (status = 412, body = ProblemBody), (status = 421, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn storefront_line_remove(
-    store: Storefront,
+    TakingOrders(store): TakingOrders,
     State(cx): State<Cx>,
     headers: HeaderMap,
     Path((id, line)): Path<(CartId, CartLineId)>,
@@ -489,7 +489,7 @@ pub struct PlacedOrderView {
     responses((status = 201, body = PlacedOrderView), (status = 400, body = ProblemBody), (status = 404, body = ProblemBody),
         (status = 409, body = ProblemBody), (status = 421, body = ProblemBody), (status = 422, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn storefront_cart_complete(
-    store: Storefront,
+    TakingOrders(store): TakingOrders,
     State(cx): State<Cx>,
     key: IdempotencyKey,
     headers: HeaderMap,

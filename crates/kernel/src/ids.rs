@@ -182,6 +182,12 @@ ids! {
     CreditPriceId => "cpr",
     /// What a store or a person may spend in a month.
     CreditBudgetId => "cbg",
+    /// Something that an organization is told.
+    EventId => "evt",
+    /// Where an organization wants to be told.
+    WebhookEndpointId => "whe",
+    /// One event on its way to one endpoint.
+    WebhookDeliveryId => "whd",
     /// A product import.
     ImportId => "imp",
     /// A product of a store.

@@ -13,6 +13,8 @@ pub struct Route {
     pub store_id: StoreId,
     /// Where it is in its life; only an active one is served.
     pub status: StoreStatus,
+    /// Whether it is served, but takes nothing from its visitors.
+    pub is_read_only: bool,
     /// Counts every change of the store that matters here. Of two routes of a store the higher version wins.
     pub version: i64,
     /// Its database, once it has one.

@@ -105,6 +105,7 @@ impl Store {
         let route = Route {
             store_id: id,
             status: StoreStatus::Active,
+            is_read_only: false,
             version: 1,
             database: Some(DatabaseRoute {
                 engine: Engine::Postgresql,

@@ -27,7 +27,10 @@ fn start(directory: DirectoryConfig) -> (Arc<Master>, Tenancy<Dir>) {
 
 fn add(master: &Master, name: &str) -> StoreId {
     let id = store_id();
-    master.put(&host(name), Route { store_id: id, status: StoreStatus::Active, version: 1, database: None });
+    master.put(
+        &host(name),
+        Route { store_id: id, status: StoreStatus::Active, is_read_only: false, version: 1, database: None },
+    );
     id
 }
 

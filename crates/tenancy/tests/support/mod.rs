@@ -86,6 +86,7 @@ impl World {
         Route {
             store_id: id,
             status: StoreStatus::Active,
+            is_read_only: false,
             version,
             database: Some(DatabaseRoute {
                 engine: Engine::Postgresql,
