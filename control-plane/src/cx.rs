@@ -12,8 +12,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vault::KeyRing;
 
-use crate::config::{Config, ConfigError, HostArgs, KeyArgs, LimitArgs, MasterArgs};
+use crate::config::{Config, ConfigError, HostArgs, KeyArgs, LimitArgs, MasterArgs, PaymentArgs};
 use crate::credits::batch::Batcher;
+use crate::credits::purchases::Payments;
 use crate::directory::MasterDirectory;
 use crate::identity::limits::AuthLimits;
 use crate::identity::passwords::Passwords;
@@ -40,6 +41,8 @@ pub struct OpsParts {
     pub imports: Semaphore,
     /// Spends that wait for the commit before theirs.
     pub credits: Batcher,
+    /// The payment provider, where there is one.
+    pub payments: Option<Payments>,
     /// Everything spawned, so that shutting down waits for it.
     pub tasks: TaskTracker,
     pub shutdown: CancellationToken,
@@ -63,9 +66,11 @@ impl OpsCx {
         keys: &KeyArgs,
         hosts: HostArgs,
         limits: LimitArgs,
+        payments: Option<&PaymentArgs>,
         allow_private_databases: bool,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, MasterError> {
+        let payments = payments.map(|args| Payments::new(args, &hosts)).transpose()?.flatten();
         let master = master::pool(&master_args)?;
         let keys = Arc::new(keys.ring()?);
         let config = TenancyConfig {
@@ -100,6 +105,7 @@ impl OpsCx {
             allow_private_databases,
             imports,
             credits: Batcher::default(),
+            payments,
             tasks,
             shutdown,
         })))
@@ -169,6 +175,7 @@ impl Cx {
             &config.keys,
             config.hosts.clone(),
             config.limits.clone(),
+            Some(&config.payments),
             config.allow_private_databases,
             clock,
         )?;

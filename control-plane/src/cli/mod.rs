@@ -293,6 +293,7 @@ impl OpsArgs {
             &self.keys,
             self.hosts,
             self.limits,
+            None,
             self.allow_private_databases,
             Arc::new(SystemClock),
         )?)

@@ -11,7 +11,9 @@
 pub mod batch;
 pub mod db;
 pub mod jobs;
+pub mod purchases;
 pub mod routes;
+pub mod stripe;
 pub mod verify;
 
 use axum::http::StatusCode;
@@ -569,9 +571,8 @@ pub async fn transactions(
     let scope = format!("{filter:?}");
     let cursors = Cursor::of(&["credit transactions", &organization.to_string(), &scope]);
     let before: Option<i64> = cursor.map(|text| cursors.decode(text)).transpose().map_err(|_| CreditError::Cursor)?;
-    let limit = match limit.unwrap_or(DEFAULT_LIMIT) {
-        limit @ 1..=MAX_LIMIT => limit,
-        _ => return Err(CreditError::Query { name: "limit", detail: format!("must be 1 to {MAX_LIMIT}") }),
+    let limit @ 1..=MAX_LIMIT = limit.unwrap_or(DEFAULT_LIMIT) else {
+        return Err(CreditError::Query { name: "limit", detail: format!("must be 1 to {MAX_LIMIT}") });
     };
     let mut connection = cx.master.acquire().await?;
     let mut found = db::transactions(&mut connection, organization, filter, before, i64::from(limit) + 1).await?;

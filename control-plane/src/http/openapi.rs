@@ -48,6 +48,7 @@ fn platform_routes() -> OpenApiRouter<Cx> {
         .merge(provisioning::routes::router())
         .merge(catalog::routes::router())
         .merge(credits::routes::router())
+        .merge(credits::purchases::routes::router())
         .merge(storefront::routes::router())
         .merge(ops::routes::router())
 }

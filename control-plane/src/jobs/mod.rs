@@ -86,7 +86,17 @@ pub async fn start(cx: &Cx) -> Result<(), JobsError> {
     cx.tasks.spawn(every(ops.clone(), EXPIRY, "booking what has expired", |cx| async move {
         credits::jobs::expire_due(&cx).await
     }));
-    cx.tasks.spawn(every(ops, PROOF, "proving the credit ledger", |cx| async move { credits::jobs::prove(&cx).await }));
+    cx.tasks.spawn(every(ops.clone(), PROOF, "proving the credit ledger", |cx| async move {
+        credits::jobs::prove(&cx).await
+    }));
+    if let Some(payments) = &ops.payments {
+        cx.tasks.spawn(every(ops.clone(), payments.sweep, "looking for missed payments", |cx| async move {
+            credits::purchases::jobs::sweep(&cx).await
+        }));
+        cx.tasks.spawn(every(ops.clone(), payments.reconcile, "comparing payments", |cx| async move {
+            credits::purchases::jobs::reconcile(&cx).await
+        }));
+    }
     Ok(())
 }
 

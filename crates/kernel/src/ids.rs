@@ -178,6 +178,12 @@ ids! {
     CreditLotId => "lot",
     /// Credits that are reserved.
     CreditHoldId => "hold",
+    /// A pack of credits that is for sale.
+    CreditPackId => "pack",
+    /// An order of a pack of credits.
+    PurchaseId => "pur",
+    /// Money of a purchase that went back.
+    PurchaseRefundId => "rfd",
     /// A product import.
     ImportId => "imp",
     /// A product of a store.
