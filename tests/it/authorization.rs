@@ -7,12 +7,14 @@
 use std::collections::BTreeSet;
 
 use chrono::Duration;
+use devkit::payments::{Checkout, TestPayments};
 use http::Method;
-use integration_tests::{Client, Owner, Response, TestApp, TestDatabase};
+use integration_tests::{Client, Owner, Response, TestApp, TestAppOptions, TestDatabase};
 use kernel::UserId;
 use serde_json::{Value, json};
 
 use crate::credits::give;
+use crate::purchases::provider;
 use crate::scenes::{Cart, checkout_body, join, send_raw, store_path, text, variant_of};
 
 /// Who an operation is for.
@@ -82,6 +84,13 @@ const CASES: &[Case] = &[
     case("credit_hold_get", Who::Member, 200),
     case("credit_hold_capture", Who::Member, 200),
     case("credit_hold_void", Who::Member, 200),
+    case("credit_pack_list", Who::SignedIn, 200),
+    case("credit_purchase_create", Who::Manager, 201),
+    case("credit_purchase_list", Who::Member, 200),
+    case("credit_purchase_get", Who::Member, 200),
+    case("credit_purchase_return", Who::Anybody, 200),
+    case("stripe_webhook", Who::Anybody, 200),
+    case("ops_purchase_refund", Who::Ops, 201),
     case("ops_credit_grant", Who::Ops, 201),
     case("ops_credit_verify", Who::Ops, 200),
     case("ops_server_list", Who::Ops, 200),
@@ -175,13 +184,19 @@ struct Scene {
     other_variant: String,
     /// Two holds of the active store.
     holds: [String; 2],
+    provider: TestPayments,
+    /// A pack, and a purchase of it that is paid.
+    pack: Value,
+    purchase: Value,
+    session: String,
     /// It lives as long as the store that failed to connect to it.
     _brought: TestDatabase,
 }
 
 impl Scene {
     async fn set() -> Self {
-        let app = TestApp::start().await;
+        let (provider, arguments) = provider().await;
+        let app = TestApp::start_with(TestAppOptions { arguments, ..TestAppOptions::default() }).await;
         let owner = app.owner("ada").await;
         let active = app.active_store(&owner, "adas-tea").await;
         let pending = owner.create_store("pending").await.expect_status(201);
@@ -206,7 +221,30 @@ impl Scene {
             text(&held.expect_status(201)["holdId"]).to_owned()
         };
         let holds = [hold("scene-1").await, hold("scene-2").await];
-        Self { app, owner, pending, active, failed, variant, other_variant, holds, _brought: brought }
+        let pack = owner.api.get("/api/credits/packs").await.expect_status(200)["data"][0]["id"].clone();
+        let ordered =
+            owner.api.with("idempotency-key", "scene").post("/api/credits/purchase", json!({ "packId": pack })).await;
+        let ordered = ordered.expect_status(201);
+        let session = text(&ordered["checkoutUrl"]).rsplit('/').next().unwrap().to_owned();
+        provider.checkout(&session, Checkout::Pay).unwrap();
+        let purchase = ordered["purchase"]["id"].clone();
+        let page = format!("/api/credits/purchases/{}/success?session_id={session}", text(&purchase));
+        assert_eq!(app.api().get(&page).await.status, 200);
+        Self {
+            provider,
+            pack,
+            purchase,
+            session,
+            app,
+            owner,
+            pending,
+            active,
+            failed,
+            variant,
+            other_variant,
+            holds,
+            _brought: brought,
+        }
     }
 
     fn store(&self, stage: Stage) -> &Value {
@@ -251,6 +289,10 @@ impl Scene {
             "ops_store_suspend" => Some(json!({ "reason": "they asked" })),
             "credit_spend" | "credit_hold_create" => Some(json!({ "storeId": store, "amount": 1 })),
             "credit_hold_capture" => Some(json!({ "amount": 1 })),
+            "credit_purchase_create" => {
+                Some(json!({ "packId": self.pack, "organizationId": self.owner.organization_id() }))
+            }
+            "ops_purchase_refund" => Some(json!({})),
             "ops_credit_grant" => Some(json!({ "storeId": store, "amount": 5, "reason": "a gift" })),
             "storefront_cart_update" => Some(json!({ "email": "sam@example.com" })),
             "storefront_line_add" => Some(json!({ "variantId": self.other_variant, "quantity": 1 })),
@@ -259,11 +301,25 @@ impl Scene {
             _ => None,
         };
         match case.operation {
-            "credit_balance" | "credit_transaction_list" => {
+            "credit_balance" | "credit_transaction_list" | "credit_purchase_list" => {
                 path.push_str(&format!("?organizationId={}", self.owner.organization_id()));
             }
             "credit_hold_get" | "credit_hold_capture" => path = path.replace("{hold}", &self.holds[0]),
             "credit_hold_void" => path = path.replace("{hold}", &self.holds[1]),
+            "credit_purchase_get" => path = path.replace("{purchase}", text(&self.purchase)),
+            "credit_purchase_return" => {
+                path = path.replace("{purchase}", text(&self.purchase));
+                path.push_str(&format!("?session_id={}", self.session));
+            }
+            "ops_purchase_refund" => {
+                path = path.replace("{purchase}", text(&self.purchase));
+                client = client.with("idempotency-key", "a-key");
+            }
+            "stripe_webhook" => {
+                let (body, signature) = self.provider.signed(&self.provider.events()[0]);
+                let client = client.with("stripe-signature", &signature);
+                return client.send_bytes(operation.method, &path, "application/json", body).await;
+            }
             "ops_host_explain" => path.push_str("?host=adas-tea.stores.localhost"),
             "storefront_redirect_get" => path.push_str("?path=/old"),
             "storefront_cart_complete" => client = client.with("idempotency-key", "a-key"),

@@ -4,7 +4,7 @@
 
 use http::{HeaderMap, Method};
 use integration_tests::{Client, Owner, Response, TestApp, TestAppOptions};
-use kernel::{CartId, CartLineId, Clock as _, OrderId};
+use kernel::{CartId, CartLineId, Clock as _, CreditHoldId, CreditPackId, OrderId, PurchaseId};
 use serde_json::{Value, json};
 
 use crate::authorization::{Operation, operations};
@@ -60,6 +60,8 @@ impl Scene {
             .replace("{cart}", &self.cart.id)
             .replace("{line}", &self.line)
             .replace("{order}", &OrderId::new(self.app.clock.now()).to_string())
+            .replace("{hold}", &CreditHoldId::new(self.app.clock.now()).to_string())
+            .replace("{purchase}", &PurchaseId::new(self.app.clock.now()).to_string())
     }
 
     /// Everything of somebody else that could have been changed.
@@ -274,6 +276,18 @@ fn sound_body(scene: &Scene, operation: &str) -> Value {
             body["expectedTotalMinor"] = json!(1);
             body
         }
+        "credit_spend" | "credit_hold_create" => {
+            json!({ "storeId": scene.store["id"], "amount": 1, "description": "For a test" })
+        }
+        "credit_hold_capture" => json!({ "amount": 1 }),
+        "ops_credit_grant" => json!({
+            "storeId": scene.store["id"], "amount": 5, "kind": "promotional", "expiresAt": "2100-01-01T00:00:00Z", "reason": "a gift"
+        }),
+        "credit_purchase_create" => json!({
+            "packId": CreditPackId::new(scene.app.clock.now()), "organizationId": scene.admin.organization_id(),
+            "successUrl": "https://agency.example/paid", "cancelUrl": "https://agency.example/away"
+        }),
+        "ops_purchase_refund" => json!({ "amountMinor": 1, "reason": "They asked." }),
         other => panic!("{other} reads a body that this test does not know"),
     }
 }

@@ -390,7 +390,7 @@ async fn the_ledger_can_only_be_added_to() {
         ] {
             let refused = master.execute(AssertSqlSafe(sql.clone())).await.unwrap_err();
             assert_eq!(
-                refused.as_database_error().and_then(|error| error.code()).as_deref(),
+                refused.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref(),
                 Some("42501"),
                 "{sql}: {refused}"
             );
