@@ -218,6 +218,8 @@ pub struct Config {
     pub hosts: HostArgs,
     #[command(flatten)]
     pub limits: LimitArgs,
+    #[command(flatten)]
+    pub payments: PaymentArgs,
     /// What access tokens are signed with: at least 32 characters
     #[arg(long, env = "JWT_SECRET", hide_env_values = true)]
     pub jwt_secret: SecretString,
@@ -230,6 +232,44 @@ pub struct Config {
     /// Lets owners connect databases at private, loopback and link-local addresses, and without TLS
     #[arg(long, env = "ALLOW_PRIVATE_DATABASES", default_value_t = false, action = clap::ArgAction::Set)]
     pub allow_private_databases: bool,
+}
+
+/// The payment provider.
+#[derive(Args, Clone)]
+pub struct PaymentArgs {
+    /// Stripe's secret key; without it nothing can be bought
+    #[arg(long, env = "STRIPE_SECRET_KEY", hide_env_values = true)]
+    pub stripe_secret_key: Option<SecretString>,
+    /// What Stripe signs webhooks with
+    #[arg(long, env = "STRIPE_WEBHOOK_SECRET", hide_env_values = true)]
+    pub stripe_webhook_secret: Option<SecretString>,
+    /// Further secrets that webhooks may be signed with while the secret is changed, separated by commas
+    #[arg(long, env = "STRIPE_WEBHOOK_SECRETS", hide_env_values = true, value_delimiter = ',')]
+    pub stripe_webhook_secrets: Vec<SecretString>,
+    /// Where Stripe's API answers; plain http only at loopback
+    #[arg(long, env = "STRIPE_API_URL", default_value = "https://api.stripe.com")]
+    pub stripe_api_url: String,
+    /// How long one call of Stripe's API may take, in milliseconds
+    #[arg(long = "stripe-request-timeout-ms", env = "STRIPE_REQUEST_TIMEOUT_MS", default_value = "4000", value_parser = millis)]
+    pub stripe_request_timeout: Duration,
+    /// How long a call may take with all its repetitions, in milliseconds
+    #[arg(long = "stripe-total-timeout-ms", env = "STRIPE_TOTAL_TIMEOUT_MS", default_value = "7000", value_parser = millis)]
+    pub stripe_total_timeout: Duration,
+    /// How often a call is made at most, the first time counted
+    #[arg(long, env = "STRIPE_MAX_ATTEMPTS", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=10))]
+    pub stripe_max_attempts: u32,
+    /// How old a webhook's signature may be, in seconds
+    #[arg(long, env = "STRIPE_WEBHOOK_TOLERANCE_S", default_value_t = 300)]
+    pub stripe_webhook_tolerance_s: u32,
+    /// How often events are looked for that did not come by webhook, in seconds
+    #[arg(long = "payment-sweep-s", env = "PAYMENT_SWEEP_S", default_value = "60", value_parser = seconds)]
+    pub payment_sweep: Duration,
+    /// How often Stripe's books are compared with ours, in seconds
+    #[arg(long = "payment-reconcile-s", env = "PAYMENT_RECONCILE_S", default_value = "3600", value_parser = seconds)]
+    pub payment_reconcile: Duration,
+    /// How browsers reach the platform, for pages that Stripe leads back to [default: http://localhost and the port of LISTEN]
+    #[arg(long, env = "PUBLIC_URL")]
+    pub public_url: Option<String>,
 }
 
 /// How log lines look and which are written.

@@ -13,8 +13,9 @@ use tokio_util::task::TaskTracker;
 use vault::KeyRing;
 
 use crate::catalog::Imports;
-use crate::config::{Config, ConfigError, HostArgs, KeyArgs, LimitArgs, MasterArgs};
+use crate::config::{Config, ConfigError, HostArgs, KeyArgs, LimitArgs, MasterArgs, PaymentArgs};
 use crate::credits::batch::Batcher;
+use crate::credits::purchases::Payments;
 use crate::directory::MasterDirectory;
 use crate::identity::limits::AuthLimits;
 use crate::identity::passwords::Passwords;
@@ -43,6 +44,8 @@ pub struct OpsParts {
     pub credits: Batcher,
     /// Rung when there is something to deliver before the outbox is looked at again.
     pub outbox_news: Notify,
+    /// The payment provider, where there is one.
+    pub payments: Option<Payments>,
     /// Everything spawned, so that shutting down waits for it.
     pub tasks: TaskTracker,
     pub shutdown: CancellationToken,
@@ -66,9 +69,11 @@ impl OpsCx {
         keys: &KeyArgs,
         hosts: HostArgs,
         limits: LimitArgs,
+        payments: Option<&PaymentArgs>,
         allow_private_databases: bool,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, MasterError> {
+        let payments = payments.map(|args| Payments::new(args, &hosts)).transpose()?.flatten();
         let master = master::pool(&master_args)?;
         let keys = Arc::new(keys.ring()?);
         let config = TenancyConfig {
@@ -104,6 +109,7 @@ impl OpsCx {
             imports,
             credits: Batcher::default(),
             outbox_news: Notify::new(),
+            payments,
             tasks,
             shutdown,
         })))
@@ -173,6 +179,7 @@ impl Cx {
             &config.keys,
             config.hosts.clone(),
             config.limits.clone(),
+            Some(&config.payments),
             config.allow_private_databases,
             clock,
         )?;

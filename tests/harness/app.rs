@@ -174,8 +174,8 @@ impl TestApp {
     /// every step by itself.
     pub async fn without_worker(&self) -> OpsCx {
         self.cx.close().await;
-        let Config { master, keys, hosts, limits, .. } = config(&self.master.url(), &[]);
-        OpsCx::new(master, &keys, hosts, limits, true, Arc::<TestClock>::clone(&self.clock)).unwrap()
+        let Config { master, keys, hosts, limits, payments, .. } = config(&self.master.url(), &[]);
+        OpsCx::new(master, &keys, hosts, limits, Some(&payments), true, Arc::<TestClock>::clone(&self.clock)).unwrap()
     }
 
     /// Another node on the same master.

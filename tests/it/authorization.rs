@@ -7,13 +7,15 @@
 use std::collections::BTreeSet;
 
 use chrono::Duration;
+use devkit::payments::{Checkout, TestPayments};
 use http::Method;
-use integration_tests::{Client, Owner, Receiver, Response, TestApp, TestDatabase};
+use integration_tests::{Client, Owner, Receiver, Response, TestApp, TestAppOptions, TestDatabase};
 use kernel::{Clock as _, UserId};
 use serde_json::{Value, json};
 
 use crate::credits::give;
 use crate::described;
+use crate::purchases::provider;
 use crate::scenes::{Cart, checkout_body, join, send_raw, store_path, text, variant_of};
 
 /// Who an operation is for.
@@ -107,6 +109,13 @@ const CASES: &[Case] = &[
     case("webhook_delivery_resend", Who::Manager, 202),
     case("webhook_resend_since", Who::Manager, 202),
     case("webhook_endpoint_delete", Who::Manager, 204),
+    case("credit_pack_list", Who::SignedIn, 200),
+    case("credit_purchase_create", Who::Manager, 201),
+    case("credit_purchase_list", Who::Member, 200),
+    case("credit_purchase_get", Who::Member, 200),
+    case("credit_purchase_return", Who::Anybody, 200),
+    case("stripe_webhook", Who::Anybody, 200),
+    case("ops_purchase_refund", Who::Ops, 201),
     case("ops_credit_grant", Who::Ops, 201),
     case("ops_credit_verify", Who::Ops, 200),
     case("ops_server_list", Who::Ops, 200),
@@ -208,13 +217,19 @@ struct Scene {
     /// A webhook endpoint, and a delivery of it.
     endpoint: [String; 2],
     receiver: Receiver,
+    provider: TestPayments,
+    /// A pack, and a purchase of it that is paid.
+    pack: Value,
+    purchase: Value,
+    session: String,
     /// It lives as long as the store that failed to connect to it.
     _brought: TestDatabase,
 }
 
 impl Scene {
     async fn set() -> Self {
-        let app = TestApp::start().await;
+        let (provider, arguments) = provider().await;
+        let app = TestApp::start_with(TestAppOptions { arguments, ..TestAppOptions::default() }).await;
         app.disguise_servers().await;
         let owner = app.owner("ada").await;
         let active = app.active_store(&owner, "adas-tea").await;
@@ -246,7 +261,20 @@ impl Scene {
         let endpoint = text(&made["id"]).to_owned();
         let test = owner.api.send(Method::POST, &format!("/api/webhooks/endpoints/{endpoint}/test"), None).await;
         let endpoint = [endpoint, text(&test.expect_status(202)["id"]).to_owned()];
+        let pack = owner.api.get("/api/credits/packs").await.expect_status(200)["data"][0]["id"].clone();
+        let ordered =
+            owner.api.with("idempotency-key", "scene").post("/api/credits/purchase", json!({ "packId": pack })).await;
+        let ordered = ordered.expect_status(201);
+        let session = text(&ordered["checkoutUrl"]).rsplit('/').next().unwrap().to_owned();
+        provider.checkout(&session, Checkout::Pay).unwrap();
+        let purchase = ordered["purchase"]["id"].clone();
+        let page = format!("/api/credits/purchases/{}/success?session_id={session}", text(&purchase));
+        assert_eq!(app.api().get(&page).await.status, 200);
         Self {
+            provider,
+            pack,
+            purchase,
+            session,
             app,
             owner,
             pending,
@@ -313,6 +341,10 @@ impl Scene {
             "webhook_endpoint_update" => Some(json!({ "description": "ours" })),
             "webhook_secret_rotate" => Some(json!({})),
             "webhook_resend_since" => Some(json!({ "since": self.app.clock.now() })),
+            "credit_purchase_create" => {
+                Some(json!({ "packId": self.pack, "organizationId": self.owner.organization_id() }))
+            }
+            "ops_purchase_refund" => Some(json!({})),
             "ops_credit_grant" => Some(json!({ "storeId": store, "amount": 5, "reason": "a gift" })),
             "ops_charge_price_set" => Some(json!({ "service": "store-day", "amount": 1 })),
             "storefront_cart_update" => Some(json!({ "email": "sam@example.com" })),
@@ -328,7 +360,8 @@ impl Scene {
             | "credit_budget_list"
             | "credit_budget_set"
             | "credit_alerts_set"
-            | "webhook_endpoint_list" => {
+            | "webhook_endpoint_list"
+            | "credit_purchase_list" => {
                 path.push_str(&format!("?organizationId={}", self.owner.organization_id()));
             }
             "credit_budget_remove" => {
@@ -341,6 +374,20 @@ impl Scene {
             "credit_hold_get" | "credit_hold_capture" => path = path.replace("{hold}", &self.holds[0]),
             "credit_hold_void" => path = path.replace("{hold}", &self.holds[1]),
             "credit_usage" => path.push_str(&format!("?storeId={store}")),
+            "credit_purchase_get" => path = path.replace("{purchase}", text(&self.purchase)),
+            "credit_purchase_return" => {
+                path = path.replace("{purchase}", text(&self.purchase));
+                path.push_str(&format!("?session_id={}", self.session));
+            }
+            "ops_purchase_refund" => {
+                path = path.replace("{purchase}", text(&self.purchase));
+                client = client.with("idempotency-key", "a-key");
+            }
+            "stripe_webhook" => {
+                let (body, signature) = self.provider.signed(&self.provider.events()[0]);
+                let client = client.with("stripe-signature", &signature);
+                return client.send_bytes(operation.method, &path, "application/json", body).await;
+            }
             "ops_host_explain" => path.push_str("?host=adas-tea.stores.localhost"),
             "storefront_redirect_get" => path.push_str("?path=/old"),
             "storefront_cart_complete" => client = client.with("idempotency-key", "a-key"),

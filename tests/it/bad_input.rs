@@ -4,7 +4,7 @@
 
 use http::{HeaderMap, Method};
 use integration_tests::{Client, Owner, Response, TestApp, TestAppOptions};
-use kernel::{CartId, CartLineId, Clock as _, CreditHoldId, OrderId, WebhookDeliveryId};
+use kernel::{CartId, CartLineId, Clock as _, CreditHoldId, CreditPackId, OrderId, PurchaseId, WebhookDeliveryId};
 use serde_json::{Value, json};
 
 use crate::authorization::{Operation, operations};
@@ -68,6 +68,7 @@ impl Scene {
             .replace("{endpoint}", &self.endpoint)
             .replace("{delivery}", &WebhookDeliveryId::new(self.app.clock.now()).to_string())
             .replace("{order}", &OrderId::new(self.app.clock.now()).to_string())
+            .replace("{purchase}", &PurchaseId::new(self.app.clock.now()).to_string())
     }
 
     /// Everything of somebody else that could have been changed.
@@ -298,11 +299,6 @@ fn sound_body(scene: &Scene, operation: &str) -> Value {
             body["expectedTotalMinor"] = json!(1);
             body
         }
-        "credit_spend" | "credit_hold_create" => {
-            json!({ "storeId": scene.store["id"], "amount": 1, "description": "what for" })
-        }
-        "credit_hold_capture" => json!({ "amount": 1 }),
-        "ops_credit_grant" => json!({ "storeId": scene.store["id"], "amount": 1, "kind": "paid", "reason": "because" }),
         "ops_charge_price_set" => json!({ "service": "store-day", "amount": 1, "validFrom": "2030-01-01" }),
         "webhook_endpoint_create" => {
             json!({ "url": "http://127.0.0.1:9/", "description": "ours", "eventTypes": ["webhook.test"] })
@@ -312,6 +308,11 @@ fn sound_body(scene: &Scene, operation: &str) -> Value {
         }
         "webhook_secret_rotate" => json!({ "overlapSeconds": 1 }),
         "webhook_resend_since" => json!({ "since": scene.app.clock.now() }),
+        "credit_purchase_create" => json!({
+            "packId": CreditPackId::new(scene.app.clock.now()), "organizationId": scene.admin.organization_id(),
+            "successUrl": "https://agency.example/paid", "cancelUrl": "https://agency.example/away"
+        }),
+        "ops_purchase_refund" => json!({ "amountMinor": 1, "reason": "They asked." }),
         other => panic!("{other} reads a body that this test does not know"),
     }
 }

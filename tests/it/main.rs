@@ -19,6 +19,7 @@ mod main_path;
 mod outages;
 mod processes;
 mod provisioning;
+mod purchases;
 mod scenes;
 mod secrets;
 mod soak;

@@ -160,7 +160,7 @@ fn numbers(received: &[Received]) -> Vec<u64> {
 fn other_node(app: &TestApp, arguments: &[&str]) -> OpsCx {
     let arguments: Vec<String> = arguments.iter().map(|&text| text.to_owned()).collect();
     let Config { master, keys, hosts, limits, .. } = integration_tests::config(&app.master.url(), &arguments);
-    OpsCx::new(master, &keys, hosts, limits, true, Arc::<TestClock>::clone(&app.clock)).unwrap()
+    OpsCx::new(master, &keys, hosts, limits, None, true, Arc::<TestClock>::clone(&app.clock)).unwrap()
 }
 
 fn outbound(allow_private: bool, timeout_ms: u64) -> Outbound {

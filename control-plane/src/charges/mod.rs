@@ -216,6 +216,7 @@ fn spend(charge: &Charge, now: DateTime<Utc>) -> Result<Spend, ChargeError> {
         service: Some(service.clone()),
         quantity: Some(*quantity),
         description: None,
+        facts: None,
     })
 }
 

@@ -2,6 +2,7 @@
 //! registered, a demo owner and a demo store with products; then it serves. A second start takes up where the first stopped.
 
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, FromArgMatches as _};
+use devkit::payments::{TestPayments, TestPaymentsOptions};
 use devkit::{Postgres, PostgresOptions, Profile};
 use kernel::{StoreStatus, SystemClock};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -46,6 +48,9 @@ pub(super) struct DevArgs {
     /// Where health and metrics are answered
     #[arg(long, env = "INTERNAL_LISTEN", default_value = "127.0.0.1:8081")]
     internal_listen: String,
+    /// Where the test payment provider answers that stands in for Stripe while STRIPE_SECRET_KEY is not set; loopback only
+    #[arg(long, env = "DEV_PAYMENTS_LISTEN", default_value = "127.0.0.1:0")]
+    payments_listen: SocketAddr,
 }
 
 /// What is made up once for this machine and kept.
@@ -92,15 +97,19 @@ async fn serve_demo(
         }
         None => admin_url.clone(),
     };
-    let config = config(args, secrets, &master_url)?;
+    let mut config = config(args, secrets, &master_url)?;
+    let provider = payments(args, &mut config).await?;
     let mut signals = Signals::listen()?;
     master::migrate(&config.master).await?;
     let metrics = telemetry::init_metrics()?;
     let node = serve::Node::start(config, Arc::new(SystemClock), metrics).await?;
+    if let Some(provider) = &provider {
+        provider.set_webhook_url(&format!("http://127.0.0.1:{}/api/webhooks/stripe", node.address.port()));
+    }
     let served = async {
         let store = prepare(&node.cx, secrets, admin_url).await?;
         let environment = write_environment(data, secrets, &master_url)?;
-        announce(&node, &store, secrets, &environment)?;
+        announce(&node, &store, secrets, &environment, provider.as_ref())?;
         std::future::pending().await
     };
     let outcome = tokio::select! {
@@ -109,7 +118,28 @@ async fn serve_demo(
     };
     tracing::info!("shutting down");
     node.stop().await;
+    if let Some(provider) = provider {
+        provider.stop().await;
+    }
     outcome
+}
+
+/// Without a key of Stripe's, a test provider of our own takes its place: no money moves, and everything says so.
+async fn payments(args: &DevArgs, config: &mut Config) -> Result<Option<TestPayments>, anyhow::Error> {
+    if config.payments.stripe_secret_key.is_some() {
+        return Ok(None);
+    }
+    let options = TestPaymentsOptions {
+        listen: args.payments_listen,
+        secret_key: format!("sk_test_{}", kernel::random::token()),
+        webhook_secret: format!("whsec_{}", kernel::random::token()),
+        webhook_url: None,
+    };
+    config.payments.stripe_secret_key = Some(options.secret_key.clone().into());
+    config.payments.stripe_webhook_secret = Some(options.webhook_secret.clone().into());
+    let provider = TestPayments::start(options).await?;
+    config.payments.stripe_api_url = provider.url().to_owned();
+    Ok(Some(provider))
 }
 
 fn config(args: &DevArgs, secrets: &Secrets, master_url: &SecretString) -> Result<Config, anyhow::Error> {
@@ -240,13 +270,21 @@ async fn wait_until_served(cx: &Cx, store: Store) -> Result<Store, anyhow::Error
         .context("the demo store was not ready in time; see the log above")?
 }
 
-fn announce(node: &serve::Node, store: &Store, secrets: &Secrets, environment: &Path) -> Result<(), anyhow::Error> {
+fn announce(
+    node: &serve::Node,
+    store: &Store,
+    secrets: &Secrets,
+    environment: &Path,
+    payments: Option<&TestPayments>,
+) -> Result<(), anyhow::Error> {
     let program = std::env::current_exe()?;
     let here = std::env::current_dir()?;
     let shown = |path: &Path| path.strip_prefix(&here).unwrap_or(path).display().to_string();
     // A shell looks for a bare name elsewhere.
     let sourced =
         environment.strip_prefix(&here).map_or_else(|_| shown(environment), |path| format!("./{}", path.display()));
+    let paid_at = payments.map_or("Stripe", TestPayments::url);
+    let is_test = if payments.is_some() { "   TEST: no money moves" } else { "" };
     let (port, internal) = (node.address.port(), node.internal_address);
     let host = store.hostname.as_deref().unwrap_or_default();
     let printed = Printed::new(serde_json::Value::Null)
@@ -256,6 +294,7 @@ fn announce(node: &serve::Node, store: &Store, secrets: &Secrets, environment: &
         .line(format!("  storefront   http://{host}:{port}/store/v1/products"))
         .line(format!("  API          http://localhost:{port}/docs      described: http://localhost:{port}/openapi.json"))
         .line(format!("  internal     http://{internal}/health/ready   http://{internal}/metrics"))
+        .line(format!("  payments     {paid_at}{is_test}"))
         .line(format!("  demo login   {DEMO_EMAIL} / {}", secrets.demo_password))
         .line(format!("  commands     (set -a; . '{sourced}'; '{}' doctor)", shown(&program)))
         .line("")

@@ -359,6 +359,7 @@ impl OpsArgs {
             &keys,
             self.hosts,
             self.limits,
+            None,
             self.allow_private_databases,
             Arc::new(SystemClock),
         )?)
@@ -572,6 +573,7 @@ impl Operation {
             | Self::StoreSuspend { .. }
             | Self::StoreResume { .. }
             | Self::CreditGrant { .. }
+            | Self::ChargePrice(_)
             | Self::CreditBalance { .. } => false,
         }
     }

@@ -352,6 +352,192 @@ pub async fn hold_end(
     Ok(row.into())
 }
 
+/// What is taken back because its money went back.
+pub struct TakeBack<'a> {
+    pub id: CreditTransactionId,
+    pub key: &'a str,
+    pub hash: &'a [u8; 32],
+    pub lot: CreditLotId,
+    pub wanted: i64,
+    /// Whether what is not in the lot any more becomes debt.
+    pub may_owe: bool,
+    pub actor: Option<UserId>,
+    pub why: Option<&'a str>,
+    pub reference: Option<&'a str>,
+}
+
+pub async fn refund(
+    conn: &mut PgConnection,
+    organization: OrganizationId,
+    take: &TakeBack<'_>,
+    now: DateTime<Utc>,
+) -> Result<Decision, sqlx::Error> {
+    let row = sqlx::query_as!(
+        DecisionRow,
+        r#"select s.is_new as "is_new!", (s.decided).id as "id!: CreditTransactionId",
+                  (s.decided).organization_id as "organization_id!: OrganizationId", (s.decided).version as "version!",
+                  (s.decided).kind as "kind!: TransactionKind", (s.decided).status as "status!: TransactionStatus",
+                  (s.decided).reason as reason, (s.decided).amount as "amount!", (s.decided).request_hash as "request_hash!",
+                  (s.decided).store_id as "store_id: StoreId", (s.decided).actor_user_id as "actor_user_id: UserId",
+                  (s.decided).hold_id as "hold_id: CreditHoldId", (s.decided).service as service,
+                  (s.decided).quantity as quantity, (s.decided).description as description, (s.decided).data as data,
+                  (s.decided).available_after as "available_after!", (s.decided).held_after as "held_after!",
+                  (s.decided).debt_after as "debt_after!", (s.decided).created_at as "created_at!"
+           from credit_refund($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) s"#,
+        organization.as_uuid(),
+        take.id.as_uuid(),
+        take.key,
+        take.hash.as_slice(),
+        take.lot.as_uuid(),
+        take.wanted,
+        take.may_owe,
+        take.actor.map(|id| id.as_uuid()),
+        take.why,
+        take.reference,
+        now,
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(row.into())
+}
+
+/// What is frozen because its payment is disputed.
+pub struct OpenDispute<'a> {
+    pub id: CreditTransactionId,
+    pub key: &'a str,
+    pub hash: &'a [u8; 32],
+    pub lot: CreditLotId,
+    pub disputed: i64,
+    pub why: Option<&'a str>,
+    pub reference: &'a str,
+}
+
+pub async fn dispute_open(
+    conn: &mut PgConnection,
+    organization: OrganizationId,
+    open: &OpenDispute<'_>,
+    now: DateTime<Utc>,
+) -> Result<Decision, sqlx::Error> {
+    let row = sqlx::query_as!(
+        DecisionRow,
+        r#"select s.is_new as "is_new!", (s.decided).id as "id!: CreditTransactionId",
+                  (s.decided).organization_id as "organization_id!: OrganizationId", (s.decided).version as "version!",
+                  (s.decided).kind as "kind!: TransactionKind", (s.decided).status as "status!: TransactionStatus",
+                  (s.decided).reason as reason, (s.decided).amount as "amount!", (s.decided).request_hash as "request_hash!",
+                  (s.decided).store_id as "store_id: StoreId", (s.decided).actor_user_id as "actor_user_id: UserId",
+                  (s.decided).hold_id as "hold_id: CreditHoldId", (s.decided).service as service,
+                  (s.decided).quantity as quantity, (s.decided).description as description, (s.decided).data as data,
+                  (s.decided).available_after as "available_after!", (s.decided).held_after as "held_after!",
+                  (s.decided).debt_after as "debt_after!", (s.decided).created_at as "created_at!"
+           from credit_dispute_open($1, $2, $3, $4, $5, $6, $7, $8, $9) s"#,
+        organization.as_uuid(),
+        open.id.as_uuid(),
+        open.key,
+        open.hash.as_slice(),
+        open.lot.as_uuid(),
+        open.disputed,
+        open.why,
+        open.reference,
+        now,
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(row.into())
+}
+
+/// How a dispute ended.
+pub struct CloseDispute<'a> {
+    pub id: CreditTransactionId,
+    pub key: &'a str,
+    pub hash: &'a [u8; 32],
+    /// The transaction that opened it.
+    pub opening: CreditTransactionId,
+    pub is_won: bool,
+    pub reference: &'a str,
+}
+
+pub async fn dispute_close(
+    conn: &mut PgConnection,
+    organization: OrganizationId,
+    close: &CloseDispute<'_>,
+    now: DateTime<Utc>,
+) -> Result<Decision, sqlx::Error> {
+    let row = sqlx::query_as!(
+        DecisionRow,
+        r#"select s.is_new as "is_new!", (s.decided).id as "id!: CreditTransactionId",
+                  (s.decided).organization_id as "organization_id!: OrganizationId", (s.decided).version as "version!",
+                  (s.decided).kind as "kind!: TransactionKind", (s.decided).status as "status!: TransactionStatus",
+                  (s.decided).reason as reason, (s.decided).amount as "amount!", (s.decided).request_hash as "request_hash!",
+                  (s.decided).store_id as "store_id: StoreId", (s.decided).actor_user_id as "actor_user_id: UserId",
+                  (s.decided).hold_id as "hold_id: CreditHoldId", (s.decided).service as service,
+                  (s.decided).quantity as quantity, (s.decided).description as description, (s.decided).data as data,
+                  (s.decided).available_after as "available_after!", (s.decided).held_after as "held_after!",
+                  (s.decided).debt_after as "debt_after!", (s.decided).created_at as "created_at!"
+           from credit_dispute_close($1, $2, $3, $4, $5, $6, $7, $8) s"#,
+        organization.as_uuid(),
+        close.id.as_uuid(),
+        close.key,
+        close.hash.as_slice(),
+        close.opening.as_uuid(),
+        close.is_won,
+        close.reference,
+        now,
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(row.into())
+}
+
+/// A lot of a purchase, and what is left in it.
+pub struct PurchasedLot {
+    pub id: CreditLotId,
+    pub kind: LotKind,
+    pub remaining: i64,
+}
+
+/// The lots of a purchase, oldest first.
+pub async fn lots_of_purchase(conn: &mut PgConnection, purchase: Uuid) -> Result<Vec<PurchasedLot>, sqlx::Error> {
+    sqlx::query_as!(
+        PurchasedLot,
+        r#"select id as "id: CreditLotId", kind as "kind: LotKind", remaining
+           from credit_lots
+           where purchase_id = $1
+           order by version, id"#,
+        purchase,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Something that organizations are told.
+pub struct OutboxEvent<'a> {
+    pub kind: &'a str,
+    /// The same thing is told once.
+    pub dedupe_key: &'a str,
+    pub data: serde_json::Value,
+}
+
+pub async fn outbox_insert(
+    conn: &mut PgConnection,
+    organization: OrganizationId,
+    event: &OutboxEvent<'_>,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "insert into outbox_events (organization_id, type, dedupe_key, data, created_at)
+         values ($1, $2, $3, $4, $5)
+         on conflict on constraint outbox_events_dedupe_key do nothing",
+        organization.as_uuid(),
+        event.kind,
+        event.dedupe_key,
+        event.data,
+        now,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
 /// A hold for a spend, not one that a dispute made.
 pub async fn hold_find(conn: &mut PgConnection, id: CreditHoldId) -> Result<Option<Hold>, sqlx::Error> {
     sqlx::query_as!(

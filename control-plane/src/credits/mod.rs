@@ -13,8 +13,10 @@ pub mod budgets;
 pub mod db;
 pub mod jobs;
 pub mod prices;
+pub mod purchases;
 pub mod routes;
 pub mod statement;
+pub mod stripe;
 pub mod verify;
 
 use axum::http::StatusCode;

@@ -102,7 +102,17 @@ pub async fn start(cx: &Cx) -> Result<(), JobsError> {
         sending.webhook_timeout,
     )?;
     cx.tasks.spawn(webhooks::deliver::run(ops.clone(), outbound));
-    cx.tasks.spawn(every(ops, PROOF, "proving the credit ledger", |cx| async move { credits::jobs::prove(&cx).await }));
+    cx.tasks.spawn(every(ops.clone(), PROOF, "proving the credit ledger", |cx| async move {
+        credits::jobs::prove(&cx).await
+    }));
+    if let Some(payments) = &ops.payments {
+        cx.tasks.spawn(every(ops.clone(), payments.sweep, "looking for missed payments", |cx| async move {
+            credits::purchases::jobs::sweep(&cx).await
+        }));
+        cx.tasks.spawn(every(ops.clone(), payments.reconcile, "comparing payments", |cx| async move {
+            credits::purchases::jobs::reconcile(&cx).await
+        }));
+    }
     Ok(())
 }
 

@@ -188,6 +188,12 @@ ids! {
     WebhookEndpointId => "whe",
     /// One event on its way to one endpoint.
     WebhookDeliveryId => "whd",
+    /// A pack of credits that is for sale.
+    CreditPackId => "pack",
+    /// An order of a pack of credits.
+    PurchaseId => "pur",
+    /// Money of a purchase that went back.
+    PurchaseRefundId => "rfd",
     /// A product import.
     ImportId => "imp",
     /// A product of a store.

@@ -24,8 +24,8 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 10] = [
     ("integration-tests", &["kernel", "vault", "tenancy", "tenant-schema", "problem", "devkit", "control-plane"]),
 ];
 
-/// Everything that speaks HTTP; the rest can be used without it.
-const MAY_USE_AXUM: [&str; 4] = ["problem", "control-plane", "bench", "integration-tests"];
+/// Everything that speaks HTTP; the rest can be used without it. In `devkit` it is the test payment provider.
+const MAY_USE_AXUM: [&str; 5] = ["problem", "devkit", "control-plane", "bench", "integration-tests"];
 
 /// Where SQL stands beside `db.rs`: statements that name a database or a role cannot be checked at compile time.
 const MAY_HOLD_SQL: [&str; 1] = ["provisioning/postgres.rs"];
