@@ -318,7 +318,7 @@ impl Case<'_> {
     }
 
     fn app_ids(&self) -> (StoreId, UserId) {
-        (STORE.with(|store| store.get()).unwrap(), UserId::from_uuid(Uuid::nil()))
+        (STORE.with(std::cell::Cell::get).unwrap(), UserId::from_uuid(Uuid::nil()))
     }
 
     fn spend(&mut self, amount: i64) -> Spend {
@@ -698,7 +698,6 @@ pub(crate) async fn survive_deaths(agents: usize, steps: usize, deaths: usize) {
     }
     let verified = Cli::run(&master.url(), &["credits", "verify"]).await;
     assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
-    println!("{} requests of {agents} agents through {deaths} deaths", asked.len());
     drop(nodes);
     node.kill().await;
 }

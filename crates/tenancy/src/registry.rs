@@ -367,7 +367,7 @@ mod tests {
             sealed: credential.seal(&node.keys, store_id, 1),
             credential_version: 1,
         };
-        Route { store_id, status: StoreStatus::Active, version: 1, database: Some(database) }
+        Route { store_id, status: StoreStatus::Active, version: 1, is_read_only: false, database: Some(database) }
     }
 
     fn floor() -> Arc<AtomicI64> {
