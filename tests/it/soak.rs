@@ -68,7 +68,6 @@ async fn a_minute_of_connecting_cancelling_and_suspending_leaves_every_store_who
                     drop(control_plane::stores::resume(&cx, Actor::Cli, store_id(&store)).await);
                 }
                 done += 1;
-                tokio::time::sleep(Duration::from_millis(kernel::random::below(200))).await;
             }
             done
         });
