@@ -7,7 +7,7 @@ use chrono::{DateTime, Duration, Utc};
 use control_plane::credits::batch::Spend;
 use control_plane::credits::db::{self, EndHold, Grant, NewHold};
 use control_plane::credits::{
-    Decision, LotKind, NewLot, Transaction, TransactionKind, TransactionStatus, request_hash,
+    Decision, LotKind, NewLot, Transaction, TransactionKind, TransactionStatus, request_hash, verify,
 };
 use integration_tests::{Cli, Client, Owner, Process, TestApp, TestAppOptions, cluster};
 use kernel::{Clock as _, CreditHoldId, CreditTransactionId, OrganizationId, StoreId, UserId};
@@ -428,7 +428,7 @@ async fn run_case(app: &TestApp, ops: &[Op]) {
     case.model.expire(now);
     let (balance, _) = db::balance_find(&mut case.connection, organization).await.unwrap().unwrap();
     assert_eq!([balance.available, balance.held, balance.debt], case.model.amounts());
-    assert_eq!(db::violations(&mut case.connection, Some(organization)).await.unwrap(), []);
+    assert_eq!(verify::db::violations(&mut case.connection, Some(organization)).await.unwrap(), []);
     // What it was at any version is read from the version.
     for (version, amounts) in &case.model.history {
         let at: (i64, i64, i64) = sqlx::query_as(

@@ -414,7 +414,8 @@ pub async fn quote(cx: &OpsCx, by: &Principal, store: StoreId, wanted: &prices::
     } else {
         let mut connection = cx.master.acquire().await?;
         let organization = store.organization_id;
-        db::budget_refusal(&mut connection, organization, store.id, by.user.id, cost.amount, cx.clock.now()).await?
+        budgets::db::budget_refusal(&mut connection, organization, store.id, by.user.id, cost.amount, cx.clock.now())
+            .await?
     };
     Ok(Quote { cost, balance, refusal })
 }

@@ -1,6 +1,8 @@
 //! Statements: what an account was worth at the begin of a period, every entry in it, and what it was worth at the end. The
 //! two differ by the sum of the entries, or the ledger is broken.
 
+mod db;
+
 use std::fmt::Write as _;
 
 use axum::body::{Body, Bytes};
@@ -8,7 +10,7 @@ use chrono::{DateTime, Utc};
 use futures_util::stream;
 use kernel::{CreditTransactionId, OrganizationId, StoreId};
 
-use super::{CreditError, TransactionKind, db};
+use super::{CreditError, TransactionKind};
 use crate::cx::OpsCx;
 
 /// How many lines are read at a time: a statement of any length takes this much memory.

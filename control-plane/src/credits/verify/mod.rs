@@ -3,6 +3,8 @@
 //! The invariants find what does not fit together. A root finds what fits together and is not what was there before: it is
 //! sealed under the installation's key, so who has only the database can neither change an old one nor make one.
 
+pub mod db;
+
 use kernel::OrganizationId;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
@@ -10,8 +12,8 @@ use uuid::Uuid;
 use vault::{Aad, Purpose, Sealed};
 
 use super::CreditError;
-use super::db::{self, Head, RootRow, Violation};
 use crate::cx::OpsCx;
+use db::{Head, RootRow, Violation};
 
 /// Roots are kept and checked so far back: daily ones for a year.
 const ROOTS: i64 = 400;

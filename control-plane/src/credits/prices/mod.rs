@@ -1,11 +1,13 @@
 //! What services cost: versioned, immutable, in credits. A spend by service names the version that it was priced by.
 
+mod db;
+
 use chrono::{DateTime, Utc};
 use kernel::CreditPriceId;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{CreditError, MAX_AMOUNT, check_amount, db, invalid};
+use super::{CreditError, MAX_AMOUNT, check_amount, invalid};
 use crate::cx::OpsCx;
 
 /// The price of a service.

@@ -1,9 +1,11 @@
 //! What a store, or a person, may spend in a calendar month (UTC), and where an organization's credits went.
 
+pub mod db;
+
 use chrono::{DateTime, Utc};
 use kernel::{CreditBudgetId, OrganizationId, StoreId, UserId};
 
-use super::{CreditError, MAX_AMOUNT, db, invalid};
+use super::{CreditError, MAX_AMOUNT, invalid};
 use crate::audit::{self, Actor, Subject};
 use crate::cx::OpsCx;
 
