@@ -64,6 +64,26 @@ impl From<DecisionRow> for Decision {
     }
 }
 
+/// Calls a function that decides, and reads what it decided.
+macro_rules! decision {
+    ($call:tt, $($argument:expr),* $(,)?) => {
+        sqlx::query_as!(
+            DecisionRow,
+            r#"select s.is_new as "is_new!", (s.decided).id as "id!: CreditTransactionId",
+                      (s.decided).organization_id as "organization_id!: OrganizationId", (s.decided).version as "version!",
+                      (s.decided).kind as "kind!: TransactionKind", (s.decided).status as "status!: TransactionStatus",
+                      (s.decided).reason as reason, (s.decided).amount as "amount!", (s.decided).request_hash as "request_hash!",
+                      (s.decided).store_id as "store_id: StoreId", (s.decided).actor_user_id as "actor_user_id: UserId",
+                      (s.decided).hold_id as "hold_id: CreditHoldId", (s.decided).service as service,
+                      (s.decided).quantity as quantity, (s.decided).description as description, (s.decided).data as data,
+                      (s.decided).available_after as "available_after!", (s.decided).held_after as "held_after!",
+                      (s.decided).debt_after as "debt_after!", (s.decided).created_at as "created_at!"
+               from "# + $call + " s",
+            $($argument),*
+        )
+    };
+}
+
 /// What is in an account, and when the next of its lots expires.
 pub async fn balance_find(
     conn: &mut PgConnection,
@@ -214,20 +234,10 @@ pub async fn grant(
     let priorities: Vec<i16> = grant.lots.iter().map(|lot| lot.priority).collect();
     let expiries: Vec<Option<DateTime<Utc>>> = grant.lots.iter().map(|lot| lot.expires_at).collect();
     let costs: Vec<i64> = grant.lots.iter().map(|lot| lot.unit_cost_minor).collect();
-    let row = sqlx::query_as!(
-        DecisionRow,
-        r#"select s.is_new as "is_new!", (s.decided).id as "id!: CreditTransactionId",
-                  (s.decided).organization_id as "organization_id!: OrganizationId", (s.decided).version as "version!",
-                  (s.decided).kind as "kind!: TransactionKind", (s.decided).status as "status!: TransactionStatus",
-                  (s.decided).reason as reason, (s.decided).amount as "amount!", (s.decided).request_hash as "request_hash!",
-                  (s.decided).store_id as "store_id: StoreId", (s.decided).actor_user_id as "actor_user_id: UserId",
-                  (s.decided).hold_id as "hold_id: CreditHoldId", (s.decided).service as service,
-                  (s.decided).quantity as quantity, (s.decided).description as description, (s.decided).data as data,
-                  (s.decided).available_after as "available_after!", (s.decided).held_after as "held_after!",
-                  (s.decided).debt_after as "debt_after!", (s.decided).created_at as "created_at!"
-           from credit_grant($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,
+    let row = decision!(
+        r#"credit_grant($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,
                     (select array_agg(coalesce(e, 'infinity') order by n) from unnest($14::timestamptz[]) with ordinality u (e, n)),
-                    $15, $16, $17, $18) s"#,
+                    $15, $16, $17, $18)"#,
         organization.as_uuid(),
         grant.id.as_uuid(),
         grant.key,
@@ -271,18 +281,8 @@ pub async fn hold(
     new: &NewHold<'_>,
     now: DateTime<Utc>,
 ) -> Result<Decision, sqlx::Error> {
-    let row = sqlx::query_as!(
-        DecisionRow,
-        r#"select s.is_new as "is_new!", (s.decided).id as "id!: CreditTransactionId",
-                  (s.decided).organization_id as "organization_id!: OrganizationId", (s.decided).version as "version!",
-                  (s.decided).kind as "kind!: TransactionKind", (s.decided).status as "status!: TransactionStatus",
-                  (s.decided).reason as reason, (s.decided).amount as "amount!", (s.decided).request_hash as "request_hash!",
-                  (s.decided).store_id as "store_id: StoreId", (s.decided).actor_user_id as "actor_user_id: UserId",
-                  (s.decided).hold_id as "hold_id: CreditHoldId", (s.decided).service as service,
-                  (s.decided).quantity as quantity, (s.decided).description as description, (s.decided).data as data,
-                  (s.decided).available_after as "available_after!", (s.decided).held_after as "held_after!",
-                  (s.decided).debt_after as "debt_after!", (s.decided).created_at as "created_at!"
-           from credit_hold($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) s"#,
+    let row = decision!(
+        r#"credit_hold($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"#,
         organization.as_uuid(),
         new.id.as_uuid(),
         new.key,
@@ -319,18 +319,8 @@ pub async fn hold_end(
     end: &EndHold<'_>,
     now: DateTime<Utc>,
 ) -> Result<Decision, sqlx::Error> {
-    let row = sqlx::query_as!(
-        DecisionRow,
-        r#"select s.is_new as "is_new!", (s.decided).id as "id!: CreditTransactionId",
-                  (s.decided).organization_id as "organization_id!: OrganizationId", (s.decided).version as "version!",
-                  (s.decided).kind as "kind!: TransactionKind", (s.decided).status as "status!: TransactionStatus",
-                  (s.decided).reason as reason, (s.decided).amount as "amount!", (s.decided).request_hash as "request_hash!",
-                  (s.decided).store_id as "store_id: StoreId", (s.decided).actor_user_id as "actor_user_id: UserId",
-                  (s.decided).hold_id as "hold_id: CreditHoldId", (s.decided).service as service,
-                  (s.decided).quantity as quantity, (s.decided).description as description, (s.decided).data as data,
-                  (s.decided).available_after as "available_after!", (s.decided).held_after as "held_after!",
-                  (s.decided).debt_after as "debt_after!", (s.decided).created_at as "created_at!"
-           from credit_hold_end($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) s"#,
+    let row = decision!(
+        r#"credit_hold_end($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"#,
         organization.as_uuid(),
         end.id.as_uuid(),
         end.key,
@@ -367,18 +357,8 @@ pub async fn refund(
     take: &TakeBack<'_>,
     now: DateTime<Utc>,
 ) -> Result<Decision, sqlx::Error> {
-    let row = sqlx::query_as!(
-        DecisionRow,
-        r#"select s.is_new as "is_new!", (s.decided).id as "id!: CreditTransactionId",
-                  (s.decided).organization_id as "organization_id!: OrganizationId", (s.decided).version as "version!",
-                  (s.decided).kind as "kind!: TransactionKind", (s.decided).status as "status!: TransactionStatus",
-                  (s.decided).reason as reason, (s.decided).amount as "amount!", (s.decided).request_hash as "request_hash!",
-                  (s.decided).store_id as "store_id: StoreId", (s.decided).actor_user_id as "actor_user_id: UserId",
-                  (s.decided).hold_id as "hold_id: CreditHoldId", (s.decided).service as service,
-                  (s.decided).quantity as quantity, (s.decided).description as description, (s.decided).data as data,
-                  (s.decided).available_after as "available_after!", (s.decided).held_after as "held_after!",
-                  (s.decided).debt_after as "debt_after!", (s.decided).created_at as "created_at!"
-           from credit_refund($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) s"#,
+    let row = decision!(
+        r#"credit_refund($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"#,
         organization.as_uuid(),
         take.id.as_uuid(),
         take.key,
@@ -413,18 +393,8 @@ pub async fn dispute_open(
     open: &OpenDispute<'_>,
     now: DateTime<Utc>,
 ) -> Result<Decision, sqlx::Error> {
-    let row = sqlx::query_as!(
-        DecisionRow,
-        r#"select s.is_new as "is_new!", (s.decided).id as "id!: CreditTransactionId",
-                  (s.decided).organization_id as "organization_id!: OrganizationId", (s.decided).version as "version!",
-                  (s.decided).kind as "kind!: TransactionKind", (s.decided).status as "status!: TransactionStatus",
-                  (s.decided).reason as reason, (s.decided).amount as "amount!", (s.decided).request_hash as "request_hash!",
-                  (s.decided).store_id as "store_id: StoreId", (s.decided).actor_user_id as "actor_user_id: UserId",
-                  (s.decided).hold_id as "hold_id: CreditHoldId", (s.decided).service as service,
-                  (s.decided).quantity as quantity, (s.decided).description as description, (s.decided).data as data,
-                  (s.decided).available_after as "available_after!", (s.decided).held_after as "held_after!",
-                  (s.decided).debt_after as "debt_after!", (s.decided).created_at as "created_at!"
-           from credit_dispute_open($1, $2, $3, $4, $5, $6, $7, $8, $9) s"#,
+    let row = decision!(
+        r#"credit_dispute_open($1, $2, $3, $4, $5, $6, $7, $8, $9)"#,
         organization.as_uuid(),
         open.id.as_uuid(),
         open.key,
@@ -457,18 +427,8 @@ pub async fn dispute_close(
     close: &CloseDispute<'_>,
     now: DateTime<Utc>,
 ) -> Result<Decision, sqlx::Error> {
-    let row = sqlx::query_as!(
-        DecisionRow,
-        r#"select s.is_new as "is_new!", (s.decided).id as "id!: CreditTransactionId",
-                  (s.decided).organization_id as "organization_id!: OrganizationId", (s.decided).version as "version!",
-                  (s.decided).kind as "kind!: TransactionKind", (s.decided).status as "status!: TransactionStatus",
-                  (s.decided).reason as reason, (s.decided).amount as "amount!", (s.decided).request_hash as "request_hash!",
-                  (s.decided).store_id as "store_id: StoreId", (s.decided).actor_user_id as "actor_user_id: UserId",
-                  (s.decided).hold_id as "hold_id: CreditHoldId", (s.decided).service as service,
-                  (s.decided).quantity as quantity, (s.decided).description as description, (s.decided).data as data,
-                  (s.decided).available_after as "available_after!", (s.decided).held_after as "held_after!",
-                  (s.decided).debt_after as "debt_after!", (s.decided).created_at as "created_at!"
-           from credit_dispute_close($1, $2, $3, $4, $5, $6, $7, $8) s"#,
+    let row = decision!(
+        r#"credit_dispute_close($1, $2, $3, $4, $5, $6, $7, $8)"#,
         organization.as_uuid(),
         close.id.as_uuid(),
         close.key,
