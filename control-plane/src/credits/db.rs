@@ -1,5 +1,7 @@
 //! SQL of credits, in master. What decides is a function of the database; here are its arguments and its answers.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 use kernel::{CreditHoldId, CreditLotId, CreditTransactionId, OrganizationId, StoreId, UserId};
 use sqlx::PgConnection;
@@ -159,50 +161,117 @@ pub async fn spend(
     now: DateTime<Utc>,
 ) -> Result<Vec<Decision>, sqlx::Error> {
     let ids: Vec<Uuid> = spends.iter().map(|spend| spend.id.as_uuid()).collect();
-    let keys: Vec<String> = spends.iter().map(|spend| spend.key.clone()).collect();
-    let hashes: Vec<Vec<u8>> = spends.iter().map(|spend| spend.hash.to_vec()).collect();
-    let kinds: Vec<String> = spends.iter().map(|spend| spend.kind.as_str().to_owned()).collect();
+    let keys: Vec<&str> = spends.iter().map(|spend| spend.key.as_str()).collect();
+    let hashes: Vec<&[u8]> = spends.iter().map(|spend| spend.hash.as_slice()).collect();
+    let kinds: Vec<&str> = spends.iter().map(|spend| spend.kind.as_str()).collect();
     let stores: Vec<Option<Uuid>> = spends.iter().map(|spend| spend.store.map(|id| id.as_uuid())).collect();
     let actors: Vec<Option<Uuid>> = spends.iter().map(|spend| spend.actor.map(|id| id.as_uuid())).collect();
     let amounts: Vec<i64> = spends.iter().map(|spend| spend.amount).collect();
-    let services: Vec<Option<String>> = spends.iter().map(|spend| spend.service.clone()).collect();
+    let services: Vec<Option<&str>> = spends.iter().map(|spend| spend.service.as_deref()).collect();
     let quantities: Vec<Option<i64>> = spends.iter().map(|spend| spend.quantity).collect();
-    let descriptions: Vec<Option<String>> = spends.iter().map(|spend| spend.description.clone()).collect();
-    let facts: Vec<Option<serde_json::Value>> = spends.iter().map(|spend| spend.facts.clone()).collect();
-    let rows = sqlx::query_as!(
-        DecisionRow,
-        r#"select s.is_new as "is_new!", (s.decided).id as "id!: CreditTransactionId",
-                  (s.decided).organization_id as "organization_id!: OrganizationId", (s.decided).version as "version!",
-                  (s.decided).kind as "kind!: TransactionKind", (s.decided).status as "status!: TransactionStatus",
-                  (s.decided).reason as reason, (s.decided).amount as "amount!", (s.decided).request_hash as "request_hash!",
-                  (s.decided).store_id as "store_id: StoreId", (s.decided).actor_user_id as "actor_user_id: UserId",
-                  (s.decided).hold_id as "hold_id: CreditHoldId", (s.decided).service as service,
-                  (s.decided).quantity as quantity, (s.decided).description as description, (s.decided).data as data,
-                  (s.decided).available_after as "available_after!", (s.decided).held_after as "held_after!",
-                  (s.decided).debt_after as "debt_after!", (s.decided).created_at as "created_at!"
-           from credit_spend($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) s
-           order by s.ordinal"#,
+    let descriptions: Vec<Option<&str>> = spends.iter().map(|spend| spend.description.as_deref()).collect();
+    let facts: Vec<Option<&serde_json::Value>> = spends.iter().map(|spend| spend.facts.as_ref()).collect();
+    let made = sqlx::query!(
+        r#"select s.id as "id!: CreditTransactionId", s.version as "version!", s.status as "status!: TransactionStatus", s.reason,
+                  s.available_after as "available_after!", s.held_after as "held_after!", s.debt_after as "debt_after!",
+                  s.created_at as "created_at!"
+           from credit_spend_many($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) s"#,
         organization.as_uuid(),
         &ids,
-        &keys,
-        &hashes,
-        &kinds,
+        &keys as &[&str],
+        &hashes as &[&[u8]],
+        &kinds as &[&str],
         &stores as &[Option<Uuid>],
         &actors as &[Option<Uuid>],
         &amounts,
-        &services as &[Option<String>],
+        &services as &[Option<&str>],
         &quantities as &[Option<i64>],
-        &descriptions as &[Option<String>],
-        &facts as &[Option<serde_json::Value>],
+        &descriptions as &[Option<&str>],
+        &facts as &[Option<&serde_json::Value>],
         now,
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    let mut decided: HashMap<CreditTransactionId, _> = made.into_iter().map(|row| (row.id, row)).collect();
+    let replayed =
+        if decided.len() < spends.len() { decisions_of_keys(conn, organization, &keys).await? } else { HashMap::new() };
+    let decisions = spends.iter().map(|spend| match decided.remove(&spend.id) {
+        Some(row) => Ok(Decision {
+            is_new: true,
+            transaction: Transaction {
+                id: spend.id,
+                organization_id: organization,
+                version: row.version,
+                kind: spend.kind,
+                status: row.status,
+                reason: row.reason,
+                amount: spend.amount,
+                request_hash: spend.hash.to_vec(),
+                store_id: spend.store,
+                actor_user_id: spend.actor,
+                hold_id: None,
+                service: spend.service.clone(),
+                quantity: spend.quantity,
+                description: spend.description.clone(),
+                data: spend.facts.clone(),
+                available_after: row.available_after,
+                held_after: row.held_after,
+                debt_after: row.debt_after,
+                created_at: row.created_at,
+            },
+        }),
+        None => {
+            let transaction = replayed.get(&spend.key).cloned().ok_or(sqlx::Error::RowNotFound)?;
+            Ok(Decision { is_new: false, transaction })
+        }
+    });
+    decisions.collect()
+}
+
+/// What was decided under keys.
+async fn decisions_of_keys(
+    conn: &mut PgConnection,
+    organization: OrganizationId,
+    keys: &[&str],
+) -> Result<HashMap<String, Transaction>, sqlx::Error> {
+    let rows = sqlx::query!(
+        r#"select k.key, t.id as "id: CreditTransactionId", t.version, t.kind as "kind: TransactionKind",
+                  t.status as "status: TransactionStatus", t.reason, t.amount, t.request_hash, t.store_id as "store_id: StoreId",
+                  t.actor_user_id as "actor_user_id: UserId", t.hold_id as "hold_id: CreditHoldId", t.service, t.quantity,
+                  t.description, t.data, t.available_after, t.held_after, t.debt_after, t.created_at
+           from credit_keys k
+           join credit_transactions t on t.id = k.transaction_id
+           where k.organization_id = $1 and k.key = any ($2)"#,
+        organization.as_uuid(),
+        keys as &[&str],
     )
     .fetch_all(conn)
     .await?;
-    // A key without its decision would move every answer after it to the wrong asker.
-    if rows.len() != spends.len() {
-        return Err(sqlx::Error::Protocol(format!("{} spends got {} decisions", spends.len(), rows.len())));
-    }
-    Ok(rows.into_iter().map(Into::into).collect())
+    let with_key = rows.into_iter().map(|row| {
+        let transaction = Transaction {
+            id: row.id,
+            organization_id: organization,
+            version: row.version,
+            kind: row.kind,
+            status: row.status,
+            reason: row.reason,
+            amount: row.amount,
+            request_hash: row.request_hash,
+            store_id: row.store_id,
+            actor_user_id: row.actor_user_id,
+            hold_id: row.hold_id,
+            service: row.service,
+            quantity: row.quantity,
+            description: row.description,
+            data: row.data,
+            available_after: row.available_after,
+            held_after: row.held_after,
+            debt_after: row.debt_after,
+            created_at: row.created_at,
+        };
+        (row.key, transaction)
+    });
+    Ok(with_key.collect())
 }
 
 /// What is granted, and on what grounds.
