@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Duration, Utc};
 use control_plane::audit::Actor;
 use control_plane::credits::{self, GrantTo, LotKind, NewGrant};
-use integration_tests::{Cli, Client, Owner, TestApp, TestAppOptions};
+use integration_tests::{Cli, Client, Owner, Response, TestApp, TestAppOptions};
 use kernel::Clock as _;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Executor as _};
@@ -233,6 +233,16 @@ async fn a_hold_is_ended_once_and_gives_back_what_it_did_not_take() {
     agency.expect_proven().await;
 }
 
+/// A machine that is busy with other things may have no place at the moment: then it is to be asked again, with the same key.
+async fn spend_until_decided(client: &Client, body: &Value) -> Response {
+    loop {
+        let answer = client.post("/api/credits/spend", body.clone()).await;
+        if answer.status != 503 {
+            return answer;
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_spends_at_once_of_five_thousand_credits_spend_five_thousand() {
     let agency = Agency::with(5000).await;
@@ -243,7 +253,7 @@ async fn ten_thousand_spends_at_once_of_five_thousand_credits_spend_five_thousan
             let mut answers = Vec::new();
             for number in 0..50 {
                 let key = format!("{task}-{number}");
-                let answer = api.with("idempotency-key", &key).post("/api/credits/spend", body.clone()).await;
+                let answer = spend_until_decided(&api.with("idempotency-key", &key), &body).await;
                 answers.push((key, answer));
             }
             answers
@@ -252,7 +262,8 @@ async fn ten_thousand_spends_at_once_of_five_thousand_credits_spend_five_thousan
     let answers: Vec<_> = tasks.join_all().await.into_iter().flatten().collect();
     let accepted = answers.iter().filter(|(_, answer)| answer.status == 201).count();
     let refused = answers.iter().filter(|(_, answer)| answer.status == 402).count();
-    assert_eq!((accepted, refused), (5000, 5000));
+    let other = answers.iter().find(|(_, answer)| ![201, 402].contains(&answer.status.as_u16()));
+    assert_eq!((accepted, refused), (5000, 5000), "{other:?}");
     assert_eq!(agency.amounts().await, [0, 0, 0]);
 
     // Every balance was passed through once.
@@ -267,7 +278,7 @@ async fn ten_thousand_spends_at_once_of_five_thousand_credits_spend_five_thousan
     for (key, answer) in answers.into_iter().step_by(7) {
         let (client, body) = (agency.keyed(&key), agency.body(1));
         tasks.spawn(async move {
-            let again = client.post("/api/credits/spend", body).await;
+            let again = spend_until_decided(&client, &body).await;
             let strip = |mut body: Value| {
                 body.as_object_mut().unwrap().remove("requestId");
                 body
@@ -417,6 +428,8 @@ async fn a_changed_ledger_is_found_with_the_version_where_it_begins() {
           update credit_entries set amount = amount + 1 where version = 3 and account = 'revenue'", Some(3)),
         ("update credit_transactions set description = 'another' where version = 2", Some(2)),
         ("update credit_transactions set store_id = null where version = 4", Some(4)),
+        ("update credit_transactions set kind = 'gift' where version = 4", Some(4)),
+        ("update credit_entries set account = 'gifts' where version = 3 and account = 'revenue'", Some(3)),
         ("update credit_transactions set status = 'accepted', reason = null where version = 5", Some(5)),
         ("delete from credit_entries where version = 4", Some(4)),
         ("delete from credit_entries where version = 4; delete from credit_keys where transaction_id in
@@ -460,6 +473,9 @@ async fn a_changed_ledger_is_found_with_the_version_where_it_begins() {
             .unwrap_or_else(|error| panic!("{tampering}: {error}"));
         let found = credits::verify::verify(&agency.app.cx, None).await.unwrap().violations;
         assert!(!found.is_empty(), "nobody saw: {tampering}");
+        if tampering.contains("gift") {
+            assert!(found.iter().any(|violation| violation.what.starts_with("no ")), "{tampering}: {found:?}");
+        }
         if let Some(version) = version {
             let first = found.iter().filter_map(|violation| violation.version).min();
             assert_eq!(first, Some(*version), "{tampering}: {found:?}");

@@ -5,17 +5,17 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Duration, Utc};
 use control_plane::credits::batch::Spend;
-use control_plane::credits::db::{self, EndHold, Grant, NewHold};
+use control_plane::credits::db::{self, CloseDispute, EndHold, Grant, NewHold, OpenDispute, TakeBack};
 use control_plane::credits::{
     Decision, LotKind, NewLot, Transaction, TransactionKind, TransactionStatus, request_hash, verify,
 };
 use integration_tests::{Cli, Client, Owner, Process, TestApp, TestAppOptions, cluster};
-use kernel::{Clock as _, CreditHoldId, CreditTransactionId, OrganizationId, StoreId, UserId};
+use kernel::{Clock as _, CreditHoldId, CreditLotId, CreditTransactionId, OrganizationId, StoreId, UserId};
 use proptest::collection::vec;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use sqlx::{Connection as _, PgConnection};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
@@ -76,7 +76,7 @@ struct ModelHold {
 
 #[derive(Debug, Clone)]
 struct ModelDispute {
-    opening: Uuid,
+    opening: CreditTransactionId,
     amount: i64,
     parts: Vec<(usize, i64)>,
     is_open: bool,
@@ -138,9 +138,6 @@ struct Case<'a> {
     model: Model,
     number: usize,
 }
-
-/// How the two functions answer that have no other caller yet.
-type Answered = (Uuid, String, i64, i64, i64, i64);
 
 impl Case<'_> {
     fn key(&mut self) -> (String, [u8; 32]) {
@@ -229,69 +226,57 @@ impl Case<'_> {
             Op::Refund { lot, amount, may_owe } => {
                 let Some(at) = lot.checked_rem(self.model.lots.len()) else { return };
                 let (key, hash) = self.key();
-                let sql = "select (s.decided).id, (s.decided).status, (s.decided).available_after, (s.decided).held_after,
-                           (s.decided).debt_after, (s.decided).version from credit_refund($1, $2, $3, $4, $5, $6, $7, null, null, null, $8) s";
-                let answered: Answered = sqlx::query_as(sql)
-                    .bind(organization.as_uuid())
-                    .bind(CreditTransactionId::new(now).as_uuid())
-                    .bind(&key)
-                    .bind(hash.as_slice())
-                    .bind(self.model.lots[at].id)
-                    .bind(amount)
-                    .bind(may_owe)
-                    .bind(now)
-                    .fetch_one(&mut self.connection)
-                    .await
-                    .unwrap();
+                let take = TakeBack {
+                    id: CreditTransactionId::new(now),
+                    key: &key,
+                    hash: &hash,
+                    lot: CreditLotId::from_uuid(self.model.lots[at].id),
+                    wanted: amount,
+                    may_owe,
+                    actor: None,
+                    why: None,
+                    reference: None,
+                };
+                let decision = db::refund(&mut self.connection, organization, &take, now).await.unwrap();
                 self.model.expire(now);
                 let took = amount.min(self.model.lots[at].remaining);
                 let owed = if may_owe { amount - took } else { 0 };
                 self.model.lots[at].remaining -= took;
                 self.model.debt += owed;
-                self.check_answer(&answered, took + owed > 0);
+                self.check(&decision.transaction, took + owed > 0);
             }
             Op::DisputeOpen { lot, amount } => {
                 let Some(at) = lot.checked_rem(self.model.lots.len()) else { return };
                 let (key, hash) = self.key();
-                let sql = "select (s.decided).id, (s.decided).status, (s.decided).available_after, (s.decided).held_after,
-                           (s.decided).debt_after, (s.decided).version from credit_dispute_open($1, $2, $3, $4, $5, $6, null, null, $7) s";
-                let answered: Answered = sqlx::query_as(sql)
-                    .bind(organization.as_uuid())
-                    .bind(CreditTransactionId::new(now).as_uuid())
-                    .bind(&key)
-                    .bind(hash.as_slice())
-                    .bind(self.model.lots[at].id)
-                    .bind(amount)
-                    .bind(now)
-                    .fetch_one(&mut self.connection)
-                    .await
-                    .unwrap();
+                let id = CreditTransactionId::new(now);
+                let open = OpenDispute {
+                    id,
+                    key: &key,
+                    hash: &hash,
+                    lot: CreditLotId::from_uuid(self.model.lots[at].id),
+                    disputed: amount,
+                    why: None,
+                    reference: &id.to_string(),
+                };
+                let decision = db::dispute_open(&mut self.connection, organization, &open, now).await.unwrap();
                 self.model.expire(now);
                 let frozen = amount.min(self.model.lots[at].remaining);
                 self.model.lots[at].remaining -= frozen;
                 self.model.lots[at].held += frozen;
                 let parts = vec![(at, frozen)];
-                self.model.disputes.push(ModelDispute { opening: answered.0, amount, parts, is_open: true });
-                self.check_answer(&answered, true);
+                let opening = decision.transaction.id;
+                self.model.disputes.push(ModelDispute { opening, amount, parts, is_open: true });
+                self.check(&decision.transaction, true);
             }
             Op::DisputeClose { dispute, is_won } => {
                 let open: Vec<usize> =
                     (0..self.model.disputes.len()).filter(|at| self.model.disputes[*at].is_open).collect();
                 let Some(at) = dispute.checked_rem(open.len()).map(|at| open[at]) else { return };
                 let (key, hash) = self.key();
-                let sql = "select (s.decided).id, (s.decided).status, (s.decided).available_after, (s.decided).held_after,
-                           (s.decided).debt_after, (s.decided).version from credit_dispute_close($1, $2, $3, $4, $5, $6, null, $7) s";
-                let answered: Answered = sqlx::query_as(sql)
-                    .bind(organization.as_uuid())
-                    .bind(CreditTransactionId::new(now).as_uuid())
-                    .bind(&key)
-                    .bind(hash.as_slice())
-                    .bind(self.model.disputes[at].opening)
-                    .bind(is_won)
-                    .bind(now)
-                    .fetch_one(&mut self.connection)
-                    .await
-                    .unwrap();
+                let opening = self.model.disputes[at].opening;
+                let id = CreditTransactionId::new(now);
+                let close = CloseDispute { id, key: &key, hash: &hash, opening, is_won, reference: &id.to_string() };
+                let decision = db::dispute_close(&mut self.connection, organization, &close, now).await.unwrap();
                 self.model.expire(now);
                 let ModelDispute { amount, parts, .. } = self.model.disputes[at].clone();
                 self.model.disputes[at].is_open = false;
@@ -302,7 +287,7 @@ impl Case<'_> {
                     frozen += part;
                 }
                 self.model.debt += if is_won { 0 } else { amount - frozen };
-                self.check_answer(&answered, true);
+                self.check(&decision.transaction, true);
                 self.model.expire(now);
             }
             Op::Replay { spend } => {
@@ -336,12 +321,6 @@ impl Case<'_> {
             description: None,
             facts: None,
         }
-    }
-
-    fn check_answer(&mut self, (_, status, available, held, debt, version): &Answered, accepted: bool) {
-        assert_eq!(status, if accepted { "accepted" } else { "rejected" });
-        assert_eq!([*available, *held, *debt], self.model.amounts());
-        self.model.history.insert(*version, [*available, *held, *debt]);
     }
 
     async fn grant(&mut self, kind: TransactionKind, lots: &[NewLot]) {
@@ -480,6 +459,14 @@ struct Asked {
     answer: Value,
 }
 
+/// What happens at a payment provider, and has no route of ours.
+#[derive(Debug, Clone, Copy)]
+enum Outside {
+    Refund { lot: CreditLotId, wanted: i64, may_owe: bool },
+    DisputeOpen { lot: CreditLotId, disputed: i64 },
+    DisputeClose { opening: CreditTransactionId, is_won: bool },
+}
+
 /// Somebody who does things with credits while everything dies, and repeats each until it is answered.
 struct Agent {
     nodes: [tokio::sync::watch::Receiver<std::net::SocketAddr>; 2],
@@ -517,30 +504,17 @@ impl Agent {
         answer
     }
 
-    /// A decision that has no route yet, on a connection that may be killed: repeated with its key until it is answered.
-    async fn decide(&mut self, sql: &str, lot_or_opening: Uuid, amount: i64, flag: bool) -> Uuid {
+    /// What a payment provider makes happen, on a connection that may be killed: repeated with its key until it is decided.
+    async fn happen(&mut self, what: Outside) -> CreditTransactionId {
         self.number += 1;
         let key = format!("direct:{}:{}", text(&self.store["slug"]), self.number);
         let hash = request_hash("direct", &key).unwrap();
         within_long("a decision", async {
             loop {
-                let decided = async {
-                    let mut connection = PgConnection::connect(&self.master).await?;
-                    sqlx::query_scalar::<_, Uuid>(AssertSqlSafe(sql.to_owned()))
-                        .bind(self.organization.as_uuid())
-                        .bind(Uuid::new_v4())
-                        .bind(&key)
-                        .bind(hash.as_slice())
-                        .bind(lot_or_opening)
-                        .bind(amount)
-                        .bind(flag)
-                        .fetch_one(&mut connection)
-                        .await
-                };
-                match decided.await {
+                match self.happen_once(what, &key, &hash).await {
                     Ok(id) => return id,
                     Err(error) if error.as_database_error().is_some_and(|e| e.code().as_deref() != Some("57P01")) => {
-                        panic!("{sql}: {error}")
+                        panic!("{what:?}: {error}")
                     }
                     Err(_) => tokio::task::yield_now().await,
                 }
@@ -549,10 +523,33 @@ impl Agent {
         .await
     }
 
-    async fn lot(&self) -> Option<Uuid> {
+    async fn happen_once(&self, what: Outside, key: &str, hash: &[u8; 32]) -> Result<CreditTransactionId, sqlx::Error> {
+        let mut connection = PgConnection::connect(&self.master).await?;
+        let (now, organization) = (Utc::now(), self.organization);
+        let id = CreditTransactionId::new(now);
+        let decision = match what {
+            Outside::Refund { lot, wanted, may_owe } => {
+                let take = TakeBack { id, key, hash, lot, wanted, may_owe, actor: None, why: None, reference: None };
+                db::refund(&mut connection, organization, &take, now).await?
+            }
+            Outside::DisputeOpen { lot, disputed } => {
+                let open = OpenDispute { id, key, hash, lot, disputed, why: None, reference: key };
+                db::dispute_open(&mut connection, organization, &open, now).await?
+            }
+            Outside::DisputeClose { opening, is_won } => {
+                let close = CloseDispute { id, key, hash, opening, is_won, reference: key };
+                db::dispute_close(&mut connection, organization, &close, now).await?
+            }
+        };
+        Ok(decision.transaction.id)
+    }
+
+    async fn lot(&self) -> Option<CreditLotId> {
         let mut connection = PgConnection::connect(&self.master).await.ok()?;
         let sql = "select id from credit_lots where organization_id = $1 and kind = 'paid' order by random() limit 1";
-        sqlx::query_scalar(sql).bind(self.organization.as_uuid()).fetch_optional(&mut connection).await.ok()?
+        let id =
+            sqlx::query_scalar(sql).bind(self.organization.as_uuid()).fetch_optional(&mut connection).await.ok()?;
+        id.map(CreditLotId::from_uuid)
     }
 
     async fn live(mut self, steps: usize) -> Vec<Asked> {
@@ -579,16 +576,13 @@ impl Agent {
                 }
                 17 => {
                     if let Some(lot) = self.lot().await {
-                        let sql = "select (s.decided).id from credit_refund($1, $2, $3, $4, $5, $6, $7, null, null, null, now()) s";
-                        self.decide(sql, lot, amount, amount % 2 == 0).await;
+                        self.happen(Outside::Refund { lot, wanted: amount, may_owe: amount % 2 == 0 }).await;
                     }
                 }
                 _ => {
                     if let Some(lot) = self.lot().await {
-                        let open = "select (s.decided).id from credit_dispute_open($1, $2, $3, $4, $5, $6, null, null, now()) s where $7 or true";
-                        let opening = self.decide(open, lot, amount, true).await;
-                        let close = "select (s.decided).id from credit_dispute_close($1, $2, $3, $4, $5, $7, null, now()) s where $6 > 0";
-                        self.decide(close, opening, 1, amount % 3 == 0).await;
+                        let opening = self.happen(Outside::DisputeOpen { lot, disputed: amount }).await;
+                        self.happen(Outside::DisputeClose { opening, is_won: amount % 3 == 0 }).await;
                     }
                 }
             }
