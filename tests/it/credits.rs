@@ -550,8 +550,17 @@ async fn a_service_costs_its_price_and_a_quote_changes_nothing() {
         (json!({ "service": "seo-audit", "quantity": i64::MAX }), "/quantity"),
     ] {
         ask("/api/credits/spend", of(more.clone())).await.expect_field(422, "invalid-input", pointer);
+        ask("/api/credits/holds", of(more.clone())).await.expect_field(422, "invalid-input", pointer);
         ask("/api/credits/quote", of(more)).await.expect_field(422, "invalid-input", pointer);
     }
+
+    let held =
+        ask("/api/credits/holds", of(json!({ "service": "theme-hour", "quantity": 2 }))).await.expect_status(201);
+    let said = (&held["amount"], &held["service"], &held["quantity"], &held["balanceAfter"]["held"]);
+    assert_eq!(said, (&json!(50), &json!("theme-hour"), &json!(2), &json!(50)));
+    let path = format!("/api/credits/holds/{}/capture", text(&held["holdId"]));
+    let captured = ask(&path, json!({ "amount": 25 })).await.expect_status(200);
+    assert_eq!((&captured["amount"], &captured["service"]), (&json!(25), &json!("theme-hour")));
     agency.expect_proven().await;
 }
 

@@ -197,6 +197,8 @@ impl Case<'_> {
                     actor,
                     amount,
                     service: None,
+                    quantity: None,
+                    facts: None,
                     description: None,
                     expires_at: now + Duration::minutes(minutes),
                 };

@@ -339,7 +339,10 @@ pub struct NewHold<'a> {
     pub store: StoreId,
     pub actor: UserId,
     pub amount: i64,
-    pub service: Option<&'a str>,
+    pub service: Option<String>,
+    pub quantity: Option<i64>,
+    /// What else is to be kept, such as the price that was applied.
+    pub facts: Option<serde_json::Value>,
     pub description: Option<&'a str>,
     pub expires_at: DateTime<Utc>,
 }
@@ -351,7 +354,7 @@ pub async fn hold(
     now: DateTime<Utc>,
 ) -> Result<Decision, sqlx::Error> {
     let row = decision!(
-        r#"credit_hold($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"#,
+        r#"credit_hold($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"#,
         organization.as_uuid(),
         new.id.as_uuid(),
         new.key,
@@ -359,8 +362,10 @@ pub async fn hold(
         new.store.as_uuid(),
         new.actor.as_uuid(),
         new.amount,
-        new.service,
+        new.service.as_deref(),
+        new.quantity,
         new.description,
+        new.facts.as_ref(),
         new.expires_at,
         now,
     )

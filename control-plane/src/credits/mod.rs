@@ -428,7 +428,6 @@ pub async fn hold(
     key: Option<&str>,
 ) -> Result<Decision, CreditError> {
     let key = user_key(key)?;
-    let amount = check_amount(body.amount, "/amount")?;
     let description = check_line(body.description.as_deref(), "/description", 500)?;
     let seconds = body.expires_in_seconds.unwrap_or(DEFAULT_HOLD_S);
     if !(1..=MAX_HOLD_S).contains(&seconds) {
@@ -436,6 +435,7 @@ pub async fn hold(
     }
     let hash = request_hash("credit_hold_create", body)?;
     let store = store_of(cx, by, body.store_id).await?;
+    let cost = prices::cost(cx, &body.wanted()).await?;
     let now = cx.clock.now();
     let new = db::NewHold {
         id: CreditTransactionId::new(now),
@@ -443,8 +443,10 @@ pub async fn hold(
         hash: &hash,
         store: store.id,
         actor: by.user.id,
-        amount,
-        service: None,
+        amount: cost.amount,
+        service: cost.service(),
+        quantity: cost.quantity,
+        facts: cost.facts(),
         description: description.as_deref(),
         expires_at: now + chrono::Duration::seconds(seconds),
     };

@@ -240,6 +240,13 @@ impl SpendBody {
     }
 }
 
+impl HoldBody {
+    /// What is to be reserved for.
+    pub fn wanted(&self) -> Wanted {
+        Wanted { amount: self.amount, service: self.service.clone(), quantity: self.quantity }
+    }
+}
+
 /// An answer of the ledger; repeated under the same key it says so in a header.
 fn decided<V: Serialize>(status: StatusCode, decision: Decision, view: impl FnOnce(Transaction) -> V) -> Response {
     let is_replay = !decision.is_new;
@@ -273,9 +280,17 @@ async fn credit_spend(
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HoldBody {
     pub store_id: StoreId,
-    /// Whole credits.
+    /// Whole credits, 1 to 1,000,000,000,000; or a service and its quantity.
     #[schema(example = 100, minimum = 1)]
-    pub amount: i64,
+    pub amount: Option<i64>,
+    /// One of `GET /api/credits/prices`, instead of an amount.
+    // Left out of what is hashed when it is left out: keys of before are still answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// How many units of the service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
+    pub quantity: Option<i64>,
     pub description: Option<String>,
     /// When they are given back by themselves: 1 to 2,592,000 (30 days); 3,600 when left out.
     #[schema(example = 3600)]

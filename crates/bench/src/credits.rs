@@ -171,6 +171,8 @@ async fn accounts(cx: &OpsCx) -> anyhow::Result<Vec<OrganizationId>> {
         credits::grant(cx, Actor::Cli, &new, None).await?;
         accounts.push(id);
     }
+    // As `pgbench -i` does with its own tables.
+    cx.master.execute("vacuum analyze").await?;
     Ok(accounts)
 }
 
