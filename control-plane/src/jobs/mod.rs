@@ -95,6 +95,10 @@ pub async fn start(cx: &Cx) -> Result<(), JobsError> {
             other => sqlx::Error::Protocol(chain(&other)),
         })
     }));
+    let period = ops.limits.charges.usage_flush;
+    cx.tasks.spawn(every(ops.clone(), period, "writing what was counted", |cx| async move {
+        charges::usage::flush(&cx).await
+    }));
     let sending = &ops.limits.webhooks;
     let outbound = webhooks::outbound::Outbound::new(
         webhooks::outbound::public_roots(),
