@@ -97,7 +97,7 @@ pub struct WebhookArgs {
     /// How often the outbox is looked at, in milliseconds
     #[arg(long = "webhook-poll-ms", env = "WEBHOOK_POLL_MS", default_value = "1000", value_parser = millis)]
     pub webhook_poll: Duration,
-    /// How long deliveries that have ended are kept, and can be sent again, in days
+    /// How long events, and deliveries that have ended, are kept and can be sent again, in days
     #[arg(long, env = "WEBHOOK_RETENTION_DAYS", default_value_t = 30, value_parser = clap::value_parser!(i64).range(1..=3650))]
     pub webhook_retention_days: i64,
 }
@@ -111,6 +111,10 @@ pub struct ChargeArgs {
     /// How often it is looked at what is to be charged, in milliseconds
     #[arg(long = "charge-poll-ms", env = "CHARGE_POLL_MS", default_value = "5000", value_parser = millis)]
     pub charge_poll: Duration,
+    /// How often the requests that were counted are written to master, in milliseconds; a process that is killed loses those
+    /// that it has not written
+    #[arg(long = "usage-flush-ms", env = "USAGE_FLUSH_MS", default_value = "10000", value_parser = millis)]
+    pub usage_flush: Duration,
 }
 
 impl ChargeArgs {
@@ -174,6 +178,10 @@ pub struct LimitArgs {
     /// How long one statement in a store's database may run, in milliseconds
     #[arg(long = "store-statement-timeout-ms", env = "STORE_STATEMENT_TIMEOUT_MS", default_value = "5000", value_parser = millis)]
     pub store_statement_timeout: Duration,
+    /// How often stores are looked for whose copy of what they may spend is not what it should be, or whose orders are to be
+    /// counted, in milliseconds
+    #[arg(long = "store-visit-poll-ms", env = "STORE_VISIT_POLL_MS", default_value = "15000", value_parser = millis)]
+    pub store_visit_poll: Duration,
     /// How long a resolved hostname is believed before master is asked again, in milliseconds
     #[arg(long = "route-ttl-ms", env = "ROUTE_TTL_MS", default_value = "30000", value_parser = millis)]
     pub route_ttl: Duration,

@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use vault::KeyRing;
 
 use crate::catalog::Imports;
+use crate::charges::usage::{self, UsageMeter};
 use crate::config::{Config, ConfigError, HostArgs, KeyArgs, LimitArgs, MasterArgs, PaymentArgs};
 use crate::credits::batch::Batcher;
 use crate::credits::purchases::Payments;
@@ -42,6 +43,8 @@ pub struct OpsParts {
     pub imports: Imports,
     /// Spends that wait for the commit before theirs.
     pub credits: Batcher,
+    /// What this process counts of stores.
+    pub usage: UsageMeter,
     /// Rung when there is something to deliver before the outbox is looked at again.
     pub outbox_news: Notify,
     /// The payment provider, where there is one.
@@ -108,6 +111,7 @@ impl OpsCx {
             allow_private_databases,
             imports,
             credits: Batcher::default(),
+            usage: UsageMeter::default(),
             outbox_news: Notify::new(),
             payments,
             tasks,
@@ -128,6 +132,7 @@ impl OpsCx {
         if tokio::time::timeout(self.limits.shutdown_grace, self.tasks.wait()).await.is_err() {
             tracing::warn!("{} tasks were still running when the grace period ended", self.tasks.len());
         }
+        usage::flush_last(self).await;
         self.master.close().await;
     }
 }

@@ -21,4 +21,5 @@ pub mod servers;
 pub mod storefront;
 pub mod stores;
 pub mod telemetry;
+pub mod visits;
 pub mod webhooks;

@@ -51,6 +51,13 @@ fn describe() {
     metrics::describe_counter!("tenantry_tls_ask_total", "Answers to the question whether a certificate may be had");
     metrics::describe_counter!("tenantry_provisioning_steps_total", "Provisioning steps finished, by step and result");
     metrics::describe_counter!("tenantry_provisioning_runs_total", "Provisioning runs finished, by result");
+    metrics::describe_counter!("tenantry_store_visits_total", "Visits of nodes to stores' databases, by result");
+    metrics::describe_gauge!("tenantry_store_visits_failing", "Active stores whose last visit failed");
+    metrics::describe_gauge!(
+        "tenantry_store_copies_left_out",
+        "Active stores whose database has no copy of what they may spend before it is migrated"
+    );
+    metrics::describe_counter!("tenantry_usage_counts_lost_total", "Requests that were not counted for lack of room");
     metrics::describe_gauge!("tenantry_listener_connected", "1 while changes of routes are heard from master");
     metrics::describe_gauge!("tenantry_master_connections_open", "Open connections to the master database");
     metrics::describe_gauge!("tenantry_master_connections_idle", "Idle connections to the master database");

@@ -5,6 +5,7 @@ pub mod cart;
 pub mod catalog;
 pub mod checkout;
 pub mod content;
+pub mod credit_copy;
 mod field;
 pub mod import;
 pub mod migrate;

@@ -11,7 +11,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 /// The version that [`migrate`] leads to: that of the last file in `migrations-tenant/`.
-pub const LATEST_VERSION: i64 = 20_261_121_000_028;
+pub const LATEST_VERSION: i64 = 20_261_121_000_029;
 
 /// The PostgreSQL schema that everything of ours lives in.
 pub const SCHEMA: &str = "tenantry";

@@ -272,6 +272,25 @@ pub async fn order_by_id(conn: &mut Connection, id: OrderId, token: &str) -> Res
     }))
 }
 
+/// How many orders were placed from one moment to before another.
+///
+/// # Errors
+/// What the server or the connection says.
+pub async fn orders_count(
+    conn: &mut Connection,
+    from: DateTime<Utc>,
+    until: DateTime<Utc>,
+) -> Result<i64, sqlx::Error> {
+    let select = Query::select()
+        .expr(Expr::col("id").count())
+        .from("orders")
+        .and_where(Expr::col("placed_at").gte(from))
+        .and_where(Expr::col("placed_at").lt(until))
+        .take();
+    let (count,) = sql::one(conn, &select).await?;
+    Ok(count)
+}
+
 impl From<OrderLineRow> for OrderLineView {
     fn from(row: OrderLineRow) -> Self {
         Self {

@@ -180,8 +180,14 @@ impl TestApp {
 
     /// Another node on the same master.
     pub async fn other_node(&self) -> Node {
+        self.other_node_with(&[]).await
+    }
+
+    /// Another node on the same master, with further options.
+    pub async fn other_node_with(&self, arguments: &[&str]) -> Node {
         let metrics = METRICS.get().expect("this node has it").clone();
-        Node::start(config(&self.master.url(), &[]), Arc::<TestClock>::clone(&self.clock), metrics)
+        let arguments: Vec<String> = arguments.iter().map(|&text| text.to_owned()).collect();
+        Node::start(config(&self.master.url(), &arguments), Arc::<TestClock>::clone(&self.clock), metrics)
             .await
             .unwrap_or_else(|error| panic!("the other node did not start: {error}"))
     }
@@ -268,6 +274,9 @@ pub fn config(master_url: &str, arguments: &[String]) -> Config {
         "100000",
         "--shutdown-grace-ms",
         "2000",
+        // Visits open connections to stores, which some tests count; those of visits ask for them.
+        "--store-visit-poll-ms",
+        "100000000",
     ];
     let all = fixed.iter().map(|&text| text.to_owned()).chain(arguments.iter().cloned());
     let command = Config::augment_args(clap::Command::new("serve")).args_override_self(true);

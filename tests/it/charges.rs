@@ -1,11 +1,14 @@
 //! What stores cost by themselves: once a day and store, whatever runs or does not, and read-only instead of a cut-off.
 
+use std::net::{Ipv4Addr, SocketAddr};
+
 use chrono::{Days, Duration, NaiveDate};
 use control_plane::charges::{self, NewPrice};
 use control_plane::credits;
-use integration_tests::{Cli, Owner, Receiver, TestApp, TestAppOptions, eventually};
+use integration_tests::{ChaosProxy, Cli, Client, Owner, Process, Receiver, TestApp, TestAppOptions, eventually};
 use kernel::Clock as _;
 use serde_json::{Value, json};
+use sqlx::{Connection as _, Executor as _, PgConnection};
 use tokio::task::JoinSet;
 
 use crate::credits::give;
@@ -81,7 +84,21 @@ impl Fleet {
     async fn states(&self, store: &Value) -> Vec<String> {
         let usage = self.usage(store).await;
         let days = usage["data"].as_array().unwrap();
-        days.iter().map(|day| text(&day["charges"][0]["state"]).to_owned()).collect()
+        // A day may have counts alone.
+        let charged = days.iter().filter_map(|day| day["charges"].get(0));
+        charged.map(|charge| text(&charge["state"]).to_owned()).collect()
+    }
+
+    /// What was counted of the store on a day; null when nothing was.
+    async fn counts(&self, store: &Value, day: NaiveDate) -> Value {
+        let path = format!("/api/credits/usage?storeId={}&from={day}&until={}", text(&store["id"]), day + Days::new(1));
+        let usage = self.owner.api.get(&path).await.expect_status(200);
+        usage["data"][0]["counts"].clone()
+    }
+
+    async fn counted(&self, store: &Value, day: NaiveDate, wanted: Value) {
+        eventually(&format!("{wanted} on {day}"), || async { (self.counts(store, day).await == wanted).then_some(()) })
+            .await;
     }
 
     async fn available(&self) -> i64 {
@@ -320,6 +337,160 @@ async fn what_is_counted_is_counted_once_and_charged_when_the_day_is_over() {
     }
     charges::keep_house(&fleet.app.cx).await.unwrap();
     fleet.expect_proven().await;
+}
+
+/// How many requests were counted of a store in all.
+async fn requests(master: &mut PgConnection, store: &Value) -> i64 {
+    sqlx::query_scalar(
+        "select coalesce(sum(quantity), 0)::bigint from usage_metrics where store_id = $1 and metric = 'requests'",
+    )
+    .bind(store_id(store).as_uuid())
+    .fetch_one(master)
+    .await
+    .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_a_store_answered_are_counted_by_day_whichever_node_it_was() {
+    let fleet = Fleet::with(true, &["--usage-flush-ms", "50"]).await;
+    let (tea, coffee) = (fleet.app.active_store(&fleet.owner, "tea").await, fleet.owner.create_store("coffee").await);
+    let coffee = coffee.expect_status(201);
+    let other = fleet.app.other_node_with(&["--usage-flush-ms", "50"]).await;
+    let shops = [fleet.app.storefront_of(&tea), Client::new(other.address, text(&tea["hostname"]))];
+    let first = fleet.today();
+    for shop in &shops {
+        for _ in 0..5 {
+            shop.get("/store/v1/products").await.expect_status(200);
+        }
+        // What is not there is an answer, too.
+        shop.get("/store/v1/products/nothing").await.expect_status(404);
+        shop.get("/nowhere").await.expect_status(404);
+    }
+    // A store that is not open answers nothing, and what its people ask of the platform is not the shop's.
+    fleet.app.storefront_of(&coffee).get("/store/v1/products").await.expect_status(503);
+    let by_owner = fleet.owner.api.with("x-store-id", text(&tea["id"]));
+    by_owner.get("/store/v1/products").await.expect_status(200);
+    fleet.counted(&tea, first, json!({ "requests": 14 })).await;
+    fleet.pass_days(1);
+    for shop in &shops {
+        shop.get("/store/v1/store").await.expect_status(200);
+    }
+    fleet.counted(&tea, first + Days::new(1), json!({ "requests": 2 })).await;
+    assert_eq!(fleet.counts(&tea, first).await, json!({ "requests": 14 }));
+    assert_eq!(fleet.usage(&coffee).await["data"], json!([]));
+    other.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn counts_whose_writing_was_not_heard_of_are_written_once() {
+    let fleet = Fleet::with(true, &["--usage-flush-ms", "100000000"]).await;
+    let store = fleet.app.active_store(&fleet.owner, "tea").await;
+    let proxy = ChaosProxy::to(SocketAddr::from((Ipv4Addr::LOCALHOST, fleet.app.cluster.port()))).await;
+    let straight = format!(":{}/", fleet.app.cluster.port());
+    let through = fleet.app.master.url().replace(&straight, &format!(":{}/", proxy.port));
+    let node = Process::serve(&through, &[("USAGE_FLUSH_MS", "100")]).await;
+    let shop = node.storefront_of(&store);
+    shop.get("/store/v1/products").await.expect_status(200);
+    let mut holder = fleet.app.master().await;
+    eventually("the first count", || async {
+        (requests(&mut fleet.app.master().await, &store).await == 1).then_some(())
+    })
+    .await;
+
+    // The server has what the node sends and cannot do it yet; then nobody is there to hear that it is done.
+    let mut held = holder.begin().await.unwrap();
+    held.execute("select from usage_flushes for update").await.unwrap();
+    for _ in 0..7 {
+        shop.get("/store/v1/products").await.expect_status(200);
+    }
+    let waiting = "select count(*) from pg_stat_activity
+         where datname = current_database() and wait_event_type = 'Lock' and query like '%usage_flushes%'";
+    eventually("the node's statement", || async { (count(&fleet.app, waiting).await == 1).then_some(()) }).await;
+    proxy.cut();
+    held.commit().await.unwrap();
+    eventually("what nobody heard of", || async {
+        (requests(&mut fleet.app.master().await, &store).await > 1).then_some(())
+    })
+    .await;
+    proxy.mend();
+    // It sends what it had sent again, and then what came after it.
+    shop.get("/store/v1/products").await.expect_status(200);
+    eventually("a later batch", || async {
+        (count(&fleet.app, "select max(number) from usage_flushes").await > 2).then_some(())
+    })
+    .await;
+    assert_eq!(node.terminate().await, Some(0));
+    assert_eq!(requests(&mut fleet.app.master().await, &store).await, 9);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_writes_what_it_has_counted_when_it_drains_and_loses_that_alone_when_it_is_killed() {
+    let fleet = Fleet::with(true, &[]).await;
+    let store = fleet.app.active_store(&fleet.owner, "tea").await;
+    let mut master = fleet.app.master().await;
+    let late = [("USAGE_FLUSH_MS", "100000000")];
+    let node = Process::serve(&fleet.app.master.url(), &late).await;
+    for _ in 0..5 {
+        node.storefront_of(&store).get("/store/v1/products").await.expect_status(200);
+    }
+    assert_eq!(requests(&mut master, &store).await, 0);
+    assert_eq!(node.terminate().await, Some(0));
+    assert_eq!(requests(&mut master, &store).await, 5);
+    let node = Process::serve(&fleet.app.master.url(), &late).await;
+    node.storefront_of(&store).get("/store/v1/products").await.expect_status(200);
+    node.kill().await;
+    assert_eq!(requests(&mut master, &store).await, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_are_counted_once_out_of_the_store_itself_when_their_day_is_over() {
+    let visits = ["--store-visit-poll-ms", "50", "--usage-flush-ms", "100000000"];
+    let fleet = Fleet::with(true, &visits).await;
+    fleet.price("metric:orders", 4, None).await;
+    let other = fleet.app.other_node_with(&visits).await;
+    let store = fleet.app.active_store(&fleet.owner, "tea").await;
+    give(&fleet.app, &store, 1000).await;
+    fleet.pass_days(1);
+    let day = fleet.today();
+    let shop = fleet.app.storefront_of(&store);
+    let variant = variant_of(&shop, "harbour-breakfast", 0).await;
+    for number in 0..3 {
+        let cart = Cart::with(&shop, &variant, 1).await;
+        // Asking again makes no other order.
+        for _ in 0..2 {
+            cart.complete(&format!("order-{number}"), checkout_body()).await.expect_status(201);
+        }
+    }
+    assert_eq!(fleet.counts(&store, day).await, Value::Null, "the day is not over");
+    // The day is over, and then the hour after it in which a late order may still be written down.
+    let until_late = (day + Days::new(1)).and_hms_opt(0, 30, 0).unwrap().and_utc() - fleet.app.clock.now();
+    fleet.app.clock.advance(until_late);
+    fleet.app.clock.advance(Duration::hours(1));
+    fleet.counted(&store, day, json!({ "orders": 3 })).await;
+    // As a restored master has it: it knows the orders and not that it has counted them.
+    sqlx::query("update store_visits set orders_counted_until = $1, done_as_of = null")
+        .bind(day)
+        .execute(&mut fleet.app.master().await)
+        .await
+        .unwrap();
+    eventually("another visit", || async {
+        let behind = "select count(*) from store_visits where done_as_of is distinct from as_of or failures > 0";
+        (count(&fleet.app, behind).await == 0).then_some(())
+    })
+    .await;
+    assert_eq!(fleet.counts(&store, day).await, json!({ "orders": 3 }));
+    // Nobody was there for days.
+    let cart = Cart::with(&shop, &variant, 1).await;
+    cart.complete("last", checkout_body()).await.expect_status(201);
+    let last = fleet.today();
+    fleet.pass_days(40);
+    fleet.counted(&store, last, json!({ "orders": 1 })).await;
+    fleet.reconcile().await;
+    let charged = "select coalesce(sum(quantity), 0)::bigint from store_charges where service = 'metric:orders'";
+    assert_eq!(count(&fleet.app, charged).await, 4);
+    assert_eq!(count(&fleet.app, "select coalesce(sum(amount), 0)::bigint from store_charges where service = 'metric:orders' and state = 'charged'").await, 16);
+    fleet.expect_proven().await;
+    other.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -523,6 +523,41 @@ async fn events_are_sent_again_when_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn events_are_forgotten_when_nobody_is_to_be_told_of_them_any_more() {
+    let hooks = Hooks::with(&["--webhook-retention-days", "10"]).await;
+    let quiet = hooks.app.owner("quiet").await.organization_id().parse().unwrap();
+    hooks.tell(0).await;
+    tell(&hooks.app, quiet, 0).await;
+    hooks.settle().await;
+    let known = async |wanted: i64| {
+        webhooks::keep_house(&hooks.app.cx).await.unwrap();
+        assert_eq!(count(&hooks.app, "select count(*) from outbox_events").await, wanted);
+    };
+    known(2).await;
+    // A day later something is told that is not taken.
+    hooks.app.clock.advance(Duration::days(9));
+    hooks.receiver.answer(500);
+    hooks.tell(1).await;
+    hooks.after_attempt(1).await;
+    hooks.app.clock.advance(Duration::hours(25));
+    hooks.after_attempt(1).await;
+    known(1).await;
+    // What is still to be delivered is kept however old it is; so is what can be asked for again.
+    sqlx::query("update outbox_events set created_at = created_at - interval '1 year'")
+        .execute(&mut hooks.app.master().await)
+        .await
+        .unwrap();
+    known(1).await;
+    hooks.receiver.answer(200);
+    hooks.settle().await;
+    assert_eq!(hooks.deliveries().await[0]["state"], "delivered");
+    known(1).await;
+    hooks.app.clock.advance(Duration::days(10) + Duration::hours(1));
+    known(0).await;
+    assert_eq!(hooks.deliveries().await, Vec::<Value>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_test_event_goes_to_one_endpoint_alone_and_once_per_key() {
     let hooks = Hooks::set().await;
     let other = Receiver::start().await;

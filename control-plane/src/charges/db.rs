@@ -4,6 +4,7 @@ use chrono::{DateTime, NaiveDate, Utc};
 use kernel::{CreditTransactionId, OrganizationId, StoreId};
 use sqlx::PgConnection;
 
+use super::usage::Batch;
 use super::{Arrears, Charge, ChargeState, DayUsage, Price};
 
 /// Makes the charges of days that have begun, for activity that is behind, at most `days` of each and `limit` stores at a
@@ -295,6 +296,49 @@ pub async fn usage_add(
     .execute(conn)
     .await?;
     Ok(())
+}
+
+/// Adds what a process has counted of a metric, once for each number of its own: it sends them in their order. Stores that are
+/// gone are left out.
+pub async fn usage_flush(
+    conn: &mut PgConnection,
+    node: &str,
+    batch: &Batch,
+    metric: &str,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "with claimed as (
+             insert into usage_flushes as f (node, number, flushed_at) values ($1, $2, $3)
+             on conflict on constraint usage_flushes_pkey do update
+                 set number = excluded.number, flushed_at = excluded.flushed_at
+                 where f.number < excluded.number
+             returning node
+         )
+         insert into usage_metrics as u (store_id, day, metric, quantity)
+         select c.store_id, c.day, $4, c.quantity
+         from unnest($5::uuid[], $6::date[], $7::bigint[]) c (store_id, day, quantity)
+         join stores s on s.id = c.store_id
+         where exists (select from claimed)
+         order by c.store_id, c.day
+         on conflict on constraint usage_metrics_pkey do update set quantity = u.quantity + excluded.quantity",
+        node,
+        batch.number,
+        now,
+        metric,
+        &batch.stores,
+        &batch.days,
+        &batch.quantities,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Forgets processes that have added nothing since a moment.
+pub async fn usage_flushes_purge(conn: &mut PgConnection, before: DateTime<Utc>) -> Result<u64, sqlx::Error> {
+    let done = sqlx::query!("delete from usage_flushes where flushed_at < $1", before).execute(conn).await?;
+    Ok(done.rows_affected())
 }
 
 /// Forgets keys of counts before a moment, in a bounded batch.

@@ -9,9 +9,13 @@
 //! - When credits end, the organization is told once, and nothing happens for the days of grace. Then the store is read-only:
 //!   its pages are served, carts and checkouts are refused. As soon as what is owed is paid it takes orders again. Days that
 //!   begin while it is read-only cost nothing, so that what is owed does not grow beyond reach.
+//! - Two things are counted of each store and day, and cost something when ops set a price. [`REQUESTS`] are counted by each
+//!   node in memory ([`usage`]): what a node that is killed had not written yet is lost. [`ORDERS`] are counted out of the
+//!   store's own database when the day is over ([`crate::visits`]): no crash loses or doubles any.
 
 pub mod db;
 pub mod routes;
+pub mod usage;
 
 use chrono::{DateTime, Days, Duration, NaiveDate, Utc};
 use kernel::{CreditTransactionId, OrganizationId, StoreId, StoreStatus};
@@ -27,6 +31,10 @@ use crate::{stores, webhooks};
 
 /// The service that a day of an active store is.
 pub const STORE_DAY: &str = "store-day";
+/// Counted: requests to the store's hostname that it answered, with anything but an error of ours.
+pub const REQUESTS: &str = "requests";
+/// Counted: orders that were placed, also those that were cancelled later.
+pub const ORDERS: &str = "orders";
 /// Credits have ended: a charge was refused, and the days of grace have begun.
 pub const UNPAID: &str = "store.charge_unpaid";
 /// The days of grace are over.
@@ -139,13 +147,18 @@ async fn make(cx: &OpsCx) -> Result<(), ChargeError> {
             break;
         }
     }
-    let before = (now - SETTLE_AFTER).date_naive();
+    let before = days_over(now);
     for _ in 0..MAX_ROUNDS {
         if db::usage_settle(&mut connection, before, MAX_AMOUNT, BATCH, now).await? == 0 {
             break;
         }
     }
     Ok(())
+}
+
+/// The first day that is not over, for what is counted: days before it are.
+pub fn days_over(now: DateTime<Utc>) -> NaiveDate {
+    (now - SETTLE_AFTER).date_naive()
 }
 
 /// Asks the ledger for what is due, organization by organization.
@@ -290,12 +303,26 @@ pub async fn usage_add(
     let quantity = credits::check_amount(quantity, "/quantity")?;
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
-    if !db::usage_claim(&mut tx, store, key, now).await? {
-        return Ok(false);
-    }
-    db::usage_add(&mut tx, store, now.date_naive(), metric, quantity).await?;
+    let is_new = usage_add_in(&mut tx, store, now.date_naive(), metric, quantity, key, now).await?;
     tx.commit().await?;
-    Ok(true)
+    Ok(is_new)
+}
+
+/// [`usage_add`] within the caller's transaction, of any day.
+pub async fn usage_add_in(
+    tx: &mut sqlx::PgConnection,
+    store: StoreId,
+    day: NaiveDate,
+    metric: &str,
+    quantity: i64,
+    key: &str,
+    now: DateTime<Utc>,
+) -> Result<bool, sqlx::Error> {
+    let is_new = db::usage_claim(tx, store, key, now).await?;
+    if is_new {
+        db::usage_add(tx, store, day, metric, quantity).await?;
+    }
+    Ok(is_new)
 }
 
 const METRIC_RULE: &str = "must be 1 to 40 lower-case letters, digits and dashes";
@@ -397,7 +424,10 @@ pub async fn usage(
 
 /// Forgets what has served its time.
 pub async fn keep_house(cx: &OpsCx) -> Result<(), sqlx::Error> {
-    db::usage_adds_purge(&mut *cx.master.acquire().await?, cx.clock.now() - KEYS_KEPT).await?;
+    let before = cx.clock.now() - KEYS_KEPT;
+    let mut connection = cx.master.acquire().await?;
+    db::usage_adds_purge(&mut connection, before).await?;
+    db::usage_flushes_purge(&mut connection, before).await?;
     Ok(())
 }
 

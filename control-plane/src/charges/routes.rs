@@ -69,7 +69,8 @@ impl From<Charge> for ChargeView {
 pub struct DayView {
     day: NaiveDate,
     charges: Vec<ChargeView>,
-    /// By metric.
+    /// By metric. `requests`: requests to the store's hostname that it answered, with anything but an error of ours; what a node
+    /// that broke down had not written yet is missing. `orders`: orders that were placed; counted exactly, when the day is over.
     counts: BTreeMap<String, i64>,
 }
 

@@ -49,12 +49,14 @@ impl Entry {
         let (mut parts, body) = request.into_parts();
         let host = self.cx.platform.of_request(&parts, peer)?;
         parts.extensions.insert(self.cx.platform.client_of(&parts, peer));
+        let mut counted = None;
         let router = match &host {
             RequestHost::Platform => &mut self.platform,
             RequestHost::Store(name) => {
                 let route = self.cx.stores.resolve_host(name).await.map_err(from_resolve)?;
                 auth::agree_with_header(&parts, route.store_id)?;
                 serving(&route)?;
+                counted = Some(route.store_id);
                 parts.extensions.insert(route);
                 &mut self.storefront
             }
@@ -67,7 +69,12 @@ impl Entry {
         parts.extensions.insert(host);
         request = Request::from_parts(parts, body);
         match tokio::time::timeout(limit, router.call(request)).await {
-            Ok(Ok(response)) => Ok(response),
+            Ok(Ok(response)) => {
+                if let Some(store) = counted.filter(|_| !response.status().is_server_error()) {
+                    self.cx.usage.count_request(store, self.cx.clock.now().date_naive());
+                }
+                Ok(response)
+            }
             Ok(Err(never)) => match never {},
             Err(_) => Err(super::errors::timed_out()),
         }

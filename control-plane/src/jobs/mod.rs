@@ -15,7 +15,7 @@ use crate::config::MasterArgs;
 use crate::cx::{Cx, OpsCx};
 use crate::http::errors::chain;
 use crate::provisioning::jobs::WorkRun;
-use crate::{charges, credits, directory, idempotency, identity, provisioning, webhooks};
+use crate::{charges, credits, directory, idempotency, identity, provisioning, visits, webhooks};
 
 const SCHEMA: &str = "graphile_worker";
 const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -95,6 +95,12 @@ pub async fn start(cx: &Cx) -> Result<(), JobsError> {
             other => sqlx::Error::Protocol(chain(&other)),
         })
     }));
+    let period = ops.limits.charges.usage_flush;
+    cx.tasks.spawn(every(ops.clone(), period, "writing what was counted", |cx| async move {
+        charges::usage::flush(&cx).await
+    }));
+    let period = ops.limits.store_visit_poll;
+    cx.tasks.spawn(every(ops.clone(), period, "visiting stores", |cx| async move { visits::round(&cx).await }));
     let sending = &ops.limits.webhooks;
     let outbound = webhooks::outbound::Outbound::new(
         webhooks::outbound::public_roots(),

@@ -610,6 +610,7 @@ pub async fn deliveries_insert_missing(
            and not exists (select from webhook_deliveries d where d.endpoint_id = e.id and d.event_id = o.id)
          order by o.seq
          limit $6
+         for key share of o skip locked
          on conflict on constraint webhook_deliveries_event_endpoint_key do nothing",
         endpoint.as_uuid(),
         since,
@@ -689,12 +690,33 @@ pub async fn deliveries(
 }
 
 /// Forgets deliveries that ended before a moment, with their attempts, in a bounded batch.
-pub async fn deliveries_purge(conn: &mut PgConnection, before: DateTime<Utc>) -> Result<u64, sqlx::Error> {
+pub async fn deliveries_purge(conn: &mut PgConnection, before: DateTime<Utc>, limit: i64) -> Result<u64, sqlx::Error> {
     let done = sqlx::query!(
         "delete from webhook_deliveries where id in (
-             select id from webhook_deliveries where state <> 'pending' and updated_at < $1 order by updated_at limit 1000
+             select id from webhook_deliveries where state <> 'pending' and updated_at < $1 order by updated_at limit $2
          )",
         before,
+        limit,
+    )
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// Forgets events from before a moment, in a bounded batch: those that were handed out and have no delivery any more, so none
+/// that anybody is still to be told of. One that is being delivered anew at this moment is left alone.
+pub async fn events_purge(conn: &mut PgConnection, before: DateTime<Utc>, limit: i64) -> Result<u64, sqlx::Error> {
+    let done = sqlx::query!(
+        "delete from outbox_events where id in (
+             select o.id from outbox_events o
+             where o.is_fanned_out and o.created_at < $1
+               and not exists (select from webhook_deliveries d where d.event_id = o.id)
+             order by o.seq
+             limit $2
+             for update skip locked
+         )",
+        before,
+        limit,
     )
     .execute(conn)
     .await?;

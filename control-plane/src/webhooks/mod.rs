@@ -55,6 +55,9 @@ pub const MAX_ENDPOINTS: i64 = 20;
 /// The most deliveries that one request asks for again.
 pub const MAX_RESENT: i64 = 10_000;
 const MAX_URL_LEN: usize = 2048;
+/// How much is forgotten in one statement, and the most statements of one kind in one go.
+const PURGE_BATCH: i64 = 1000;
+const MAX_PURGES: usize = 50;
 /// How long the secret before signs too after a rotation, and the most that it may.
 const DEFAULT_OVERLAP: Duration = Duration::hours(24);
 const MAX_OVERLAP_S: i64 = 7 * 24 * 3600;
@@ -597,7 +600,18 @@ pub async fn keep_house(cx: &OpsCx) -> Result<(), sqlx::Error> {
     let now = cx.clock.now();
     let mut connection = cx.master.acquire().await?;
     db::secrets_purge(&mut connection, now).await?;
-    db::deliveries_purge(&mut connection, now - Duration::days(cx.limits.webhooks.webhook_retention_days)).await?;
+    let before = now - Duration::days(cx.limits.webhooks.webhook_retention_days);
+    // So many at most that what comes after it is not kept waiting for long.
+    for _ in 0..MAX_PURGES {
+        if db::deliveries_purge(&mut connection, before, PURGE_BATCH).await? == 0 {
+            break;
+        }
+    }
+    for _ in 0..MAX_PURGES {
+        if db::events_purge(&mut connection, before, PURGE_BATCH).await? == 0 {
+            break;
+        }
+    }
     #[expect(clippy::cast_precision_loss, reason = "a count for a gauge")]
     metrics::gauge!("tenantry_webhook_deliveries_pending")
         .set(db::deliveries_count_pending(&mut connection).await? as f64);
