@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod apt;
 mod generated;
 mod ready;
 mod run;
