@@ -13,8 +13,8 @@ const answers = {
     sign: ({ ask, ...vector }) => webhooks.generateTestHeaderString(vector),
     // What an event's body says, if it is signed as it should be.
     construct: ({ payload, header, secret, tolerance }) => webhooks.constructEvent(payload, header, secret, tolerance),
-    // What a message of Standard Webhooks says, if it is signed as it should be.
-    verify: ({ secret, body, headers }) => new Webhook(secret).verify(body, headers),
+    // What a message of Standard Webhooks says, if it is signed as it should be; `now` is the receiver's time, in seconds.
+    verify: ({ secret, body, headers, now }) => at(now, () => new Webhook(secret).verify(body, headers)),
     // A call of the payment provider's API, such as `checkout.sessions.create`.
     call: async ({ client, call, args }) => {
         const { key, ...config } = client;
@@ -34,6 +34,17 @@ const answers = {
         return resource.list(...args).autoPagingToArray({ limit });
     },
 };
+
+// What `work` answers when it is done at another time.
+function at(seconds, work) {
+    const clock = Date.now;
+    Date.now = () => seconds * 1000;
+    try {
+        return work();
+    } finally {
+        Date.now = clock;
+    }
+}
 
 // What somebody who uses the library can tell of an error. One that is not the library's is a fault of this program.
 function told(error) {
