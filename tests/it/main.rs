@@ -22,6 +22,7 @@ mod provisioning;
 mod purchases;
 mod scenes;
 mod secrets;
+mod signatures;
 mod soak;
 mod storefront;
 mod stores;
