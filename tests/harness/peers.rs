@@ -127,7 +127,7 @@ impl Localstripe {
         let port = running.line("localstripe's port").await;
         let address = SocketAddr::from(([127, 0, 0, 1], port.parse().expect("a port")));
         let localstripe = Self { address, _running: running };
-        localstripe.api().get("/v1/balance").await.expect_status(200);
+        localstripe.api().get("/v1/customers").await.expect_status(200);
         localstripe
     }
 

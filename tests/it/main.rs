@@ -15,6 +15,7 @@ mod hosts;
 mod identity;
 mod imports;
 mod ledger;
+mod localstripe;
 mod main_path;
 mod outages;
 mod processes;
