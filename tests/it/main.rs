@@ -7,6 +7,7 @@ mod authorization;
 mod bad_input;
 mod charges;
 mod clients;
+mod conformance;
 mod credentials;
 mod credits;
 mod described;
