@@ -47,7 +47,7 @@ fn script(name: &str) -> PathBuf {
 fn python(name: &str) -> Command {
     let folder = folder();
     let mut command = Command::new(ready(&folder).python);
-    command.arg(script(name)).env("PYTHONPATH", folder.join("python"));
+    command.arg(script(name)).env("PYTHONPATH", folder.join("python")).env("PYTHONUTF8", "1");
     command
 }
 

@@ -2,7 +2,6 @@
 // its input.
 'use strict';
 
-const readline = require('node:readline');
 const { Webhook, WebhookVerificationError } = require('standardwebhooks');
 const Stripe = require('stripe');
 
@@ -59,14 +58,21 @@ function told(error) {
 }
 
 (async () => {
-    for await (const line of readline.createInterface({ input: process.stdin })) {
-        const question = JSON.parse(line);
-        let answer;
-        try {
-            answer = { ok: await answers[question.ask](question) };
-        } catch (error) {
-            answer = { error: told(error) };
+    let rest = '';
+    process.stdin.setEncoding('utf8');
+    // Not by `readline`, for which more than a newline ends a line.
+    for await (const chunk of process.stdin) {
+        const lines = (rest + chunk).split('\n');
+        rest = lines.pop();
+        for (const line of lines) {
+            const question = JSON.parse(line);
+            let answer;
+            try {
+                answer = { ok: await answers[question.ask](question) };
+            } catch (error) {
+                answer = { error: told(error) };
+            }
+            process.stdout.write(`${JSON.stringify(answer)}\n`);
         }
-        process.stdout.write(`${JSON.stringify(answer)}\n`);
     }
 })();
