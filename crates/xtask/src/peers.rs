@@ -17,6 +17,8 @@ use crate::workspace::Workspace;
 
 /// The oldest Python that the pinned packages know.
 const PYTHON: (u32, u32) = (3, 9);
+/// Where it is looked for: one that a person has put before the system's may lack what the system's has.
+const PYTHONS: [&str; 2] = ["python3", "/usr/bin/python3"];
 /// The oldest Node that npm's `stripe` knows.
 const NODE: u32 = 20;
 /// Brings Node and npm where the machine's are missing or older.
@@ -101,14 +103,14 @@ fn ready_text(pins: &Path, python: &Interpreter, node: &Interpreter) -> anyhow::
 }
 
 fn python() -> anyhow::Result<Interpreter> {
-    let missing = match find_python() {
+    let missing = match find_python(&PYTHONS) {
         Ok(python) => return Ok(python),
         Err(missing) => missing,
     };
     if apt::is_usable()? {
         match apt::install(&["python3", "python3-pip"]) {
             Ok(()) => {
-                if let Ok(python) = find_python() {
+                if let Ok(python) = find_python(&PYTHONS) {
                     return Ok(python);
                 }
             }
@@ -126,11 +128,10 @@ fn python() -> anyhow::Result<Interpreter> {
 }
 
 /// A Python with pip; otherwise what is in the way.
-fn find_python() -> Result<Interpreter, String> {
+fn find_python(programs: &[&str]) -> Result<Interpreter, String> {
     const PROBE: &str = "import sys; print(sys.executable); print('%d.%d.%d' % sys.version_info[:3]); import pip; print(pip.__version__)";
     let mut missing = None;
-    // One that a person has put before the system's may lack what the system's has.
-    for program in ["python3", "/usr/bin/python3"] {
+    for program in programs {
         let said = said(Command::new(program).args(["-c", PROBE]));
         let mut lines = said.lines();
         let (Some(path), Some(version), pip) = (lines.next(), lines.next(), lines.next()) else { continue };
@@ -197,7 +198,7 @@ fn install_node(mut npm: Command, node: &Interpreter, pins: &Path, target: &Path
     for file in ["package.json", "package-lock.json"] {
         fs::copy(pins.join(file), target.join(file))?;
     }
-    npm.args(["ci", "--silent", "--no-audit", "--no-fund", "--ignore-scripts"]).current_dir(target);
+    npm.args(["ci", "--loglevel=error", "--no-audit", "--no-fund", "--ignore-scripts"]).current_dir(target);
     // npm starts `node` by its name.
     let before = node.program.parent().map(Path::to_owned);
     let path = env("PATH").unwrap_or_default();
@@ -207,6 +208,8 @@ fn install_node(mut npm: Command, node: &Interpreter, pins: &Path, target: &Path
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]
@@ -218,6 +221,27 @@ mod tests {
             assert!(!is_recent(bad, &[3, 9]), "{bad}");
         }
         assert!(is_recent("20.0.0", &[20]) && is_recent("100.1", &[20]) && !is_recent("9.9.9", &[20]));
+    }
+
+    #[test]
+    fn a_python_that_will_do_is_taken_and_otherwise_it_is_said_what_is_in_the_way() {
+        let dir = std::env::temp_dir().join(format!("xtask-python-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let program = |name: &str, says: &str| {
+            let path = dir.join(name);
+            fs::write(&path, format!("#!/bin/sh\nprintf '{says}'\n")).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let old = program("old", "/opt/old/python3\\n3.8.20\\n20.0\\n");
+        let bare = program("bare", "/opt/bare/python3\\n3.12.1\\n");
+        let good = program("good", "/opt/good/python3\\n3.11.2\\n23.0.1\\n");
+        let found = find_python(&[&old, &bare, &good]).unwrap();
+        assert_eq!(found, Interpreter { program: "/opt/good/python3".into(), version: "3.11.2".to_owned() });
+        assert_eq!(find_python(&[&old, &bare]).unwrap_err(), format!("{old} is 3.8.20"));
+        assert_eq!(find_python(&[&bare]).unwrap_err(), format!("{bare} (3.12.1) has no pip"));
+        assert_eq!(find_python(&["/nowhere/python3"]).unwrap_err(), "there is no python3");
+        fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
