@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 
+mod apt;
 mod generated;
+mod peers;
 mod ready;
 mod run;
 mod structure;
@@ -110,7 +112,9 @@ fn dev(workspace: &Workspace, args: &[String]) -> anyhow::Result<()> {
 }
 
 fn test(workspace: &Workspace, args: &[String]) -> anyhow::Result<()> {
-    let mut command = tests(workspace, &ready::server(workspace)?, &["--no-fail-fast"])?;
+    let (server, peers) = (ready::server(workspace)?, peers::peers(workspace)?);
+    let mut command = tests(workspace, &server, &["--no-fail-fast"])?;
+    peers.tell(&mut command);
     command.arg("--").args(args);
     run(command)
 }

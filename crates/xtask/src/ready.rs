@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 
+use crate::apt;
 use crate::run::{env, has, output, run, say};
 use crate::workspace::Workspace;
 
@@ -44,18 +45,11 @@ pub(crate) fn server(workspace: &Workspace) -> anyhow::Result<Server> {
     if let Some(bin_dir) = installed() {
         return Ok(Server { bin_dir, is_special: false });
     }
-    let is_root = output({
-        let mut id = Command::new("id");
-        id.arg("-u");
-        id
-    })?
-    .trim()
-        == "0";
-    let pgbin = if is_root { PathBuf::from(SHARED) } else { workspace.root.join("data/pgbin") };
+    let pgbin = if apt::is_root()? { PathBuf::from(SHARED) } else { workspace.root.join("data/pgbin") };
     if let Some(bin_dir) = unpacked(&pgbin) {
         return Ok(Server { bin_dir, is_special: true });
     }
-    if is_root && has("apt-get", &["--version"]) {
+    if apt::is_usable()? {
         match install_package() {
             Ok(bin_dir) => return Ok(Server { bin_dir, is_special: false }),
             Err(error) => say(&format!("xtask: apt-get did not bring PostgreSQL: {error:#}")),
@@ -108,23 +102,11 @@ fn is_complete(dir: &Path) -> bool {
 }
 
 fn install_package() -> anyhow::Result<PathBuf> {
-    say("xtask: installing PostgreSQL: apt-get install -y --no-install-recommends postgresql");
     let folder = Path::new("/etc/postgresql-common/createcluster.d");
     fs::create_dir_all(folder)?;
     // The package would make and start a cluster that nobody uses.
     fs::write(folder.join("tenantry.conf"), "create_main_cluster = false\n")?;
-    let apt = |args: &[&str]| {
-        let mut command = Command::new("apt-get");
-        command.args(args).env("DEBIAN_FRONTEND", "noninteractive");
-        command
-    };
-    let install = ["install", "-y", "--no-install-recommends", "postgresql"];
-    let is_known = has("apt-cache", &["show", "postgresql"]);
-    // Lists that are too old name files that are gone: then, too, the lists are fetched and the install is tried again.
-    if !is_known || run(apt(&install)).is_err() {
-        run(apt(&["update"]))?;
-        run(apt(&install))?;
-    }
+    apt::install(&["postgresql"])?;
     installed().context("the package is installed, but its programs are not where they should be")
 }
 

@@ -715,7 +715,6 @@ async fn refund_ask(
     let form = [
         ("payment_intent", purchase.payment_intent.clone().unwrap_or_default()),
         ("amount", refund.amount_minor.to_string()),
-        ("reason", "requested_by_customer".to_owned()),
         ("metadata[refund_id]", refund.id.to_string()),
     ];
     let key = refund.idempotency_key.clone().unwrap_or_default();

@@ -314,7 +314,8 @@ impl Answered {
             return StripeError::Refused { status, code: "unknown".to_owned() };
         };
         let kind = error.kind.unwrap_or_default();
-        if kind == "card_error" {
+        // The status is for payments that did not go through, and nothing else.
+        if kind == "card_error" || self.status == StatusCode::PAYMENT_REQUIRED {
             let code = error.code.or(error.decline_code).unwrap_or(kind);
             return StripeError::Declined {
                 code,
@@ -392,7 +393,7 @@ mod tests {
     use reqwest::header::{HeaderMap, HeaderValue};
     use reqwest::{StatusCode, Url};
 
-    use super::{is_https_or_loopback, may_be_repeated, segment};
+    use super::{Answered, StripeError, is_https_or_loopback, may_be_repeated, segment};
 
     #[test]
     fn plain_http_leads_to_loopback_only() {
@@ -425,6 +426,27 @@ mod tests {
         assert!(!may_be_repeated(StatusCode::INTERNAL_SERVER_ERROR, &said("false")));
         assert!(may_be_repeated(StatusCode::CONFLICT, &HeaderMap::new()));
         assert!(!may_be_repeated(StatusCode::PAYMENT_REQUIRED, &HeaderMap::new()));
+    }
+
+    #[test]
+    fn a_payment_that_did_not_go_through_is_told_by_its_type_or_by_the_status() {
+        let answered = |status: u16, body: &str| {
+            let status = StatusCode::from_u16(status).expect("a status");
+            Answered { status, may_be_repeated: false, retry_after: None, body: body.as_bytes().to_vec() }.refusal()
+        };
+        let declined = |error: &StripeError, wanted: &str, intent: Option<&str>| {
+            matches!(error, StripeError::Declined { code, payment_intent }
+                if code == wanted && payment_intent.as_deref() == intent)
+        };
+        let card = r#"{"error":{"type":"card_error","code":"card_declined","payment_intent":{"id":"pi_1"}}}"#;
+        assert!(declined(&answered(402, card), "card_declined", Some("pi_1")));
+        assert!(declined(&answered(400, card), "card_declined", Some("pi_1")));
+        let other = r#"{"error":{"type":"invalid_request_error","code":"card_declined","charge":"ch_1"}}"#;
+        assert!(declined(&answered(402, other), "card_declined", None));
+        for (status, body) in [(400, other), (404, "404: Not Found"), (402, "not what was agreed on")] {
+            let refused = answered(status, body);
+            assert!(matches!(&refused, StripeError::Refused { status: said, .. } if *said == status), "{refused}");
+        }
     }
 
     #[test]

@@ -17,6 +17,18 @@ use super::world::{Answered, ApiFault, World, text};
 use super::{Shared, page};
 
 const MAX_PAGE: i64 = 100;
+/// Members that name another object, and `data`, which holds the objects of a list.
+const EXPANDABLE: [&str; 9] = [
+    "balance_transaction",
+    "charge",
+    "customer",
+    "data",
+    "failure_balance_transaction",
+    "latest_charge",
+    "payment_intent",
+    "payment_method",
+    "source",
+];
 
 /// A refusal in the shape of the API's.
 #[derive(Debug, Clone)]
@@ -117,23 +129,36 @@ fn word<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
 }
 
 async fn api(State(shared): State<Arc<Shared>>, method: Method, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
-    if word(&headers, "authorization") != format!("Bearer {}", shared.options.secret_key) {
+    let mut response = call(&shared, &method, &uri, &headers, &body).await;
+    let request_id = shared.world().id("req");
+    // Libraries show these to whoever asks which call it was.
+    let echoed = ["stripe-version", "idempotency-key"].map(|name| (name, headers.get(name).cloned()));
+    for (name, value) in echoed.into_iter().chain([("request-id", HeaderValue::try_from(request_id).ok())]) {
+        if let Some(value) = value {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    response
+}
+
+async fn call(shared: &Arc<Shared>, method: &Method, uri: &Uri, headers: &HeaderMap, body: &Bytes) -> Response {
+    if word(headers, "authorization") != format!("Bearer {}", shared.options.secret_key) {
         return answer(401, &ApiError::new(401, "invalid_request_error", "Invalid API Key provided.").body(), false);
     }
-    if word(&headers, "stripe-version").is_empty() {
+    if word(headers, "stripe-version").is_empty() {
         let refused = ApiError::new(400, "invalid_request_error", "This test provider wants a Stripe-Version header.");
         return answer(400, &refused.body(), false);
     }
-    let is_change = method == Method::POST;
-    if is_change && !body.is_empty() && !word(&headers, "content-type").starts_with("application/x-www-form-urlencoded")
+    let is_change = *method == Method::POST;
+    if is_change && !body.is_empty() && !word(headers, "content-type").starts_with("application/x-www-form-urlencoded")
     {
         let refused =
             ApiError::new(400, "invalid_request_error", "Send the body as application/x-www-form-urlencoded.");
         return answer(400, &refused.body(), false);
     }
-    let sent = String::from_utf8_lossy(&body);
+    let sent = String::from_utf8_lossy(body);
     let params = Params::parse(if is_change { &sent } else { uri.query().unwrap_or_default() });
-    let key = word(&headers, "idempotency-key").to_owned();
+    let key = word(headers, "idempotency-key").to_owned();
     let fingerprint = format!("{method} {}\n{}", uri.path(), params.fingerprint());
     let (status, body, is_replay, late) = shared.act(|world| {
         if is_change
@@ -153,7 +178,7 @@ async fn api(State(shared): State<Arc<Shared>>, method: Method, uri: Uri, header
             return (status, ApiError::new(status, "api_error", "Something went wrong.").body(), false, Duration::ZERO);
         }
         let segments: Vec<&str> = uri.path().trim_start_matches("/v1/").split('/').collect();
-        let (mut status, mut body, is_kept) = match dispatch(world, &method, &segments, params) {
+        let (mut status, mut body, is_kept) = match dispatch(world, method, &segments, params) {
             Ok(body) => (200, body, true),
             Err(error) => (error.status, error.body(), error.is_kept),
         };
@@ -210,9 +235,38 @@ fn known_parameters(path: &[&str]) -> &'static [&'static str] {
     }
 }
 
-/// One call.
+/// One call, with what it wants to be told in full.
 fn dispatch(world: &mut World, method: &Method, path: &[&str], mut params: Params) -> Result<Value, ApiError> {
-    params.list("expand");
+    let wanted = params.list("expand");
+    // Before anything is done: what is refused has done nothing.
+    if let Some(name) = wanted.iter().flat_map(|path| path.split('.')).find(|name| !EXPANDABLE.contains(name)) {
+        let message = format!("This property cannot be expanded ({name}).");
+        return Err(ApiError::request("property_cannot_be_expanded", Some("expand"), message));
+    }
+    let mut answer = act(world, method, path, params)?;
+    for path in wanted {
+        expand(world, &mut answer, &path);
+    }
+    Ok(answer)
+}
+
+/// Puts the object itself where its id stands. `data.customer` is the customer of each object of a list.
+fn expand(world: &World, within: &mut Value, path: &str) {
+    if let Value::Array(items) = within {
+        items.iter_mut().for_each(|item| expand(world, item, path));
+        return;
+    }
+    let (name, rest) = path.split_once('.').unwrap_or((path, ""));
+    let Some(member) = within.get_mut(name) else { return };
+    if let Some(object) = member.as_str().and_then(|id| world.find(id)) {
+        *member = object.clone();
+    }
+    if !rest.is_empty() {
+        expand(world, member, rest);
+    }
+}
+
+fn act(world: &mut World, method: &Method, path: &[&str], mut params: Params) -> Result<Value, ApiError> {
     if method == Method::POST {
         params.check(known_parameters(path))?;
     }

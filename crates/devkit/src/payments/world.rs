@@ -145,7 +145,7 @@ impl World {
         i64::try_from((since_epoch() + self.ahead).as_secs()).unwrap_or(i64::MAX)
     }
 
-    fn id(&mut self, prefix: &str) -> String {
+    pub(super) fn id(&mut self, prefix: &str) -> String {
         self.made += 1;
         let digest = Sha256::digest(format!("{}:{}", self.salt, self.made));
         format!("{prefix}_{:06}{}", self.made, &hex::encode(digest)[..18])
