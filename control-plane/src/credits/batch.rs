@@ -2,8 +2,9 @@
 //!
 //! An account is one row, and a commit holds it for as long as the disk takes: one after the other, spends wait for each
 //! other's commits. Here they wait together: whoever comes while a commit is under way goes into the next one. A lone spend
-//! waits for nobody, there is no timer. Correctness needs none of this: nodes that batch the same account only meet at its
-//! row.
+//! waits for nobody, there is no timer. When a whole batch waits, a second commit is begun: its keys are claimed, and the
+//! answers of the one before read, while that one is on its way to the disk. Correctness needs none of this: whoever batches
+//! the same account, here or on another node, only meets the others at its row.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,6 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use kernel::{CreditTransactionId, OrganizationId, StoreId, UserId};
+use sqlx::Postgres;
+use sqlx::pool::PoolConnection;
 use tokio::sync::oneshot;
 
 use super::{CreditError, Decision, TransactionKind, db};
@@ -20,7 +23,12 @@ use crate::http::errors::chain;
 /// The most spends in one commit.
 pub const MAX_BATCH: usize = 64;
 /// The most spends of one account that wait in this process.
-const MAX_WAITING: usize = 4096;
+pub const MAX_WAITING: usize = 4096;
+/// A connection is kept for so many commits in a row: giving it back and taking it again costs a round trip, and others wait
+/// for one.
+const KEPT_FOR: usize = 16;
+/// The most commits of one account that are under way in this process. One works while another waits for the disk.
+const MAX_WORKERS: usize = 2;
 
 /// A spend that was checked and authorized.
 #[derive(Debug, Clone)]
@@ -45,12 +53,18 @@ struct Waiting {
     reply: oneshot::Sender<Result<Decision, CreditError>>,
 }
 
-/// The spends of one account that wait for the commit before theirs.
+/// The spends of one account that wait for a commit, and how many work them off.
 #[derive(Default)]
-struct Queue(Mutex<VecDeque<Waiting>>);
+struct Line {
+    waiting: VecDeque<Waiting>,
+    workers: usize,
+}
+
+#[derive(Default)]
+struct Queue(Mutex<Line>);
 
 impl Queue {
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Waiting>> {
+    fn lock(&self) -> MutexGuard<'_, Line> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -70,21 +84,17 @@ impl Batcher {
         let (reply, decided) = oneshot::channel();
         let waiting = Waiting { spend, reply };
         // The map's lock is held over both, so that a queue is not left between looking at it and joining it.
-        let begun = match self.queues.entry(organization) {
-            Entry::Occupied(found) => {
-                let mut queue = found.get().lock();
-                if queue.len() >= MAX_WAITING {
-                    metrics::counter!("tenantry_credit_spends_refused_total").increment(1);
-                    return Err(CreditError::Busy);
-                }
-                queue.push_back(waiting);
-                None
+        let begun = {
+            let queue = self.queues.entry(organization).or_default();
+            let mut line = queue.lock();
+            if line.waiting.len() >= MAX_WAITING {
+                metrics::counter!("tenantry_credit_spends_refused_total").increment(1);
+                return Err(CreditError::Busy);
             }
-            Entry::Vacant(place) => {
-                let queue = Arc::new(Queue(Mutex::new(VecDeque::from([waiting]))));
-                place.insert(Arc::clone(&queue));
-                Some(queue)
-            }
+            line.waiting.push_back(waiting);
+            let is_needed = line.workers == 0 || (line.workers < MAX_WORKERS && line.waiting.len() >= MAX_BATCH);
+            line.workers += usize::from(is_needed);
+            is_needed.then(|| Arc::clone(&queue))
         };
         if let Some(queue) = begun {
             let cx = cx.clone();
@@ -96,30 +106,53 @@ impl Batcher {
 
     /// Decides batch after batch until nobody waits.
     async fn work_off(&self, cx: &OpsCx, organization: OrganizationId, queue: &Queue) {
-        loop {
+        let mut kept = None;
+        for turn in 1_usize.. {
+            if turn.is_multiple_of(KEPT_FOR) {
+                kept = None;
+            }
             let batch: Vec<Waiting> = {
-                let mut waiting = queue.lock();
-                let count = waiting.len().min(MAX_BATCH);
-                waiting.drain(..count).collect()
+                let mut line = queue.lock();
+                let count = line.waiting.len().min(MAX_BATCH);
+                line.waiting.drain(..count).collect()
             };
             if batch.is_empty() {
-                // Whoever joins holds the map's lock for it: either they are seen here or they begin a queue of their own.
-                if self.queues.remove_if(&organization, |_, queue| queue.lock().is_empty()).is_some() {
+                if self.leave(organization, queue) {
                     return;
                 }
                 continue;
             }
             #[expect(clippy::cast_precision_loss, reason = "at most 64")]
             metrics::histogram!("tenantry_credit_batch_size").record(batch.len() as f64);
-            decide(cx, organization, batch).await;
+            decide(cx, &mut kept, organization, batch).await;
         }
+    }
+
+    /// Ends a worker, unless somebody has joined meanwhile; the last one takes the queue with it.
+    fn leave(&self, organization: OrganizationId, queue: &Queue) -> bool {
+        // Whoever joins holds the map's lock for it: either they are seen here, or they begin a worker of their own.
+        let Entry::Occupied(place) = self.queues.entry(organization) else { return true };
+        let mut line = queue.lock();
+        if !line.waiting.is_empty() {
+            return false;
+        }
+        line.workers -= 1;
+        let is_last = line.workers == 0;
+        drop(line);
+        if is_last {
+            place.remove();
+        }
+        true
     }
 }
 
-async fn decide(cx: &OpsCx, organization: OrganizationId, batch: Vec<Waiting>) {
+/// A connection that is kept while there is more to do.
+type Kept = Option<PoolConnection<Postgres>>;
+
+async fn decide(cx: &OpsCx, kept: &mut Kept, organization: OrganizationId, batch: Vec<Waiting>) {
     let (spends, replies): (Vec<Spend>, Vec<_>) =
         batch.into_iter().map(|waiting| (waiting.spend, waiting.reply)).unzip();
-    match run(cx, organization, &spends).await {
+    match run(cx, kept, organization, &spends).await {
         Ok(decisions) => {
             for (reply, decision) in replies.into_iter().zip(decisions) {
                 // Who does not wait any more asks again with the key.
@@ -130,7 +163,7 @@ async fn decide(cx: &OpsCx, organization: OrganizationId, batch: Vec<Waiting>) {
         Err(sqlx::Error::Database(error)) if spends.len() > 1 && !is_outage(&*error) => {
             tracing::debug!("a batch of {} spends is decided one by one: {error}", spends.len());
             for (spend, reply) in spends.iter().zip(replies) {
-                let decided = run(cx, organization, std::slice::from_ref(spend)).await;
+                let decided = run(cx, kept, organization, std::slice::from_ref(spend)).await;
                 let decision = decided.map_err(CreditError::from).map(|mut one| one.remove(0));
                 drop(reply.send(decision));
             }
@@ -144,9 +177,20 @@ async fn decide(cx: &OpsCx, organization: OrganizationId, batch: Vec<Waiting>) {
     }
 }
 
-async fn run(cx: &OpsCx, organization: OrganizationId, spends: &[Spend]) -> Result<Vec<Decision>, sqlx::Error> {
-    let mut connection = cx.master.acquire().await?;
-    db::spend(&mut connection, organization, spends, cx.clock.now()).await
+async fn run(
+    cx: &OpsCx,
+    kept: &mut Kept,
+    organization: OrganizationId,
+    spends: &[Spend],
+) -> Result<Vec<Decision>, sqlx::Error> {
+    let mut connection = match kept.take() {
+        Some(connection) => connection,
+        None => cx.master.acquire().await?,
+    };
+    let decisions = db::spend(&mut connection, organization, spends, cx.clock.now()).await?;
+    // After an error the pool looks at it first.
+    *kept = Some(connection);
+    Ok(decisions)
 }
 
 fn is_outage(error: &dyn sqlx::error::DatabaseError) -> bool {

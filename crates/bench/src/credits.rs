@@ -10,7 +10,7 @@ use anyhow::{Context as _, ensure};
 use clap::{Args as _, FromArgMatches as _};
 use control_plane::audit::Actor;
 use control_plane::config::Config;
-use control_plane::credits::batch::Spend;
+use control_plane::credits::batch::{MAX_BATCH, MAX_WAITING, Spend};
 use control_plane::credits::{self, GrantTo, LotKind, NewGrant, TransactionKind, TransactionStatus};
 use control_plane::cx::OpsCx;
 use devkit::{Postgres, PostgresOptions, Profile, find_binaries};
@@ -56,21 +56,32 @@ enum Variant {
     SimpleUpdate,
     HotUnbatched,
     HotBatched,
+    HotBatchedDeep,
     ManyUnbatched,
     ManyBatched,
+    ManyBatchedDeep,
 }
 
 impl Variant {
-    const ALL: [Self; 5] =
-        [Self::SimpleUpdate, Self::HotUnbatched, Self::HotBatched, Self::ManyUnbatched, Self::ManyBatched];
+    const ALL: [Self; 7] = [
+        Self::SimpleUpdate,
+        Self::HotUnbatched,
+        Self::HotBatched,
+        Self::HotBatchedDeep,
+        Self::ManyUnbatched,
+        Self::ManyBatched,
+        Self::ManyBatchedDeep,
+    ];
 
     const fn name(self) -> &'static str {
         match self {
             Self::SimpleUpdate => "pgbench simple-update",
             Self::HotUnbatched => "one account, one spend a commit",
-            Self::HotBatched => "one account, batched",
+            Self::HotBatched => "one account, batched, each client waits for its spend",
+            Self::HotBatchedDeep => "one account, batched, 64 in flight per client",
             Self::ManyUnbatched => "100 accounts, one spend a commit",
-            Self::ManyBatched => "100 accounts, batched",
+            Self::ManyBatched => "100 accounts, batched, each client waits for its spend",
+            Self::ManyBatchedDeep => "100 accounts, batched, 64 in flight per client",
         }
     }
 }
@@ -176,6 +187,11 @@ async fn accounts(cx: &OpsCx) -> anyhow::Result<Vec<OrganizationId>> {
     Ok(accounts)
 }
 
+/// How many spends are under way when each client has a whole batch of them: no more than an account lets wait.
+fn deep(clients: usize) -> usize {
+    (clients * MAX_BATCH).min(MAX_WAITING)
+}
+
 fn spend() -> Spend {
     let id = CreditTransactionId::new(SystemClock.now());
     Spend {
@@ -201,7 +217,9 @@ impl Bench {
             Variant::HotUnbatched => self.unbatched(clients, 1).await,
             Variant::ManyUnbatched => self.unbatched(clients, ACCOUNTS).await,
             Variant::HotBatched => self.batched(clients, 1).await,
+            Variant::HotBatchedDeep => self.batched(deep(clients), 1).await,
             Variant::ManyBatched => self.batched(clients, ACCOUNTS).await,
+            Variant::ManyBatchedDeep => self.batched(deep(clients), ACCOUNTS).await,
         }
     }
 
@@ -328,11 +346,13 @@ fn report(options: &CreditOptions, version: &str, figures: &[Vec<Vec<f64>>], lat
     for (at, clients) in options.clients.iter().enumerate() {
         if [8, 32].contains(clients) {
             let what = |what: &str| format!("{what}, {clients} clients");
-            let unbatched = ratios(Variant::HotBatched, Variant::HotUnbatched, at);
+            let unbatched = ratios(Variant::HotBatchedDeep, Variant::HotUnbatched, at);
             aim(what("one account, batched to unbatched"), unbatched, BATCHED_TO_UNBATCHED, true);
-            let simple = ratios(Variant::HotBatched, Variant::SimpleUpdate, at);
+            let simple = ratios(Variant::HotBatchedDeep, Variant::SimpleUpdate, at);
             aim(what("one account, batched to simple-update"), simple, HOT_TO_SIMPLE, true);
-            let many = ratios(Variant::ManyBatched, Variant::SimpleUpdate, at);
+            let many = ratios(Variant::ManyUnbatched, Variant::SimpleUpdate, at);
+            aim(what("100 accounts, one spend a commit, to simple-update"), many, MANY_TO_SIMPLE, true);
+            let many = ratios(Variant::ManyBatchedDeep, Variant::SimpleUpdate, at);
             aim(what("100 accounts, batched to simple-update"), many, MANY_TO_SIMPLE, true);
         }
     }
@@ -347,7 +367,9 @@ fn report(options: &CreditOptions, version: &str, figures: &[Vec<Vec<f64>>], lat
     let conditions = format!(
         "# Credits\n\nWritten by `cargo xtask bench credits`: {} rounds of {} s each, interleaved; PostgreSQL {version}, fsync and \
          synchronous_commit on, load and server on the same processors. A spend claims its key, takes lots, writes entries and \
-         extends the chain.",
+         extends the chain. pgbench and the unbatched spends have a connection for each client, and each waits for its commit. A \
+         batch is as large as what waits: at most the number of clients when each waits for its spend, up to {MAX_BATCH} when \
+         each has {MAX_BATCH} in flight ({MAX_WAITING} in all at most); the aims are read there.",
         options.rounds, options.seconds
     );
     [conditions, aims.text(), table.text(), waits.text()].join("\n\n") + "\n"
