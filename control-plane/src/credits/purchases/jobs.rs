@@ -5,7 +5,7 @@ use chrono::Duration;
 use kernel::{PurchaseId, PurchaseRefundId};
 
 use super::events::{self, EventSource};
-use super::{CHECK_PERIOD, Payments, PurchaseError, PurchaseState, REFUND_CHECK, books, db, recon, refund_of};
+use super::{CHECK_PERIOD, Payments, PurchaseError, PurchaseState, REFUND_CHECK, db, recon, refund_of};
 use crate::credits::CreditError;
 use crate::cx::OpsCx;
 
@@ -83,10 +83,7 @@ async fn check_purchase(cx: &OpsCx, payments: &Payments, id: PurchaseId) -> Resu
         Err(error) => return Err(error),
     };
     if is_unknown && purchase.created_at + GIVE_UP < now {
-        let mut tx = cx.master.begin().await?;
-        let mut purchase = db::purchase_lock(&mut tx, id).await?.ok_or(PurchaseError::NotFound)?;
-        books::learn_nothing(&mut tx, &mut purchase, now).await?;
-        tx.commit().await?;
+        super::learn_nothing(cx, id).await?;
     }
     Ok(())
 }

@@ -174,6 +174,50 @@ pub struct Purchase {
     pub completed_at: Option<DateTime<Utc>>,
 }
 
+impl Purchase {
+    /// An order of a pack as it is before anybody was asked for anything. What was asked for says its hash.
+    fn of_pack(organization_id: OrganizationId, pack: &Pack, request_hash: &[u8], now: DateTime<Utc>) -> Self {
+        let id = PurchaseId::new(now);
+        Self {
+            id,
+            organization_id,
+            user_id: None,
+            pack_id: pack.id,
+            pack_version: pack.version,
+            credits: pack.credits,
+            bonus_credits: pack.bonus_credits,
+            amount_minor: pack.price_minor,
+            tax_minor: 0,
+            currency: pack.currency.clone(),
+            state: PurchaseState::Created,
+            is_auto: false,
+            customer_ref: None,
+            checkout_session: None,
+            checkout_url: None,
+            payment_intent: None,
+            charge_ref: None,
+            failure: None,
+            success_url: None,
+            cancel_url: None,
+            request_hash: request_hash.to_vec(),
+            idempotency_key: format!("purchase:{id}"),
+            called_at: None,
+            transaction_id: None,
+            paid_lot_id: None,
+            bonus_lot_id: None,
+            charge_refunded_minor: 0,
+            refunded_minor: 0,
+            refunded_credits: 0,
+            refunded_bonus: 0,
+            refund_steps: 0,
+            next_check_at: Some(now + CHECK_PERIOD),
+            created_at: now,
+            updated_at: now,
+            completed_at: None,
+        }
+    }
+}
+
 /// How a refund stands; a later one is never followed by an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, sqlx::Type, utoipa::ToSchema)]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
@@ -334,44 +378,9 @@ pub async fn purchase_create(
     }
     let pack = db::pack_find(&mut tx, body.pack_id).await?;
     let pack = pack.filter(|pack| pack.retired_at.is_none()).ok_or(PurchaseError::PackNotFound)?;
-    let id = PurchaseId::new(now);
-    let purchase = Purchase {
-        id,
-        organization_id,
-        user_id: Some(by.user.id),
-        pack_id: pack.id,
-        pack_version: pack.version,
-        credits: pack.credits,
-        bonus_credits: pack.bonus_credits,
-        amount_minor: pack.price_minor,
-        tax_minor: 0,
-        currency: pack.currency.clone(),
-        state: PurchaseState::Created,
-        is_auto: false,
-        customer_ref: None,
-        checkout_session: None,
-        checkout_url: None,
-        payment_intent: None,
-        charge_ref: None,
-        failure: None,
-        success_url,
-        cancel_url,
-        request_hash: hash.to_vec(),
-        idempotency_key: format!("purchase:{id}"),
-        called_at: None,
-        transaction_id: None,
-        paid_lot_id: None,
-        bonus_lot_id: None,
-        charge_refunded_minor: 0,
-        refunded_minor: 0,
-        refunded_credits: 0,
-        refunded_bonus: 0,
-        refund_steps: 0,
-        next_check_at: Some(now + CHECK_PERIOD),
-        created_at: now,
-        updated_at: now,
-        completed_at: None,
-    };
+    let order = Purchase::of_pack(organization_id, &pack, &hash, now);
+    let purchase = Purchase { user_id: Some(by.user.id), success_url, cancel_url, ..order };
+    let id = purchase.id;
     if !db::purchase_insert(&mut tx, &purchase, &key).await? {
         // Somebody else was first with the same key.
         tx.commit().await?;
@@ -408,7 +417,7 @@ async fn checkout_open(cx: &OpsCx, payments: &Payments, id: PurchaseId) -> Resul
     if purchase.state != PurchaseState::Created || purchase.is_auto {
         return Ok(purchase);
     }
-    let customer = customer_of(cx, payments, &purchase).await?;
+    let customer = customer_of(cx, payments, purchase.organization_id).await?;
     let mut tx = cx.master.begin().await?;
     let mut purchase = db::purchase_lock(&mut tx, id).await?.ok_or(PurchaseError::NotFound)?;
     let was_called = purchase.called_at.is_some();
@@ -424,7 +433,7 @@ async fn checkout_open(cx: &OpsCx, payments: &Payments, id: PurchaseId) -> Resul
         Some(session) => session,
         None => session_create(cx, payments, &mut purchase, &pack, customer).await?,
     };
-    learn(cx, id, &Learned { session: Some(&session), intent: None }).await
+    learn(cx, id, &Learned { session: Some(&session), ..Learned::default() }).await
 }
 
 async fn session_create(
@@ -439,10 +448,8 @@ async fn session_create(
         Err(StripeError::Refused { code, .. }) if code == "resource_missing" => {}
         outcome => return Ok(outcome?),
     }
-    // Somebody has deleted the customer there: the buyer becomes a new one, once.
-    let new = customer_make(payments, purchase.organization_id, &format!(":{customer}")).await?;
+    let new = customer_renew(cx, payments, purchase.organization_id, &customer).await?;
     let mut tx = cx.master.begin().await?;
-    db::customer_replace(&mut tx, purchase.organization_id, &customer, &new).await?;
     *purchase = db::purchase_lock(&mut tx, purchase.id).await?.ok_or(PurchaseError::NotFound)?;
     if purchase.checkout_session.is_none() {
         purchase.customer_ref = Some(new.clone());
@@ -484,9 +491,8 @@ fn session_form(payments: &Payments, purchase: &Purchase, pack: &Pack, customer:
     form
 }
 
-/// Who the buyer is to the provider.
-async fn customer_of(cx: &OpsCx, payments: &Payments, purchase: &Purchase) -> Result<String, PurchaseError> {
-    let organization = purchase.organization_id;
+/// Who an organization is to the provider.
+async fn customer_of(cx: &OpsCx, payments: &Payments, organization: OrganizationId) -> Result<String, PurchaseError> {
     if let Some(known) = db::customer_find(&mut *cx.master.acquire().await?, organization).await? {
         return Ok(known);
     }
@@ -496,12 +502,25 @@ async fn customer_of(cx: &OpsCx, payments: &Payments, purchase: &Purchase) -> Re
     Ok(db::customer_find(&mut connection, organization).await?.ok_or(sqlx::Error::RowNotFound)?)
 }
 
+/// Somebody has deleted the customer there: the organization becomes a new one, once.
+async fn customer_renew(
+    cx: &OpsCx,
+    payments: &Payments,
+    organization: OrganizationId,
+    old: &str,
+) -> Result<String, PurchaseError> {
+    let new = customer_make(payments, organization, &format!(":{old}")).await?;
+    db::customer_replace(&mut *cx.master.acquire().await?, organization, old, &new).await?;
+    Ok(new)
+}
+
 async fn customer_make(payments: &Payments, organization: OrganizationId, suffix: &str) -> Result<String, StripeError> {
     let form = [("metadata[organization_id]", organization.to_string())];
     Ok(payments.stripe.customer_create(&format!("customer:{organization}{suffix}"), &form).await?.id)
 }
 
 /// What the provider answered about a purchase.
+#[derive(Default)]
 struct Learned<'a> {
     session: Option<&'a Session>,
     intent: Option<&'a PaymentIntent>,
@@ -521,6 +540,15 @@ async fn learn(cx: &OpsCx, id: PurchaseId, learned: &Learned<'_>) -> Result<Purc
     let intent = purchase.payment_intent.clone();
     events::apply_waiting(&mut tx, intent.as_deref(), now).await?;
     let purchase = db::purchase_find(&mut tx, id).await?.ok_or(PurchaseError::NotFound)?;
+    tx.commit().await?;
+    Ok(purchase)
+}
+
+/// Ends a purchase that the provider has never heard of.
+async fn learn_nothing(cx: &OpsCx, id: PurchaseId) -> Result<Purchase, PurchaseError> {
+    let mut tx = cx.master.begin().await?;
+    let mut purchase = db::purchase_lock(&mut tx, id).await?.ok_or(PurchaseError::NotFound)?;
+    books::learn_nothing(&mut tx, &mut purchase, cx.clock.now()).await?;
     tx.commit().await?;
     Ok(purchase)
 }
