@@ -39,7 +39,7 @@ const REFUND_POINTER: &str = "refund_id";
 /// Where Stripe puts the id of the session into the address of the success page.
 const SESSION_PLACE: &str = "{CHECKOUT_SESSION_ID}";
 /// An unfinished purchase is looked at at the provider so often.
-const CHECK_PERIOD: chrono::Duration = chrono::Duration::hours(1);
+pub(super) const CHECK_PERIOD: chrono::Duration = chrono::Duration::hours(1);
 /// A refund whose outcome is not known is looked at so soon.
 const REFUND_CHECK: chrono::Duration = chrono::Duration::minutes(2);
 const MAX_URL: usize = 2000;
@@ -54,6 +54,10 @@ pub struct Payments {
     pub sweep: Duration,
     /// How often the books are compared.
     pub reconcile: Duration,
+    /// How often it is looked at who runs out of credits.
+    pub top_up: Duration,
+    /// How long an automatic top-up waits after a decline, and after one more.
+    pub top_up_backoffs: [chrono::Duration; 2],
 }
 
 impl Payments {
@@ -70,8 +74,20 @@ impl Payments {
         if !is_https_or_loopback(&public_url) {
             return Err(invalid("must be https, or http at loopback".to_owned()));
         }
-        let (sweep, reconcile) = (args.payment_sweep, args.payment_reconcile);
-        Ok(Some(Self { stripe, public_url, sweep, reconcile }))
+        let wait = |name, wait: Duration| {
+            chrono::Duration::from_std(wait).map_err(|_| ConfigError::Invalid { name, why: "is too long".to_owned() })
+        };
+        Ok(Some(Self {
+            stripe,
+            public_url,
+            sweep: args.payment_sweep,
+            reconcile: args.payment_reconcile,
+            top_up: args.top_up_poll,
+            top_up_backoffs: [
+                wait("TOP_UP_FIRST_BACKOFF_S", args.top_up_first_backoff)?,
+                wait("TOP_UP_SECOND_BACKOFF_S", args.top_up_second_backoff)?,
+            ],
+        }))
     }
 
     fn success_page(&self, purchase: PurchaseId) -> String {
@@ -149,6 +165,10 @@ pub struct Purchase {
     pub currency: String,
     pub state: PurchaseState,
     pub is_auto: bool,
+    /// Whether the card that it is paid with becomes the organization's.
+    pub saves_card: bool,
+    /// The card that an automatic one is paid with.
+    pub payment_method: Option<String>,
     pub customer_ref: Option<String>,
     pub checkout_session: Option<String>,
     pub checkout_url: Option<String>,
@@ -176,7 +196,12 @@ pub struct Purchase {
 
 impl Purchase {
     /// An order of a pack as it is before anybody was asked for anything. What was asked for says its hash.
-    fn of_pack(organization_id: OrganizationId, pack: &Pack, request_hash: &[u8], now: DateTime<Utc>) -> Self {
+    pub(super) fn of_pack(
+        organization_id: OrganizationId,
+        pack: &Pack,
+        request_hash: &[u8],
+        now: DateTime<Utc>,
+    ) -> Self {
         let id = PurchaseId::new(now);
         Self {
             id,
@@ -191,6 +216,8 @@ impl Purchase {
             currency: pack.currency.clone(),
             state: PurchaseState::Created,
             is_auto: false,
+            saves_card: false,
+            payment_method: None,
             customer_ref: None,
             checkout_session: None,
             checkout_url: None,
@@ -331,7 +358,7 @@ impl From<Fault> for PurchaseError {
     }
 }
 
-fn payments(cx: &OpsCx) -> Result<&Payments, PurchaseError> {
+pub(super) fn payments(cx: &OpsCx) -> Result<&Payments, PurchaseError> {
     cx.payments.as_ref().ok_or(PurchaseError::NotConfigured)
 }
 
@@ -369,7 +396,14 @@ pub async fn purchase_create(
         return Err(CreditError::NotManager.into());
     }
     let payments = payments(cx)?;
-    let hash = request_hash("purchase_create", &(organization_id, body.pack_id, &success_url, &cancel_url))?;
+    let asked = (organization_id, body.pack_id, &success_url, &cancel_url);
+    let saves_card = body.save_card.unwrap_or(false);
+    // Keys outlive releases: what is asked for as ever has the hash that it ever had.
+    let hash = if saves_card {
+        request_hash("purchase_create", &(asked, "save_card"))
+    } else {
+        request_hash("purchase_create", &asked)
+    }?;
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
     if let Some(known) = db::purchase_of_key(&mut tx, organization_id, &key).await? {
@@ -379,7 +413,7 @@ pub async fn purchase_create(
     let pack = db::pack_find(&mut tx, body.pack_id).await?;
     let pack = pack.filter(|pack| pack.retired_at.is_none()).ok_or(PurchaseError::PackNotFound)?;
     let order = Purchase::of_pack(organization_id, &pack, &hash, now);
-    let purchase = Purchase { user_id: Some(by.user.id), success_url, cancel_url, ..order };
+    let purchase = Purchase { user_id: Some(by.user.id), saves_card, success_url, cancel_url, ..order };
     let id = purchase.id;
     if !db::purchase_insert(&mut tx, &purchase, &key).await? {
         // Somebody else was first with the same key.
@@ -407,7 +441,7 @@ async fn purchase_repeat(
     Ok((checkout_open(cx, payments, id).await?, false))
 }
 
-async fn find(cx: &OpsCx, id: PurchaseId) -> Result<Purchase, PurchaseError> {
+pub(super) async fn find(cx: &OpsCx, id: PurchaseId) -> Result<Purchase, PurchaseError> {
     db::purchase_find(&mut *cx.master.acquire().await?, id).await?.ok_or(PurchaseError::NotFound)
 }
 
@@ -488,11 +522,18 @@ fn session_form(payments: &Payments, purchase: &Purchase, pack: &Pack, customer:
         ("line_items[0][price_data][product_data][tax_code]", pack.tax_code.clone()),
     ];
     form.extend(purchase.cancel_url.clone().map(|url| ("cancel_url", url)));
+    if purchase.saves_card {
+        form.push(("payment_intent_data[setup_future_usage]", "off_session".to_owned()));
+    }
     form
 }
 
 /// Who an organization is to the provider.
-async fn customer_of(cx: &OpsCx, payments: &Payments, organization: OrganizationId) -> Result<String, PurchaseError> {
+pub(super) async fn customer_of(
+    cx: &OpsCx,
+    payments: &Payments,
+    organization: OrganizationId,
+) -> Result<String, PurchaseError> {
     if let Some(known) = db::customer_find(&mut *cx.master.acquire().await?, organization).await? {
         return Ok(known);
     }
@@ -503,7 +544,7 @@ async fn customer_of(cx: &OpsCx, payments: &Payments, organization: Organization
 }
 
 /// Somebody has deleted the customer there: the organization becomes a new one, once.
-async fn customer_renew(
+pub(super) async fn customer_renew(
     cx: &OpsCx,
     payments: &Payments,
     organization: OrganizationId,
@@ -521,13 +562,15 @@ async fn customer_make(payments: &Payments, organization: OrganizationId, suffix
 
 /// What the provider answered about a purchase.
 #[derive(Default)]
-struct Learned<'a> {
-    session: Option<&'a Session>,
-    intent: Option<&'a PaymentIntent>,
+pub(super) struct Learned<'a> {
+    pub session: Option<&'a Session>,
+    pub intent: Option<&'a PaymentIntent>,
+    /// Why it was refused, and the payment that was.
+    pub refusal: Option<(&'a str, Option<&'a str>)>,
 }
 
 /// Makes a purchase follow what was learned, and what had waited for that.
-async fn learn(cx: &OpsCx, id: PurchaseId, learned: &Learned<'_>) -> Result<Purchase, PurchaseError> {
+pub(super) async fn learn(cx: &OpsCx, id: PurchaseId, learned: &Learned<'_>) -> Result<Purchase, PurchaseError> {
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
     let mut purchase = db::purchase_lock(&mut tx, id).await?.ok_or(PurchaseError::NotFound)?;
@@ -537,6 +580,9 @@ async fn learn(cx: &OpsCx, id: PurchaseId, learned: &Learned<'_>) -> Result<Purc
     if let Some(intent) = learned.intent {
         books::learn_intent(&mut tx, &mut purchase, intent, now).await?;
     }
+    if let Some((why, intent)) = learned.refusal {
+        books::learn_refusal(&mut tx, &mut purchase, why, intent, now).await?;
+    }
     let intent = purchase.payment_intent.clone();
     events::apply_waiting(&mut tx, intent.as_deref(), now).await?;
     let purchase = db::purchase_find(&mut tx, id).await?.ok_or(PurchaseError::NotFound)?;
@@ -545,7 +591,7 @@ async fn learn(cx: &OpsCx, id: PurchaseId, learned: &Learned<'_>) -> Result<Purc
 }
 
 /// Ends a purchase that the provider has never heard of.
-async fn learn_nothing(cx: &OpsCx, id: PurchaseId) -> Result<Purchase, PurchaseError> {
+pub(super) async fn learn_nothing(cx: &OpsCx, id: PurchaseId) -> Result<Purchase, PurchaseError> {
     let mut tx = cx.master.begin().await?;
     let mut purchase = db::purchase_lock(&mut tx, id).await?.ok_or(PurchaseError::NotFound)?;
     books::learn_nothing(&mut tx, &mut purchase, cx.clock.now()).await?;
@@ -558,7 +604,7 @@ async fn check(cx: &OpsCx, payments: &Payments, id: PurchaseId) -> Result<Purcha
     let purchase = find(cx, id).await?;
     let session = match (&purchase.checkout_session, &purchase.customer_ref) {
         (Some(session), _) => Some(payments.stripe.session_get(session).await?),
-        (None, Some(customer)) if !purchase.is_auto => session_find(payments, customer, id).await?,
+        (None, Some(customer)) => session_find(payments, customer, id).await?,
         _ => None,
     };
     let paid_by = session.as_ref().and_then(|session| session.payment_intent.as_ref()).map(Reference::id);
@@ -566,7 +612,7 @@ async fn check(cx: &OpsCx, payments: &Payments, id: PurchaseId) -> Result<Purcha
         Some(intent) => Some(payments.stripe.payment_intent_get(intent).await?),
         None => None,
     };
-    learn(cx, id, &Learned { session: session.as_ref(), intent: intent.as_ref() }).await
+    learn(cx, id, &Learned { session: session.as_ref(), intent: intent.as_ref(), refusal: None }).await
 }
 
 /// A purchase of an organization that somebody belongs to.
