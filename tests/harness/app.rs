@@ -180,8 +180,13 @@ impl TestApp {
 
     /// Another node on the same master.
     pub async fn other_node(&self) -> Node {
+        self.other_node_with(&[]).await
+    }
+
+    /// The same with further options of `tenantry serve`.
+    pub async fn other_node_with(&self, arguments: &[String]) -> Node {
         let metrics = METRICS.get().expect("this node has it").clone();
-        Node::start(config(&self.master.url(), &[]), Arc::<TestClock>::clone(&self.clock), metrics)
+        Node::start(config(&self.master.url(), arguments), Arc::<TestClock>::clone(&self.clock), metrics)
             .await
             .unwrap_or_else(|error| panic!("the other node did not start: {error}"))
     }

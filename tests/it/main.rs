@@ -25,4 +25,5 @@ mod secrets;
 mod soak;
 mod storefront;
 mod stores;
+mod top_ups;
 mod webhooks;
