@@ -194,3 +194,20 @@ pub struct List<T> {
     #[serde(default)]
     pub has_more: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::failure_code;
+
+    #[test]
+    fn a_failure_is_said_by_its_wider_code_unless_the_owner_is_asked_for() {
+        let code = |wide: Option<&str>, narrow: Option<&str>| {
+            failure_code(wide.map(str::to_owned), narrow.map(str::to_owned)).unwrap_or_default()
+        };
+        assert_eq!(code(Some("card_declined"), Some("insufficient_funds")), "card_declined");
+        assert_eq!(code(Some("card_declined"), Some("authentication_required")), "authentication_required");
+        assert_eq!(code(Some("authentication_required"), None), "authentication_required");
+        assert_eq!(code(None, Some("generic_decline")), "generic_decline");
+        assert_eq!(code(None, None), "");
+    }
+}

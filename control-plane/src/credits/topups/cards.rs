@@ -82,13 +82,13 @@ pub async fn find(cx: &OpsCx, organization: OrganizationId) -> Result<Card, TopU
 /// Makes a card the organization's, after the provider has said that it is its customer's. That one is not known and that it is
 /// somebody else's is the same answer.
 pub async fn set(cx: &OpsCx, by: UserId, organization: OrganizationId, method: &str) -> Result<Card, TopUpError> {
-    let payments = purchases::payments(cx)?;
     let is_name = method.len() <= MAX_METHOD
         && method.starts_with("pm_")
         && method.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     if !is_name {
         return Err(TopUpError::CardUnknown);
     }
+    let payments = purchases::payments(cx)?;
     let mut connection = cx.master.acquire().await?;
     let customer = purchases::db::customer_find(&mut connection, organization).await?.ok_or(TopUpError::CardUnknown)?;
     if db::removal_is_pending(&mut connection, method).await? {

@@ -218,8 +218,8 @@ pub struct NewRule {
 
 /// Sets the rule of an organization; what was declined before is forgotten.
 pub async fn set(cx: &OpsCx, by: UserId, organization: OrganizationId, new: &NewRule) -> Result<TopUp, TopUpError> {
-    purchases::payments(cx)?;
     let threshold = check_amount(new.threshold, "/threshold")?;
+    purchases::payments(cx)?;
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
     let pack = orders::pack_find(&mut tx, new.pack_id).await?.filter(|pack| pack.retired_at.is_none());
