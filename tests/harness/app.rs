@@ -183,10 +183,11 @@ impl TestApp {
         self.other_node_with(&[]).await
     }
 
-    /// The same with further options of `tenantry serve`.
-    pub async fn other_node_with(&self, arguments: &[String]) -> Node {
+    /// Another node on the same master, with further options.
+    pub async fn other_node_with(&self, arguments: &[&str]) -> Node {
         let metrics = METRICS.get().expect("this node has it").clone();
-        Node::start(config(&self.master.url(), arguments), Arc::<TestClock>::clone(&self.clock), metrics)
+        let arguments: Vec<String> = arguments.iter().map(|&text| text.to_owned()).collect();
+        Node::start(config(&self.master.url(), &arguments), Arc::<TestClock>::clone(&self.clock), metrics)
             .await
             .unwrap_or_else(|error| panic!("the other node did not start: {error}"))
     }

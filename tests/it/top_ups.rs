@@ -321,8 +321,9 @@ async fn a_hundred_spends_at_once_on_two_nodes_buy_one_pack() {
     let busy = ["--top-up-poll-ms", "5"];
     let agency = Agency::at(provider, &busy).await;
     let shop = &agency.shop;
-    let mut arguments = arguments_of(&shop.provider);
-    arguments.extend(busy.iter().chain(&["--access-token-ttl-s", "10000000"]).map(|&text| text.to_owned()));
+    let arguments = arguments_of(&shop.provider);
+    let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    arguments.extend(busy);
     let other = shop.app.other_node_with(&arguments).await;
     give(&shop.app, &agency.store, 1000).await;
     agency.card(GOOD).await;
@@ -637,8 +638,9 @@ async fn who_dies_before_the_provider_is_reached_leaves_one_charge_to_others() {
     dying.abort();
     assert!(dying.await.unwrap_err().is_cancelled());
     proxy.mend();
-    let mut arguments = arguments_of(&shop.provider);
-    arguments.extend(["--top-up-poll-ms", "5"].map(str::to_owned));
+    let arguments = arguments_of(&shop.provider);
+    let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    arguments.extend(["--top-up-poll-ms", "5"]);
     agency.pass(TimeDelta::seconds(61));
     let other = shop.app.other_node_with(&arguments).await;
     eventually("the credits", || async { (agency.available().await == 500).then_some(()) }).await;
