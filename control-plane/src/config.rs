@@ -275,6 +275,15 @@ pub struct PaymentArgs {
     /// How often Stripe's books are compared with ours, in seconds
     #[arg(long = "payment-reconcile-s", env = "PAYMENT_RECONCILE_S", default_value = "3600", value_parser = seconds)]
     pub payment_reconcile: Duration,
+    /// How often it is looked at which organizations run out of credits and have set an automatic top-up, in milliseconds
+    #[arg(long = "top-up-poll-ms", env = "TOP_UP_POLL_MS", default_value = "5000", value_parser = millis)]
+    pub top_up_poll: Duration,
+    /// How long an automatic top-up waits after a payment was declined, in seconds
+    #[arg(long = "top-up-first-backoff-s", env = "TOP_UP_FIRST_BACKOFF_S", default_value = "3600", value_parser = seconds)]
+    pub top_up_first_backoff: Duration,
+    /// How long it waits after a second decline, in seconds; after a third it is off
+    #[arg(long = "top-up-second-backoff-s", env = "TOP_UP_SECOND_BACKOFF_S", default_value = "21600", value_parser = seconds)]
+    pub top_up_second_backoff: Duration,
     /// How browsers reach the platform, for pages that Stripe leads back to [default: http://localhost and the port of LISTEN]
     #[arg(long, env = "PUBLIC_URL")]
     pub public_url: Option<String>,

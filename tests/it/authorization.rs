@@ -109,6 +109,13 @@ const CASES: &[Case] = &[
     case("webhook_delivery_resend", Who::Manager, 202),
     case("webhook_resend_since", Who::Manager, 202),
     case("webhook_endpoint_delete", Who::Manager, 204),
+    case("credit_payment_method_setup", Who::Manager, 201),
+    case("credit_payment_method_set", Who::Manager, 200),
+    case("credit_payment_method_get", Who::Member, 200),
+    case("credit_top_up_set", Who::Manager, 200),
+    case("credit_top_up_get", Who::Member, 200),
+    case("credit_top_up_remove", Who::Manager, 204),
+    case("credit_payment_method_remove", Who::Manager, 204),
     case("credit_pack_list", Who::SignedIn, 200),
     case("credit_purchase_create", Who::Manager, 201),
     case("credit_purchase_list", Who::Member, 200),
@@ -222,6 +229,8 @@ struct Scene {
     pack: Value,
     purchase: Value,
     session: String,
+    /// The card that it was paid with, and that pays for top-ups.
+    card: String,
     /// It lives as long as the store that failed to connect to it.
     _brought: TestDatabase,
 }
@@ -262,19 +271,26 @@ impl Scene {
         let test = owner.api.send(Method::POST, &format!("/api/webhooks/endpoints/{endpoint}/test"), None).await;
         let endpoint = [endpoint, text(&test.expect_status(202)["id"]).to_owned()];
         let pack = owner.api.get("/api/credits/packs").await.expect_status(200)["data"][0]["id"].clone();
-        let ordered =
-            owner.api.with("idempotency-key", "scene").post("/api/credits/purchase", json!({ "packId": pack })).await;
+        let ordered = owner
+            .api
+            .with("idempotency-key", "scene")
+            .post("/api/credits/purchase", json!({ "packId": pack, "saveCard": true }))
+            .await;
         let ordered = ordered.expect_status(201);
         let session = text(&ordered["checkoutUrl"]).rsplit('/').next().unwrap().to_owned();
         provider.checkout(&session, Checkout::Pay).unwrap();
         let purchase = ordered["purchase"]["id"].clone();
         let page = format!("/api/credits/purchases/{}/success?session_id={session}", text(&purchase));
         assert_eq!(app.api().get(&page).await.status, 200);
+        let rule = json!({ "threshold": 1, "packId": pack, "monthlyCapMinor": 1_000_000 });
+        owner.api.send(Method::PUT, "/api/credits/top-up", Some(rule)).await.expect_status(200);
+        let card = text(&provider.objects("payment_method")[0]["id"]).to_owned();
         Self {
             provider,
             pack,
             purchase,
             session,
+            card,
             app,
             owner,
             pending,
@@ -344,6 +360,8 @@ impl Scene {
             "credit_purchase_create" => {
                 Some(json!({ "packId": self.pack, "organizationId": self.owner.organization_id() }))
             }
+            "credit_payment_method_set" => Some(json!({ "paymentMethod": self.card })),
+            "credit_top_up_set" => Some(json!({ "threshold": 1, "packId": self.pack, "monthlyCapMinor": 1_000_000 })),
             "ops_purchase_refund" => Some(json!({})),
             "ops_credit_grant" => Some(json!({ "storeId": store, "amount": 5, "reason": "a gift" })),
             "ops_charge_price_set" => Some(json!({ "service": "store-day", "amount": 1 })),
@@ -360,6 +378,13 @@ impl Scene {
             | "credit_budget_list"
             | "credit_budget_set"
             | "credit_alerts_set"
+            | "credit_payment_method_setup"
+            | "credit_payment_method_set"
+            | "credit_payment_method_get"
+            | "credit_payment_method_remove"
+            | "credit_top_up_set"
+            | "credit_top_up_get"
+            | "credit_top_up_remove"
             | "webhook_endpoint_list"
             | "credit_purchase_list" => {
                 path.push_str(&format!("?organizationId={}", self.owner.organization_id()));

@@ -312,6 +312,10 @@ fn sound_body(scene: &Scene, operation: &str) -> Value {
             "packId": CreditPackId::new(scene.app.clock.now()), "organizationId": scene.admin.organization_id(),
             "successUrl": "https://agency.example/paid", "cancelUrl": "https://agency.example/away"
         }),
+        "credit_payment_method_set" => json!({ "paymentMethod": "pm_guess" }),
+        "credit_top_up_set" => json!({
+            "threshold": 1, "packId": CreditPackId::new(scene.app.clock.now()), "monthlyCapMinor": 1, "isEnabled": false
+        }),
         "ops_purchase_refund" => json!({ "amountMinor": 1, "reason": "They asked." }),
         other => panic!("{other} reads a body that this test does not know"),
     }

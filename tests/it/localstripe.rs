@@ -172,7 +172,6 @@ async fn what_it_does_not_have_is_a_refusal_and_nothing_else() {
     let refusals = [
         ("checkout", 404, stripe.session_create("key", &[("mode", "payment".to_owned())]).await.map(drop)),
         ("a customer's sessions", 404, stripe.sessions_of(&customer.id).await.map(drop)),
-        ("a customer's payments", 400, stripe.payment_intents_of(&customer.id).await.map(drop)),
         ("a description", 400, stripe.payment_intent_create("key", &described).await.map(drop)),
         ("events by their types", 400, stripe.events(&TYPES, now, false, None).await.map(drop)),
         ("events that nobody took", 400, stripe.events(&[], now, true, None).await.map(drop)),

@@ -29,4 +29,5 @@ mod signatures;
 mod soak;
 mod storefront;
 mod stores;
+mod top_ups;
 mod webhooks;

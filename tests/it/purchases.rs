@@ -17,6 +17,12 @@ use crate::scenes::{count, join, text};
 /// The provider of a test, and the arguments that lead a node to it.
 pub(crate) async fn provider() -> (TestPayments, Vec<String>) {
     let provider = TestPayments::start(TestPaymentsOptions::default()).await.unwrap();
+    let arguments = arguments_of(&provider);
+    (provider, arguments)
+}
+
+/// The arguments that lead a node to a provider.
+pub(crate) fn arguments_of(provider: &TestPayments) -> Vec<String> {
     let options = provider.options();
     let arguments = [
         "--stripe-secret-key",
@@ -32,9 +38,10 @@ pub(crate) async fn provider() -> (TestPayments, Vec<String>) {
         "100000",
         "--payment-reconcile-s",
         "100000",
+        "--top-up-poll-ms",
+        "100000000",
     ];
-    let arguments = arguments.map(str::to_owned).to_vec();
-    (provider, arguments)
+    arguments.map(str::to_owned).to_vec()
 }
 
 /// Where a node takes webhooks.
@@ -43,28 +50,34 @@ pub(crate) fn webhook_url(app: &TestApp) -> String {
 }
 
 /// An agency that can buy.
-struct Shop {
-    app: TestApp,
-    provider: TestPayments,
-    owner: Owner,
-    packs: BTreeMap<String, Value>,
+pub(crate) struct Shop {
+    pub(crate) app: TestApp,
+    pub(crate) provider: TestPayments,
+    pub(crate) owner: Owner,
+    pub(crate) packs: BTreeMap<String, Value>,
 }
 
 impl Shop {
     /// With webhooks that come as they should.
-    async fn open() -> Self {
+    pub(crate) async fn open() -> Self {
         let shop = Self::with(&[]).await;
         shop.provider.set_webhook_url(&webhook_url(&shop.app));
         shop
     }
 
     /// With webhooks that nobody brings.
-    async fn silent() -> Self {
+    pub(crate) async fn silent() -> Self {
         Self::with(&[]).await
     }
 
-    async fn with(more: &[&str]) -> Self {
-        let (provider, mut arguments) = provider().await;
+    pub(crate) async fn with(more: &[&str]) -> Self {
+        let (provider, _) = provider().await;
+        Self::at(provider, more).await
+    }
+
+    /// At this provider, with further options of the node.
+    pub(crate) async fn at(provider: TestPayments, more: &[&str]) -> Self {
+        let mut arguments = arguments_of(&provider);
         // Tokens that outlive the days that these tests let pass.
         arguments.extend(["--access-token-ttl-s", "10000000"].map(str::to_owned));
         arguments.extend(more.iter().map(|&text| text.to_owned()));
@@ -76,39 +89,39 @@ impl Shop {
         Self { app, provider, owner, packs }
     }
 
-    fn keyed(&self, key: &str) -> Client {
+    pub(crate) fn keyed(&self, key: &str) -> Client {
         self.owner.api.with("idempotency-key", key)
     }
 
-    fn body(&self, pack: &str) -> Value {
+    pub(crate) fn body(&self, pack: &str) -> Value {
         json!({ "packId": self.packs[pack]["id"] })
     }
 
-    async fn order(&self, key: &str, pack: &str) -> Order {
+    pub(crate) async fn order(&self, key: &str, pack: &str) -> Order {
         let answer = self.keyed(key).post("/api/credits/purchase", self.body(pack)).await;
         Order::of(&answer.expect_status(201))
     }
 
     /// Orders and pays, without anybody telling us of it.
-    async fn pay(&self, key: &str, pack: &str) -> Order {
+    pub(crate) async fn pay(&self, key: &str, pack: &str) -> Order {
         let order = self.order(key, pack).await;
         self.provider.checkout(&order.session, Checkout::Pay).unwrap();
         order
     }
 
     /// Orders, pays, and sees the credits come.
-    async fn buy(&self, key: &str, pack: &str) -> Order {
+    pub(crate) async fn buy(&self, key: &str, pack: &str) -> Order {
         let order = self.pay(key, pack).await;
         self.deliver_all().await;
         assert_eq!(self.purchase(&order).await["state"], "completed");
         order
     }
 
-    async fn purchase(&self, order: &Order) -> Value {
+    pub(crate) async fn purchase(&self, order: &Order) -> Value {
         self.owner.api.get(&format!("/api/credits/purchases/{}", order.id)).await.expect_status(200)["purchase"].clone()
     }
 
-    async fn becomes(&self, order: &Order, state: &str) -> Value {
+    pub(crate) async fn becomes(&self, order: &Order, state: &str) -> Value {
         eventually(state, || async {
             let purchase = self.purchase(order).await;
             (purchase["state"] == state).then_some(purchase)
@@ -117,11 +130,11 @@ impl Shop {
     }
 
     /// The payment of an order, as the provider has it.
-    fn intent(&self, order: &Order) -> String {
+    pub(crate) fn intent(&self, order: &Order) -> String {
         text(&self.provider.object(&order.session).unwrap()["payment_intent"]).to_owned()
     }
 
-    fn events(&self, of: &Order) -> Vec<Value> {
+    pub(crate) fn events(&self, of: &Order) -> Vec<Value> {
         let intent =
             self.provider.object(&of.session).and_then(|session| session["payment_intent"].as_str().map(str::to_owned));
         let about = |event: &Value| {
@@ -134,33 +147,33 @@ impl Shop {
         self.provider.events().into_iter().filter(about).collect()
     }
 
-    fn event(&self, of: &Order, kind: &str) -> Value {
+    pub(crate) fn event(&self, of: &Order, kind: &str) -> Value {
         self.events(of).into_iter().rfind(|event| event["type"] == kind).unwrap_or_else(|| panic!("no {kind}"))
     }
 
-    async fn send(&self, body: String, signature: &str) -> Response {
+    pub(crate) async fn send(&self, body: String, signature: &str) -> Response {
         let client = self.app.api().with("stripe-signature", signature);
         client.send_bytes(Method::POST, "/api/webhooks/stripe", "application/json; charset=utf-8", body).await
     }
 
-    async fn deliver(&self, event: &Value) -> Response {
+    pub(crate) async fn deliver(&self, event: &Value) -> Response {
         let (body, signature) = self.provider.signed(event);
         self.send(body, &signature).await
     }
 
     /// Brings every event until now, in its order.
-    async fn deliver_all(&self) {
+    pub(crate) async fn deliver_all(&self) {
         for event in self.provider.events() {
             self.deliver(&event).await.expect_status(200);
         }
     }
 
-    async fn amounts(&self) -> [i64; 3] {
+    pub(crate) async fn amounts(&self) -> [i64; 3] {
         let balance = self.owner.api.get("/api/credits/balance").await.expect_status(200);
         ["available", "held", "debt"].map(|name| balance[name].as_i64().unwrap())
     }
 
-    async fn spend(&self, key: &str, amount: i64) {
+    pub(crate) async fn spend(&self, key: &str, amount: i64) {
         let stores = self.owner.api.get("/api/stores").await.expect_status(200);
         let store = match stores["data"].as_array().unwrap().first() {
             Some(store) => store.clone(),
@@ -170,7 +183,7 @@ impl Shop {
         self.keyed(key).post("/api/credits/spend", body).await.expect_status(201);
     }
 
-    async fn refund(&self, order: &Order, key: &str, body: Value) -> Response {
+    pub(crate) async fn refund(&self, order: &Order, key: &str, body: Value) -> Response {
         let ops = Owner::register(self.app.address, &format!("ops-{key}")).await;
         control_plane::identity::admin_grant(&self.app.cx, control_plane::audit::Actor::Cli, &ops.email).await.unwrap();
         ops.api
@@ -179,12 +192,12 @@ impl Shop {
             .await
     }
 
-    async fn sweep(&self) {
+    pub(crate) async fn sweep(&self) {
         purchases::jobs::sweep(&self.app.cx).await.unwrap();
     }
 
     /// Compares everything until now, and a moment beyond: the books are in whole seconds.
-    async fn reconcile(&self) -> (Run, Run) {
+    pub(crate) async fn reconcile(&self) -> (Run, Run) {
         let now = self.app.clock.now();
         let (since, until) = (now - TimeDelta::days(20), now + TimeDelta::seconds(5));
         let payments = self.app.cx.payments.as_ref().unwrap();
@@ -194,7 +207,7 @@ impl Shop {
     }
 
     /// Fails unless every invariant of the ledger holds, and what was granted was paid.
-    async fn expect_proven(&self) {
+    pub(crate) async fn expect_proven(&self) {
         let found = credits::verify::verify(&self.app.cx, None).await.unwrap();
         assert_eq!(found.violations, []);
         let torn = "select count(*) from purchases p where p.state = 'completed' and 1 <> (select count(*) from credit_transactions t
@@ -206,7 +219,7 @@ impl Shop {
     }
 
     /// Fails unless the two sets of books agree.
-    async fn expect_reconciled(&self) {
+    pub(crate) async fn expect_reconciled(&self) {
         let (events, balance) = self.reconcile().await;
         assert_eq!((events.differences, balance.differences), (vec![], vec![]));
     }
@@ -214,20 +227,20 @@ impl Shop {
 
 /// An order and its Checkout Session.
 #[derive(Debug, Clone)]
-struct Order {
-    id: String,
-    session: String,
-    url: String,
+pub(crate) struct Order {
+    pub(crate) id: String,
+    pub(crate) session: String,
+    pub(crate) url: String,
 }
 
 impl Order {
-    fn of(checkout: &Value) -> Self {
+    pub(crate) fn of(checkout: &Value) -> Self {
         let url = text(&checkout["checkoutUrl"]).to_owned();
         let session = url.rsplit('/').next().unwrap().to_owned();
         Self { id: text(&checkout["purchase"]["id"]).to_owned(), session, url }
     }
 
-    fn success(&self) -> String {
+    pub(crate) fn success(&self) -> String {
         format!("/api/credits/purchases/{}/success?session_id={}", self.id, self.session)
     }
 }

@@ -17,6 +17,7 @@ pub mod purchases;
 pub mod routes;
 pub mod statement;
 pub mod stripe;
+pub mod topups;
 pub mod verify;
 
 use axum::http::StatusCode;

@@ -53,7 +53,7 @@ pub fn router() -> OpenApiRouter<Cx> {
 #[into_params(parameter_in = Query)]
 pub struct OrganizationQuery {
     /// May be left out by somebody with one organization.
-    organization_id: Option<OrganizationId>,
+    pub organization_id: Option<OrganizationId>,
 }
 
 /// What an account holds, in whole credits.
@@ -615,7 +615,7 @@ async fn credit_allocation(
 }
 
 /// The organization that somebody manages: owners and admins.
-async fn managed(cx: &Cx, by: &Principal, wanted: Option<OrganizationId>) -> Result<OrganizationId, Problem> {
+pub async fn managed(cx: &Cx, by: &Principal, wanted: Option<OrganizationId>) -> Result<OrganizationId, Problem> {
     let (organization, role) = super::organization_of(cx, by.user.id, wanted).await?;
     if role.is_manager() { Ok(organization) } else { Err(super::CreditError::NotManager.into()) }
 }

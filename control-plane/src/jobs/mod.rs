@@ -118,6 +118,9 @@ pub async fn start(cx: &Cx) -> Result<(), JobsError> {
         cx.tasks.spawn(every(ops.clone(), payments.reconcile, "comparing payments", |cx| async move {
             credits::purchases::jobs::reconcile(&cx).await
         }));
+        cx.tasks.spawn(every(ops.clone(), payments.top_up, "topping up credits", |cx| async move {
+            credits::topups::jobs::top_up(&cx).await
+        }));
     }
     Ok(())
 }

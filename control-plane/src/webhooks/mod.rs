@@ -26,6 +26,7 @@ use vault::{Aad, Purpose, Sealed};
 
 use crate::audit::{self, Actor, Subject};
 use crate::charges;
+use crate::credits::topups;
 use crate::cx::OpsCx;
 use crate::idempotency::{self, Claim};
 use crate::provisioning::TargetError;
@@ -35,6 +36,15 @@ use crate::provisioning::target;
 pub const EVENT_TYPES: &[&str] = &[
     "credits.balance_low",
     "credits.budget_reached",
+    "credits.purchase_completed",
+    "credits.purchase_ended",
+    "credits.purchase_refunded",
+    "credits.dispute_opened",
+    "credits.dispute_closed",
+    topups::FAILED,
+    topups::NEEDS_AUTHENTICATION,
+    topups::CAPPED,
+    topups::OFF,
     charges::UNPAID,
     charges::READ_ONLY,
     charges::READ_ONLY_LIFTED,
@@ -659,8 +669,20 @@ impl From<WebhookError> for Problem {
 
 #[cfg(test)]
 mod tests {
-    use super::printed;
+    use super::{EVENT_TYPES, printed};
     use serde_json::json;
+
+    #[test]
+    fn the_description_of_the_api_names_every_type_of_event() {
+        let document = serde_json::to_value(crate::http::openapi::document()).expect("JSON");
+        let described =
+            document["components"]["schemas"]["EndpointCreateBody"]["properties"]["eventTypes"]["description"]
+                .as_str()
+                .expect("a description");
+        for kind in EVENT_TYPES {
+            assert!(described.contains(&format!("`{kind}`")), "{kind} is not described");
+        }
+    }
 
     #[test]
     fn ids_are_printed_as_everywhere_else() {

@@ -13,6 +13,7 @@ use super::recon::{CashEntry, CashKind};
 use super::{Dispute, DisputeState, Purchase, PurchaseRefund, PurchaseState, RefundState, db};
 use crate::audit::{self, Actor, Subject};
 use crate::credits::stripe::objects::{self, Charge, PaymentIntent, Reference, Session};
+use crate::credits::topups::{self, cards};
 use crate::credits::{CreditError, LotKind, NewLot, TransactionKind, db as ledger, request_hash};
 
 /// Why a fact is not followed.
@@ -36,6 +37,7 @@ struct Payment<'a> {
     amount_minor: i64,
     currency: &'a str,
     customer: Option<&'a str>,
+    method: Option<&'a str>,
     tax_minor: Option<i64>,
 }
 
@@ -78,6 +80,7 @@ pub async fn learn_session(
             amount_minor,
             currency,
             customer: session.customer.as_ref().map(Reference::id),
+            method: None,
             tax_minor: session.total_details.as_ref().and_then(|total| total.amount_tax),
         };
         return learn_paid(tx, purchase, &paid, now).await;
@@ -128,25 +131,52 @@ pub async fn learn_intent(
             amount_minor: intent.amount_received.unwrap_or(intent.amount),
             currency: &intent.currency,
             customer: intent.customer.as_ref().map(Reference::id),
+            method: intent.payment_method.as_ref().map(Reference::id),
             tax_minor: None,
         };
         return learn_paid(tx, purchase, &paid, now).await;
     }
     if purchase.state.is_unfinished() || purchase.state == PurchaseState::Failed {
-        let why =
-            intent.last_payment_error.as_ref().and_then(|error| error.code.clone().or(error.decline_code.clone()));
+        let failed = intent.last_payment_error.clone();
+        let why = failed.and_then(|failed| objects::failure_code(failed.code, failed.decline_code));
         if why.is_some() {
             purchase.failure = why;
         }
     }
     // Behind a Checkout page a card that fails is tried again; without one, that was it.
     if purchase.is_auto && purchase.state.is_unfinished() {
+        if intent.amount == purchase.amount_minor
+            && intent.customer.as_ref().map(Reference::id) == purchase.customer_ref.as_deref()
+        {
+            purchase.payment_intent.get_or_insert_with(|| intent.id.clone());
+        }
         match intent.status.as_str() {
-            "requires_action" => purchase.state = PurchaseState::RequiresAction,
+            "requires_action" => {
+                purchase.state = PurchaseState::RequiresAction;
+                purchase.failure = Some(objects::AUTHENTICATION_REQUIRED.to_owned());
+            }
             "processing" => purchase.state = PurchaseState::Processing,
             "requires_payment_method" | "canceled" => end(tx, purchase, PurchaseState::Failed, now).await?,
             _ => {}
         }
+    }
+    save(tx, purchase, now).await
+}
+
+/// The provider refused a payment that nobody is there to try again.
+pub async fn learn_refusal(
+    tx: &mut PgConnection,
+    purchase: &mut Purchase,
+    why: &str,
+    intent: Option<&str>,
+    now: DateTime<Utc>,
+) -> Result<(), Fault> {
+    if purchase.is_auto && purchase.state.is_unfinished() {
+        if let Some(intent) = intent {
+            purchase.payment_intent.get_or_insert_with(|| intent.to_owned());
+        }
+        purchase.failure = Some(why.to_owned());
+        end(tx, purchase, PurchaseState::Failed, now).await?;
     }
     save(tx, purchase, now).await
 }
@@ -171,6 +201,7 @@ pub async fn learn_charge(
         amount_minor: charge.amount,
         currency: &charge.currency,
         customer: charge.customer.as_ref().map(Reference::id),
+        method: charge.payment_method.as_ref().map(Reference::id),
         tax_minor: None,
     };
     learn_paid(tx, purchase, &paid, now).await
@@ -204,6 +235,14 @@ async fn learn_paid(
     }
     if purchase.state != PurchaseState::Completed {
         grant(tx, purchase, paid.intent, now).await?;
+        if purchase.is_auto {
+            topups::follow_success(tx, purchase, now).await?;
+        }
+    }
+    if purchase.saves_card
+        && let Some(method) = paid.method
+    {
+        cards::keep(tx, purchase, method, now).await?;
     }
     if let Some(charge) = paid.charge {
         match &purchase.charge_ref {
@@ -298,7 +337,11 @@ async fn end(
     purchase.state = state;
     (purchase.next_check_at, purchase.checkout_url) = (None, None);
     let data = json!({ "purchaseId": purchase.id, "state": state, "failure": purchase.failure });
-    tell(tx, purchase, "credits.purchase_ended", &format!("purchase-ended:{}", purchase.id), data, now).await
+    tell(tx, purchase, "credits.purchase_ended", &format!("purchase-ended:{}", purchase.id), data, now).await?;
+    if purchase.is_auto && state == PurchaseState::Failed {
+        topups::follow_failure(tx, purchase, now).await?;
+    }
+    Ok(())
 }
 
 async fn tell(

@@ -87,7 +87,7 @@ pub async fn customer_replace(
     Ok(())
 }
 
-/// Writes an order down, unless the buyer's key has one already.
+/// Writes an order down, unless its key has one already, or it is an automatic one and another is under way.
 pub async fn purchase_insert(
     conn: &mut PgConnection,
     purchase: &Purchase,
@@ -95,9 +95,10 @@ pub async fn purchase_insert(
 ) -> Result<bool, sqlx::Error> {
     let done = sqlx::query!(
         "insert into purchases (id, organization_id, user_id, pack_id, pack_version, credits, bonus_credits, amount_minor, currency,
-            state, is_auto, success_url, cancel_url, request_key, request_hash, idempotency_key, next_check_at, created_at, updated_at)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $18)
-         on conflict on constraint purchases_request_key do nothing",
+            state, is_auto, saves_card, payment_method, customer_ref, called_at, success_url, cancel_url, request_key, request_hash,
+            idempotency_key, next_check_at, created_at, updated_at)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $22)
+         on conflict do nothing",
         purchase.id.as_uuid(),
         purchase.organization_id.as_uuid(),
         purchase.user_id.map(|id| id.as_uuid()),
@@ -109,6 +110,10 @@ pub async fn purchase_insert(
         purchase.currency,
         purchase.state.as_str(),
         purchase.is_auto,
+        purchase.saves_card,
+        purchase.payment_method,
+        purchase.customer_ref,
+        purchase.called_at,
         purchase.success_url,
         purchase.cancel_url,
         request_key,
@@ -141,7 +146,7 @@ pub async fn purchase_find(conn: &mut PgConnection, id: PurchaseId) -> Result<Op
         Purchase,
         r#"select id as "id: PurchaseId", organization_id as "organization_id: OrganizationId", user_id as "user_id: UserId",
                   pack_id as "pack_id: CreditPackId", pack_version, credits, bonus_credits, amount_minor, tax_minor, currency,
-                  state as "state: PurchaseState", is_auto, customer_ref, checkout_session, checkout_url, payment_intent,
+                  state as "state: PurchaseState", is_auto, saves_card, payment_method, customer_ref, checkout_session, checkout_url, payment_intent,
                   charge_ref, failure, success_url, cancel_url, request_hash, idempotency_key, called_at,
                   transaction_id as "transaction_id: CreditTransactionId", paid_lot_id as "paid_lot_id: CreditLotId",
                   bonus_lot_id as "bonus_lot_id: CreditLotId", charge_refunded_minor, refunded_minor, refunded_credits,
@@ -160,7 +165,7 @@ pub async fn purchase_lock(conn: &mut PgConnection, id: PurchaseId) -> Result<Op
         Purchase,
         r#"select id as "id: PurchaseId", organization_id as "organization_id: OrganizationId", user_id as "user_id: UserId",
                   pack_id as "pack_id: CreditPackId", pack_version, credits, bonus_credits, amount_minor, tax_minor, currency,
-                  state as "state: PurchaseState", is_auto, customer_ref, checkout_session, checkout_url, payment_intent,
+                  state as "state: PurchaseState", is_auto, saves_card, payment_method, customer_ref, checkout_session, checkout_url, payment_intent,
                   charge_ref, failure, success_url, cancel_url, request_hash, idempotency_key, called_at,
                   transaction_id as "transaction_id: CreditTransactionId", paid_lot_id as "paid_lot_id: CreditLotId",
                   bonus_lot_id as "bonus_lot_id: CreditLotId", charge_refunded_minor, refunded_minor, refunded_credits,
@@ -185,7 +190,7 @@ pub async fn purchases(
         Purchase,
         r#"select id as "id: PurchaseId", organization_id as "organization_id: OrganizationId", user_id as "user_id: UserId",
                   pack_id as "pack_id: CreditPackId", pack_version, credits, bonus_credits, amount_minor, tax_minor, currency,
-                  state as "state: PurchaseState", is_auto, customer_ref, checkout_session, checkout_url, payment_intent,
+                  state as "state: PurchaseState", is_auto, saves_card, payment_method, customer_ref, checkout_session, checkout_url, payment_intent,
                   charge_ref, failure, success_url, cancel_url, request_hash, idempotency_key, called_at,
                   transaction_id as "transaction_id: CreditTransactionId", paid_lot_id as "paid_lot_id: CreditLotId",
                   bonus_lot_id as "bonus_lot_id: CreditLotId", charge_refunded_minor, refunded_minor, refunded_credits,

@@ -5,8 +5,8 @@ use chrono::Duration;
 use kernel::{PurchaseId, PurchaseRefundId};
 
 use super::events::{self, EventSource};
-use super::{CHECK_PERIOD, Payments, PurchaseError, PurchaseState, REFUND_CHECK, books, db, recon, refund_of};
-use crate::credits::CreditError;
+use super::{CHECK_PERIOD, Payments, PurchaseError, PurchaseState, REFUND_CHECK, db, recon, refund_of};
+use crate::credits::{CreditError, topups};
 use crate::cx::OpsCx;
 
 /// How much is done in one go; what is left comes with the next.
@@ -67,6 +67,9 @@ async fn sweep_events(cx: &OpsCx, payments: &Payments) -> Result<(), PurchaseErr
 }
 
 async fn check_purchase(cx: &OpsCx, payments: &Payments, id: PurchaseId) -> Result<(), PurchaseError> {
+    if super::find(cx, id).await?.is_auto {
+        return topups::take_up(cx, payments, id).await;
+    }
     // First, so that one that cannot be asked about does not hold up the others for ever.
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
@@ -83,10 +86,7 @@ async fn check_purchase(cx: &OpsCx, payments: &Payments, id: PurchaseId) -> Resu
         Err(error) => return Err(error),
     };
     if is_unknown && purchase.created_at + GIVE_UP < now {
-        let mut tx = cx.master.begin().await?;
-        let mut purchase = db::purchase_lock(&mut tx, id).await?.ok_or(PurchaseError::NotFound)?;
-        books::learn_nothing(&mut tx, &mut purchase, now).await?;
-        tx.commit().await?;
+        super::learn_nothing(cx, id).await?;
     }
     Ok(())
 }

@@ -39,7 +39,7 @@ const REFUND_POINTER: &str = "refund_id";
 /// Where Stripe puts the id of the session into the address of the success page.
 const SESSION_PLACE: &str = "{CHECKOUT_SESSION_ID}";
 /// An unfinished purchase is looked at at the provider so often.
-const CHECK_PERIOD: chrono::Duration = chrono::Duration::hours(1);
+pub(super) const CHECK_PERIOD: chrono::Duration = chrono::Duration::hours(1);
 /// A refund whose outcome is not known is looked at so soon.
 const REFUND_CHECK: chrono::Duration = chrono::Duration::minutes(2);
 const MAX_URL: usize = 2000;
@@ -54,6 +54,10 @@ pub struct Payments {
     pub sweep: Duration,
     /// How often the books are compared.
     pub reconcile: Duration,
+    /// How often it is looked at who runs out of credits.
+    pub top_up: Duration,
+    /// How long an automatic top-up waits after a decline, and after one more.
+    pub top_up_backoffs: [chrono::Duration; 2],
 }
 
 impl Payments {
@@ -70,8 +74,20 @@ impl Payments {
         if !is_https_or_loopback(&public_url) {
             return Err(invalid("must be https, or http at loopback".to_owned()));
         }
-        let (sweep, reconcile) = (args.payment_sweep, args.payment_reconcile);
-        Ok(Some(Self { stripe, public_url, sweep, reconcile }))
+        let wait = |name, wait: Duration| {
+            chrono::Duration::from_std(wait).map_err(|_| ConfigError::Invalid { name, why: "is too long".to_owned() })
+        };
+        Ok(Some(Self {
+            stripe,
+            public_url,
+            sweep: args.payment_sweep,
+            reconcile: args.payment_reconcile,
+            top_up: args.top_up_poll,
+            top_up_backoffs: [
+                wait("TOP_UP_FIRST_BACKOFF_S", args.top_up_first_backoff)?,
+                wait("TOP_UP_SECOND_BACKOFF_S", args.top_up_second_backoff)?,
+            ],
+        }))
     }
 
     fn success_page(&self, purchase: PurchaseId) -> String {
@@ -149,6 +165,10 @@ pub struct Purchase {
     pub currency: String,
     pub state: PurchaseState,
     pub is_auto: bool,
+    /// Whether the card that it is paid with becomes the organization's.
+    pub saves_card: bool,
+    /// The card that an automatic one is paid with.
+    pub payment_method: Option<String>,
     pub customer_ref: Option<String>,
     pub checkout_session: Option<String>,
     pub checkout_url: Option<String>,
@@ -172,6 +192,57 @@ pub struct Purchase {
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
     pub completed_at: Option<DateTime<Utc>>,
+}
+
+impl Purchase {
+    /// An order of a pack as it is before anybody was asked for anything. What was asked for says its hash.
+    pub(super) fn of_pack(
+        organization_id: OrganizationId,
+        pack: &Pack,
+        request_hash: &[u8],
+        now: DateTime<Utc>,
+    ) -> Self {
+        let id = PurchaseId::new(now);
+        Self {
+            id,
+            organization_id,
+            user_id: None,
+            pack_id: pack.id,
+            pack_version: pack.version,
+            credits: pack.credits,
+            bonus_credits: pack.bonus_credits,
+            amount_minor: pack.price_minor,
+            tax_minor: 0,
+            currency: pack.currency.clone(),
+            state: PurchaseState::Created,
+            is_auto: false,
+            saves_card: false,
+            payment_method: None,
+            customer_ref: None,
+            checkout_session: None,
+            checkout_url: None,
+            payment_intent: None,
+            charge_ref: None,
+            failure: None,
+            success_url: None,
+            cancel_url: None,
+            request_hash: request_hash.to_vec(),
+            idempotency_key: format!("purchase:{id}"),
+            called_at: None,
+            transaction_id: None,
+            paid_lot_id: None,
+            bonus_lot_id: None,
+            charge_refunded_minor: 0,
+            refunded_minor: 0,
+            refunded_credits: 0,
+            refunded_bonus: 0,
+            refund_steps: 0,
+            next_check_at: Some(now + CHECK_PERIOD),
+            created_at: now,
+            updated_at: now,
+            completed_at: None,
+        }
+    }
 }
 
 /// How a refund stands; a later one is never followed by an earlier one.
@@ -287,7 +358,7 @@ impl From<Fault> for PurchaseError {
     }
 }
 
-fn payments(cx: &OpsCx) -> Result<&Payments, PurchaseError> {
+pub(super) fn payments(cx: &OpsCx) -> Result<&Payments, PurchaseError> {
     cx.payments.as_ref().ok_or(PurchaseError::NotConfigured)
 }
 
@@ -325,7 +396,14 @@ pub async fn purchase_create(
         return Err(CreditError::NotManager.into());
     }
     let payments = payments(cx)?;
-    let hash = request_hash("purchase_create", &(organization_id, body.pack_id, &success_url, &cancel_url))?;
+    let asked = (organization_id, body.pack_id, &success_url, &cancel_url);
+    let saves_card = body.save_card.unwrap_or(false);
+    // Keys outlive releases: what is asked for as ever has the hash that it ever had.
+    let hash = if saves_card {
+        request_hash("purchase_create", &(asked, "save_card"))
+    } else {
+        request_hash("purchase_create", &asked)
+    }?;
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
     if let Some(known) = db::purchase_of_key(&mut tx, organization_id, &key).await? {
@@ -334,44 +412,9 @@ pub async fn purchase_create(
     }
     let pack = db::pack_find(&mut tx, body.pack_id).await?;
     let pack = pack.filter(|pack| pack.retired_at.is_none()).ok_or(PurchaseError::PackNotFound)?;
-    let id = PurchaseId::new(now);
-    let purchase = Purchase {
-        id,
-        organization_id,
-        user_id: Some(by.user.id),
-        pack_id: pack.id,
-        pack_version: pack.version,
-        credits: pack.credits,
-        bonus_credits: pack.bonus_credits,
-        amount_minor: pack.price_minor,
-        tax_minor: 0,
-        currency: pack.currency.clone(),
-        state: PurchaseState::Created,
-        is_auto: false,
-        customer_ref: None,
-        checkout_session: None,
-        checkout_url: None,
-        payment_intent: None,
-        charge_ref: None,
-        failure: None,
-        success_url,
-        cancel_url,
-        request_hash: hash.to_vec(),
-        idempotency_key: format!("purchase:{id}"),
-        called_at: None,
-        transaction_id: None,
-        paid_lot_id: None,
-        bonus_lot_id: None,
-        charge_refunded_minor: 0,
-        refunded_minor: 0,
-        refunded_credits: 0,
-        refunded_bonus: 0,
-        refund_steps: 0,
-        next_check_at: Some(now + CHECK_PERIOD),
-        created_at: now,
-        updated_at: now,
-        completed_at: None,
-    };
+    let order = Purchase::of_pack(organization_id, &pack, &hash, now);
+    let purchase = Purchase { user_id: Some(by.user.id), saves_card, success_url, cancel_url, ..order };
+    let id = purchase.id;
     if !db::purchase_insert(&mut tx, &purchase, &key).await? {
         // Somebody else was first with the same key.
         tx.commit().await?;
@@ -398,7 +441,7 @@ async fn purchase_repeat(
     Ok((checkout_open(cx, payments, id).await?, false))
 }
 
-async fn find(cx: &OpsCx, id: PurchaseId) -> Result<Purchase, PurchaseError> {
+pub(super) async fn find(cx: &OpsCx, id: PurchaseId) -> Result<Purchase, PurchaseError> {
     db::purchase_find(&mut *cx.master.acquire().await?, id).await?.ok_or(PurchaseError::NotFound)
 }
 
@@ -408,7 +451,7 @@ async fn checkout_open(cx: &OpsCx, payments: &Payments, id: PurchaseId) -> Resul
     if purchase.state != PurchaseState::Created || purchase.is_auto {
         return Ok(purchase);
     }
-    let customer = customer_of(cx, payments, &purchase).await?;
+    let customer = customer_of(cx, payments, purchase.organization_id).await?;
     let mut tx = cx.master.begin().await?;
     let mut purchase = db::purchase_lock(&mut tx, id).await?.ok_or(PurchaseError::NotFound)?;
     let was_called = purchase.called_at.is_some();
@@ -424,7 +467,7 @@ async fn checkout_open(cx: &OpsCx, payments: &Payments, id: PurchaseId) -> Resul
         Some(session) => session,
         None => session_create(cx, payments, &mut purchase, &pack, customer).await?,
     };
-    learn(cx, id, &Learned { session: Some(&session), intent: None }).await
+    learn(cx, id, &Learned { session: Some(&session), ..Learned::default() }).await
 }
 
 async fn session_create(
@@ -439,10 +482,8 @@ async fn session_create(
         Err(StripeError::Refused { code, .. }) if code == "resource_missing" => {}
         outcome => return Ok(outcome?),
     }
-    // Somebody has deleted the customer there: the buyer becomes a new one, once.
-    let new = customer_make(payments, purchase.organization_id, &format!(":{customer}")).await?;
+    let new = customer_renew(cx, payments, purchase.organization_id, &customer).await?;
     let mut tx = cx.master.begin().await?;
-    db::customer_replace(&mut tx, purchase.organization_id, &customer, &new).await?;
     *purchase = db::purchase_lock(&mut tx, purchase.id).await?.ok_or(PurchaseError::NotFound)?;
     if purchase.checkout_session.is_none() {
         purchase.customer_ref = Some(new.clone());
@@ -481,12 +522,18 @@ fn session_form(payments: &Payments, purchase: &Purchase, pack: &Pack, customer:
         ("line_items[0][price_data][product_data][tax_code]", pack.tax_code.clone()),
     ];
     form.extend(purchase.cancel_url.clone().map(|url| ("cancel_url", url)));
+    if purchase.saves_card {
+        form.push(("payment_intent_data[setup_future_usage]", "off_session".to_owned()));
+    }
     form
 }
 
-/// Who the buyer is to the provider.
-async fn customer_of(cx: &OpsCx, payments: &Payments, purchase: &Purchase) -> Result<String, PurchaseError> {
-    let organization = purchase.organization_id;
+/// Who an organization is to the provider.
+pub(super) async fn customer_of(
+    cx: &OpsCx,
+    payments: &Payments,
+    organization: OrganizationId,
+) -> Result<String, PurchaseError> {
     if let Some(known) = db::customer_find(&mut *cx.master.acquire().await?, organization).await? {
         return Ok(known);
     }
@@ -496,19 +543,34 @@ async fn customer_of(cx: &OpsCx, payments: &Payments, purchase: &Purchase) -> Re
     Ok(db::customer_find(&mut connection, organization).await?.ok_or(sqlx::Error::RowNotFound)?)
 }
 
+/// Somebody has deleted the customer there: the organization becomes a new one, once.
+pub(super) async fn customer_renew(
+    cx: &OpsCx,
+    payments: &Payments,
+    organization: OrganizationId,
+    old: &str,
+) -> Result<String, PurchaseError> {
+    let new = customer_make(payments, organization, &format!(":{old}")).await?;
+    db::customer_replace(&mut *cx.master.acquire().await?, organization, old, &new).await?;
+    Ok(new)
+}
+
 async fn customer_make(payments: &Payments, organization: OrganizationId, suffix: &str) -> Result<String, StripeError> {
     let form = [("metadata[organization_id]", organization.to_string())];
     Ok(payments.stripe.customer_create(&format!("customer:{organization}{suffix}"), &form).await?.id)
 }
 
 /// What the provider answered about a purchase.
-struct Learned<'a> {
-    session: Option<&'a Session>,
-    intent: Option<&'a PaymentIntent>,
+#[derive(Default)]
+pub(super) struct Learned<'a> {
+    pub session: Option<&'a Session>,
+    pub intent: Option<&'a PaymentIntent>,
+    /// Why it was refused, and the payment that was.
+    pub refusal: Option<(&'a str, Option<&'a str>)>,
 }
 
 /// Makes a purchase follow what was learned, and what had waited for that.
-async fn learn(cx: &OpsCx, id: PurchaseId, learned: &Learned<'_>) -> Result<Purchase, PurchaseError> {
+pub(super) async fn learn(cx: &OpsCx, id: PurchaseId, learned: &Learned<'_>) -> Result<Purchase, PurchaseError> {
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
     let mut purchase = db::purchase_lock(&mut tx, id).await?.ok_or(PurchaseError::NotFound)?;
@@ -518,9 +580,21 @@ async fn learn(cx: &OpsCx, id: PurchaseId, learned: &Learned<'_>) -> Result<Purc
     if let Some(intent) = learned.intent {
         books::learn_intent(&mut tx, &mut purchase, intent, now).await?;
     }
+    if let Some((why, intent)) = learned.refusal {
+        books::learn_refusal(&mut tx, &mut purchase, why, intent, now).await?;
+    }
     let intent = purchase.payment_intent.clone();
     events::apply_waiting(&mut tx, intent.as_deref(), now).await?;
     let purchase = db::purchase_find(&mut tx, id).await?.ok_or(PurchaseError::NotFound)?;
+    tx.commit().await?;
+    Ok(purchase)
+}
+
+/// Ends a purchase that the provider has never heard of.
+pub(super) async fn learn_nothing(cx: &OpsCx, id: PurchaseId) -> Result<Purchase, PurchaseError> {
+    let mut tx = cx.master.begin().await?;
+    let mut purchase = db::purchase_lock(&mut tx, id).await?.ok_or(PurchaseError::NotFound)?;
+    books::learn_nothing(&mut tx, &mut purchase, cx.clock.now()).await?;
     tx.commit().await?;
     Ok(purchase)
 }
@@ -530,7 +604,7 @@ async fn check(cx: &OpsCx, payments: &Payments, id: PurchaseId) -> Result<Purcha
     let purchase = find(cx, id).await?;
     let session = match (&purchase.checkout_session, &purchase.customer_ref) {
         (Some(session), _) => Some(payments.stripe.session_get(session).await?),
-        (None, Some(customer)) if !purchase.is_auto => session_find(payments, customer, id).await?,
+        (None, Some(customer)) => session_find(payments, customer, id).await?,
         _ => None,
     };
     let paid_by = session.as_ref().and_then(|session| session.payment_intent.as_ref()).map(Reference::id);
@@ -538,7 +612,7 @@ async fn check(cx: &OpsCx, payments: &Payments, id: PurchaseId) -> Result<Purcha
         Some(intent) => Some(payments.stripe.payment_intent_get(intent).await?),
         None => None,
     };
-    learn(cx, id, &Learned { session: session.as_ref(), intent: intent.as_ref() }).await
+    learn(cx, id, &Learned { session: session.as_ref(), intent: intent.as_ref(), refusal: None }).await
 }
 
 /// A purchase of an organization that somebody belongs to.

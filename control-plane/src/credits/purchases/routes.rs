@@ -83,6 +83,8 @@ pub struct PurchaseBody {
     pub success_url: Option<String>,
     /// Where whoever goes away from the payment is led.
     pub cancel_url: Option<String>,
+    /// Whether the card that is paid with becomes the organization's, for automatic top-ups; false when left out.
+    pub save_card: Option<bool>,
 }
 
 /// An order of a pack.
@@ -118,7 +120,7 @@ pub struct PurchaseView {
 }
 
 impl PurchaseView {
-    fn new(cx: &Cx, of: Purchase) -> Self {
+    pub fn new(cx: &Cx, of: Purchase) -> Self {
         Self {
             id: of.id,
             organization_id: of.organization_id,

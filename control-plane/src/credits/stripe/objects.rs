@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use secrecy::SecretString;
 use serde::Deserialize;
 
 /// Another object: its id, or all of it where it was expanded.
@@ -32,6 +33,31 @@ pub type Metadata = HashMap<String, String>;
 #[derive(Debug, Clone, Deserialize)]
 pub struct Customer {
     pub id: String,
+}
+
+/// A card, or another thing that somebody pays with.
+#[derive(Debug, Clone, Deserialize)]
+pub struct PaymentMethod {
+    pub id: String,
+    pub customer: Option<Reference>,
+    pub card: Option<Card>,
+}
+
+/// What of a card may be shown.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Card {
+    pub brand: Option<String>,
+    pub last4: Option<String>,
+    pub exp_month: Option<i32>,
+    pub exp_year: Option<i32>,
+}
+
+/// A card that is being taken down.
+#[derive(Deserialize)]
+pub struct SetupIntent {
+    pub id: String,
+    /// With it the owner's browser tells the provider of the card.
+    pub client_secret: SecretString,
 }
 
 /// A Checkout Session.
@@ -67,6 +93,7 @@ pub struct PaymentIntent {
     pub currency: String,
     pub customer: Option<Reference>,
     pub latest_charge: Option<Reference>,
+    pub payment_method: Option<Reference>,
     #[serde(default)]
     pub metadata: Option<Metadata>,
     pub last_payment_error: Option<PaymentFailure>,
@@ -78,6 +105,17 @@ pub struct PaymentFailure {
     pub decline_code: Option<String>,
 }
 
+/// The owner of the card has to be there.
+pub const AUTHENTICATION_REQUIRED: &str = "authentication_required";
+
+/// Why a payment failed, of the two codes that say it: the wider one, unless the narrower one asks for the owner.
+pub fn failure_code(code: Option<String>, decline_code: Option<String>) -> Option<String> {
+    match decline_code {
+        Some(narrow) if narrow == AUTHENTICATION_REQUIRED => Some(narrow),
+        narrow => code.or(narrow),
+    }
+}
+
 #[derive(Debug, Clone, Deserialize)]
 pub struct Charge {
     pub id: String,
@@ -87,6 +125,7 @@ pub struct Charge {
     pub currency: String,
     pub customer: Option<Reference>,
     pub payment_intent: Option<Reference>,
+    pub payment_method: Option<Reference>,
     #[serde(default)]
     pub paid: bool,
     #[serde(default)]
@@ -154,4 +193,21 @@ pub struct List<T> {
     pub data: Vec<T>,
     #[serde(default)]
     pub has_more: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::failure_code;
+
+    #[test]
+    fn a_failure_is_said_by_its_wider_code_unless_the_owner_is_asked_for() {
+        let code = |wide: Option<&str>, narrow: Option<&str>| {
+            failure_code(wide.map(str::to_owned), narrow.map(str::to_owned)).unwrap_or_default()
+        };
+        assert_eq!(code(Some("card_declined"), Some("insufficient_funds")), "card_declined");
+        assert_eq!(code(Some("card_declined"), Some("authentication_required")), "authentication_required");
+        assert_eq!(code(Some("authentication_required"), None), "authentication_required");
+        assert_eq!(code(None, Some("generic_decline")), "generic_decline");
+        assert_eq!(code(None, None), "");
+    }
 }

@@ -203,6 +203,8 @@ fn known_parameters(path: &[&str]) -> &'static [&'static str] {
         ["customers"] => &["email", "name", "metadata["],
         ["payment_methods"] => &["type", "card["],
         ["payment_methods", _, "attach"] => &["customer"],
+        ["setup_intents"] => &["customer", "usage", "payment_method_types["],
+        ["setup_intents", _, "confirm"] => &["payment_method", "client_secret"],
         ["checkout", "sessions"] => &[
             "mode",
             "success_url",
@@ -275,6 +277,9 @@ fn act(world: &mut World, method: &Method, path: &[&str], mut params: Params) ->
         ("POST", ["customers"]) => Ok(world.customer_create(params)),
         ("POST", ["payment_methods"]) => world.payment_method_create(params),
         ("POST", ["payment_methods", id, "attach"]) => world.payment_method_attach(id, params),
+        ("POST", ["payment_methods", id, "detach"]) => world.payment_method_detach(id),
+        ("POST", ["setup_intents"]) => world.setup_intent_create(params),
+        ("POST", ["setup_intents", id, "confirm"]) => world.setup_intent_confirm(id, &params.need("payment_method")?),
         ("POST", ["checkout", "sessions"]) => world.session_create(params),
         ("POST", ["checkout", "sessions", id, "expire"]) => world.session_expire(id),
         ("POST", ["payment_intents"]) => world.intent_create(params),
@@ -395,6 +400,10 @@ async fn control(State(shared): State<Arc<Shared>>, method: Method, uri: Uri, bo
         }),
         ["disputes", id, ending @ ("won" | "lost")] => shared.act(|world| world.dispute_close(id, *ending == "won")),
         ["refunds", id, "fail"] => shared.act(|world| world.refund_fail(id)),
+        ["setup_intents", id, "fill-in"] => params.need("number").and_then(|number| {
+            let method = shared.act(|world| world.setup_intent_fill_in(id, &number))?;
+            Ok(json!({ "payment_method": method }))
+        }),
         ["payment_intents", id, ending @ ("authenticate" | "refuse")] => {
             shared.act(|world| world.intent_authenticate(id, *ending == "authenticate"))
         }

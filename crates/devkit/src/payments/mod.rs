@@ -182,6 +182,20 @@ impl TestPayments {
         self.shared.act(|world| world.settle(session, is_paid)).map_err(|error| error.message)
     }
 
+    /// Fills a card's number into the form of a SetupIntent, as its owner does in a browser; the payment method.
+    ///
+    /// # Errors
+    /// When the form was sent before, or the number is none of the test numbers.
+    pub fn fill_in(&self, setup_intent: &str, number: &str) -> Result<String, String> {
+        self.shared.act(|world| world.setup_intent_fill_in(setup_intent, number)).map_err(|error| error.message)
+    }
+
+    /// Says whether it asks for the owner of a card by a status where the owner is not there, as older versions did, instead of
+    /// declining the payment.
+    pub fn ask_absent_owners(&self, does: bool) {
+        self.shared.world().asks_absent_owners = does;
+    }
+
     /// Gives money back, as somebody in the provider's dashboard does; the refund's id.
     ///
     /// # Errors

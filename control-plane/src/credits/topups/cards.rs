@@ -1,0 +1,217 @@
+//! The card that an organization pays with while nobody is there. The provider keeps it; we keep its reference and what of it
+//! may be shown, and ask the provider whose it is before we take it.
+
+use chrono::{DateTime, Utc};
+use kernel::{OrganizationId, UserId};
+use secrecy::SecretString;
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use sqlx::PgConnection;
+
+use super::{OffReason, TopUpError, db};
+use crate::audit::{self, Actor, Subject};
+use crate::credits::purchases::{self, Payments, Purchase};
+use crate::credits::stripe::StripeError;
+use crate::credits::stripe::objects::{self, Reference};
+use crate::cx::OpsCx;
+
+/// Removing a card at the provider is tried again so late.
+const REMOVAL_RETRY: chrono::Duration = chrono::Duration::minutes(5);
+const MAX_METHOD: usize = 255;
+
+/// A card of an organization's.
+#[derive(Debug, Clone)]
+pub struct Card {
+    pub organization_id: OrganizationId,
+    /// Its name at the provider, and whose it is there.
+    pub method_ref: String,
+    pub customer_ref: String,
+    pub brand: Option<String>,
+    pub last4: Option<String>,
+    pub exp_month: Option<i32>,
+    pub exp_year: Option<i32>,
+    /// Whether the provider was asked what it is.
+    pub is_described: bool,
+    pub set_at: DateTime<Utc>,
+}
+
+impl Card {
+    fn describe(&mut self, card: Option<objects::Card>) {
+        if let Some(objects::Card { brand, last4, exp_month, exp_year }) = card {
+            (self.brand, self.last4, self.exp_month, self.exp_year) = (brand, last4, exp_month, exp_year);
+        }
+        self.is_described = true;
+    }
+}
+
+/// What a page of an organization's own needs to take a card down at the provider.
+pub struct Setup {
+    pub id: String,
+    pub customer: String,
+    pub client_secret: SecretString,
+}
+
+/// Begins to take a card down; with a key, once. It becomes the organization's with [`set`].
+pub async fn setup(cx: &OpsCx, organization: OrganizationId, key: Option<&str>) -> Result<Setup, TopUpError> {
+    let payments = purchases::payments(cx)?;
+    let key = key.map_or_else(|| hex::encode(kernel::random::bytes::<16>()), |key| hex::encode(Sha256::digest(key)));
+    let customer = purchases::customer_of(cx, payments, organization).await?;
+    match setup_make(payments, customer.clone(), &key).await {
+        Err(StripeError::Refused { code, .. }) if code == "resource_missing" => {}
+        outcome => return Ok(outcome?),
+    }
+    let customer = purchases::customer_renew(cx, payments, organization, &customer).await?;
+    Ok(setup_make(payments, customer, &key).await?)
+}
+
+async fn setup_make(payments: &Payments, customer: String, key: &str) -> Result<Setup, StripeError> {
+    let form = [
+        ("customer", customer.clone()),
+        ("usage", "off_session".to_owned()),
+        ("payment_method_types[]", "card".to_owned()),
+    ];
+    let made = payments.stripe.setup_intent_create(&format!("setup:{customer}:{key}"), &form).await?;
+    Ok(Setup { id: made.id, customer, client_secret: made.client_secret })
+}
+
+/// The card of an organization.
+pub async fn find(cx: &OpsCx, organization: OrganizationId) -> Result<Card, TopUpError> {
+    db::card_find(&mut *cx.master.acquire().await?, organization).await?.ok_or(TopUpError::NoCard)
+}
+
+/// Makes a card the organization's, after the provider has said that it is its customer's. That one is not known and that it is
+/// somebody else's is the same answer.
+pub async fn set(cx: &OpsCx, by: UserId, organization: OrganizationId, method: &str) -> Result<Card, TopUpError> {
+    let is_name = method.len() <= MAX_METHOD
+        && method.starts_with("pm_")
+        && method.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    if !is_name {
+        return Err(TopUpError::CardUnknown);
+    }
+    let payments = purchases::payments(cx)?;
+    let mut connection = cx.master.acquire().await?;
+    let customer = purchases::db::customer_find(&mut connection, organization).await?.ok_or(TopUpError::CardUnknown)?;
+    if db::removal_is_pending(&mut connection, method).await? {
+        return Err(TopUpError::CardGoing);
+    }
+    drop(connection);
+    let theirs = match payments.stripe.payment_method_get(method).await {
+        Err(error) if error.is_missing() => return Err(TopUpError::CardUnknown),
+        outcome => outcome?,
+    };
+    if theirs.id != method || theirs.customer.as_ref().map(Reference::id) != Some(customer.as_str()) {
+        return Err(TopUpError::CardUnknown);
+    }
+    if theirs.card.is_none() {
+        return Err(TopUpError::NotACard);
+    }
+    let now = cx.clock.now();
+    let mut card = named(organization, method, &customer, now);
+    card.describe(theirs.card);
+    let mut tx = cx.master.begin().await?;
+    db::card_set(&mut tx, &card, now).await?;
+    db::rule_forgive(&mut tx, organization, now).await?;
+    let data = json!({ "paymentMethod": method });
+    let subject = Subject::organization(organization);
+    audit::record(&mut tx, now, Actor::User(by), "credit_payment_method_set", subject, data).await?;
+    tx.commit().await?;
+    Ok(card)
+}
+
+fn named(organization_id: OrganizationId, method: &str, customer: &str, set_at: DateTime<Utc>) -> Card {
+    Card {
+        organization_id,
+        method_ref: method.to_owned(),
+        customer_ref: customer.to_owned(),
+        brand: None,
+        last4: None,
+        exp_month: None,
+        exp_year: None,
+        is_described: false,
+        set_at,
+    }
+}
+
+/// Keeps the card that a purchase was paid with, as the buyer wished; what it is, is asked later. Once it was replaced or
+/// removed, learning of the purchase again does not bring it back.
+pub async fn keep(
+    tx: &mut PgConnection,
+    purchase: &Purchase,
+    method: &str,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    let (Some(customer), Some(paid_at)) = (&purchase.customer_ref, purchase.completed_at) else { return Ok(()) };
+    let card = named(purchase.organization_id, method, customer, paid_at);
+    if !db::card_keep(tx, &card, now).await? {
+        return Ok(());
+    }
+    db::rule_forgive(tx, purchase.organization_id, now).await?;
+    let data = json!({ "paymentMethod": method, "purchaseId": purchase.id });
+    let subject = Subject::organization(purchase.organization_id);
+    audit::record(tx, now, Actor::System, "credit_payment_method_set", subject, data).await
+}
+
+/// Takes the card from an organization, here at once, and at the provider as soon as it answers. Nothing is bought by itself
+/// any more.
+pub async fn remove(cx: &OpsCx, by: UserId, organization: OrganizationId) -> Result<(), TopUpError> {
+    let now = cx.clock.now();
+    let mut tx = cx.master.begin().await?;
+    let Some(method) = db::card_remove(&mut tx, organization, now).await? else { return Ok(()) };
+    db::removal_insert(&mut tx, organization, &method, now + REMOVAL_RETRY, now).await?;
+    if let Some(mut rule) = db::rule_lock(&mut tx, organization).await?
+        && rule.is_enabled
+    {
+        super::switch_off(&mut tx, &mut rule, OffReason::CardRemoved, now).await?;
+    }
+    let data = json!({ "paymentMethod": method });
+    let subject = Subject::organization(organization);
+    audit::record(&mut tx, now, Actor::User(by), "credit_payment_method_remove", subject, data).await?;
+    tx.commit().await?;
+    cx.outbox_news.notify_one();
+    if let Some(payments) = &cx.payments {
+        removal_do(cx, payments, &method).await?;
+    }
+    Ok(())
+}
+
+/// Removes at the provider what was removed here.
+pub async fn removals_do(cx: &OpsCx, payments: &Payments, limit: i64) -> Result<(), sqlx::Error> {
+    let now = cx.clock.now();
+    let due = db::removals_claim(&mut *cx.master.acquire().await?, now, now + REMOVAL_RETRY, limit).await?;
+    for method in due {
+        removal_do(cx, payments, &method).await?;
+    }
+    Ok(())
+}
+
+async fn removal_do(cx: &OpsCx, payments: &Payments, method: &str) -> Result<(), sqlx::Error> {
+    match payments.stripe.payment_method_detach(method, &format!("detach:{method}")).await {
+        Ok(_) => {}
+        // It belongs to nobody there, or is not there.
+        Err(StripeError::Refused { status: 400 | 404, .. }) => {}
+        Err(error) => {
+            tracing::warn!("a card could not be removed at the payment provider yet: {error}");
+            return Ok(());
+        }
+    }
+    db::removal_delete(&mut *cx.master.acquire().await?, method).await
+}
+
+/// Asks what the cards are of which only the reference is known.
+pub async fn describe(cx: &OpsCx, payments: &Payments, limit: i64) -> Result<(), sqlx::Error> {
+    let unknown = db::cards_undescribed(&mut *cx.master.acquire().await?, limit).await?;
+    for mut card in unknown {
+        let theirs = match payments.stripe.payment_method_get(&card.method_ref).await {
+            Ok(theirs) => theirs.card,
+            // The next payment with it says what is wrong with it.
+            Err(StripeError::Refused { status: 404, .. } | StripeError::Malformed { .. }) => None,
+            Err(error) => {
+                tracing::warn!("cannot ask what a card is: {error}");
+                return Ok(());
+            }
+        };
+        card.describe(theirs);
+        db::card_describe(&mut *cx.master.acquire().await?, &card, cx.clock.now()).await?;
+    }
+    Ok(())
+}
