@@ -21,6 +21,7 @@ use crate::directory::MasterDirectory;
 use crate::identity::limits::AuthLimits;
 use crate::identity::passwords::Passwords;
 use crate::identity::tokens::Signer;
+use crate::master::warm::Warm;
 use crate::master::{self, MasterError};
 
 /// The connection manager over master's directory.
@@ -32,6 +33,8 @@ pub struct OpsCx(Arc<OpsParts>);
 
 pub struct OpsParts {
     pub master: PgPool,
+    /// A few of its connections, for spends and balances.
+    pub warm: Warm,
     pub master_args: MasterArgs,
     pub clock: Arc<dyn Clock>,
     pub keys: Arc<KeyRing>,
@@ -101,6 +104,7 @@ impl OpsCx {
         let imports = Imports::new(limits.max_imports);
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         Ok(Self(Arc::new(OpsParts {
+            warm: Warm::new(master.clone()),
             master,
             master_args,
             clock,
@@ -133,6 +137,7 @@ impl OpsCx {
             tracing::warn!("{} tasks were still running when the grace period ended", self.tasks.len());
         }
         usage::flush_last(self).await;
+        self.warm.clear();
         self.master.close().await;
     }
 }

@@ -12,8 +12,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use kernel::{CreditTransactionId, OrganizationId, StoreId, UserId};
-use sqlx::Postgres;
-use sqlx::pool::PoolConnection;
 use tokio::sync::oneshot;
 
 use super::{CreditError, Decision, TransactionKind, db};
@@ -24,9 +22,6 @@ use crate::http::errors::chain;
 pub const MAX_BATCH: usize = 64;
 /// The most spends of one account that wait in this process.
 pub const MAX_WAITING: usize = 4096;
-/// A connection is kept for so many commits in a row: giving it back and taking it again costs a round trip, and others wait
-/// for one.
-const KEPT_FOR: usize = 16;
 /// The most commits of one account that are under way in this process. One works while another waits for the disk.
 const MAX_WORKERS: usize = 2;
 
@@ -106,11 +101,7 @@ impl Batcher {
 
     /// Decides batch after batch until nobody waits.
     async fn work_off(&self, cx: &OpsCx, organization: OrganizationId, queue: &Queue) {
-        let mut kept = None;
-        for turn in 1_usize.. {
-            if turn.is_multiple_of(KEPT_FOR) {
-                kept = None;
-            }
+        loop {
             let batch: Vec<Waiting> = {
                 let mut line = queue.lock();
                 let count = line.waiting.len().min(MAX_BATCH);
@@ -124,7 +115,7 @@ impl Batcher {
             }
             #[expect(clippy::cast_precision_loss, reason = "at most 64")]
             metrics::histogram!("tenantry_credit_batch_size").record(batch.len() as f64);
-            decide(cx, &mut kept, organization, batch).await;
+            decide(cx, organization, batch).await;
         }
     }
 
@@ -146,13 +137,10 @@ impl Batcher {
     }
 }
 
-/// A connection that is kept while there is more to do.
-type Kept = Option<PoolConnection<Postgres>>;
-
-async fn decide(cx: &OpsCx, kept: &mut Kept, organization: OrganizationId, batch: Vec<Waiting>) {
+async fn decide(cx: &OpsCx, organization: OrganizationId, batch: Vec<Waiting>) {
     let (spends, replies): (Vec<Spend>, Vec<_>) =
         batch.into_iter().map(|waiting| (waiting.spend, waiting.reply)).unzip();
-    match run(cx, kept, organization, &spends).await {
+    match run(cx, organization, &spends).await {
         Ok(decisions) => {
             for (reply, decision) in replies.into_iter().zip(decisions) {
                 // Who does not wait any more asks again with the key.
@@ -163,7 +151,7 @@ async fn decide(cx: &OpsCx, kept: &mut Kept, organization: OrganizationId, batch
         Err(sqlx::Error::Database(error)) if spends.len() > 1 && !is_outage(&*error) => {
             tracing::debug!("a batch of {} spends is decided one by one: {error}", spends.len());
             for (spend, reply) in spends.iter().zip(replies) {
-                let decided = run(cx, kept, organization, std::slice::from_ref(spend)).await;
+                let decided = run(cx, organization, std::slice::from_ref(spend)).await;
                 let decision = decided.map_err(CreditError::from).map(|mut one| one.remove(0));
                 drop(reply.send(decision));
             }
@@ -177,19 +165,11 @@ async fn decide(cx: &OpsCx, kept: &mut Kept, organization: OrganizationId, batch
     }
 }
 
-async fn run(
-    cx: &OpsCx,
-    kept: &mut Kept,
-    organization: OrganizationId,
-    spends: &[Spend],
-) -> Result<Vec<Decision>, sqlx::Error> {
-    let mut connection = match kept.take() {
-        Some(connection) => connection,
-        None => cx.master.acquire().await?,
-    };
-    let decisions = db::spend(&mut connection, organization, spends, cx.clock.now()).await?;
-    // After an error the pool looks at it first.
-    *kept = Some(connection);
+async fn run(cx: &OpsCx, organization: OrganizationId, spends: &[Spend]) -> Result<Vec<Decision>, sqlx::Error> {
+    let mut lent = cx.warm.lend().await?;
+    // After an error it goes to the pool, which looks at it first.
+    let decisions = db::spend(&mut lent.connection, organization, spends, cx.clock.now()).await?;
+    cx.warm.keep(lent);
     Ok(decisions)
 }
 

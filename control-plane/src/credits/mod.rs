@@ -351,15 +351,16 @@ pub async fn organization_of(
 
 /// What is in an account, with what has expired booked.
 pub async fn balance(cx: &OpsCx, organization: OrganizationId) -> Result<Balance, CreditError> {
-    let mut connection = cx.master.acquire().await?;
+    let mut lent = cx.warm.lend().await?;
+    let connection = &mut *lent.connection;
     let now = cx.clock.now();
     let (mut balance, next_expiry) =
-        db::balance_find(&mut connection, organization).await?.ok_or(CreditError::OrganizationNotFound)?;
+        db::balance_find(connection, organization).await?.ok_or(CreditError::OrganizationNotFound)?;
     if next_expiry.is_some_and(|at| at <= now) {
-        db::expire(&mut connection, organization, now).await?;
-        (balance, _) =
-            db::balance_find(&mut connection, organization).await?.ok_or(CreditError::OrganizationNotFound)?;
+        db::expire(connection, organization, now).await?;
+        (balance, _) = db::balance_find(connection, organization).await?.ok_or(CreditError::OrganizationNotFound)?;
     }
+    cx.warm.keep(lent);
     Ok(balance)
 }
 

@@ -1,6 +1,7 @@
 //! The master database: its pool, the check that it is in session mode, and its migrations.
 
 mod db;
+pub mod warm;
 
 use std::time::Duration;
 
@@ -62,12 +63,7 @@ pub fn pool(args: &MasterArgs) -> Result<PgPool, MasterError> {
         .acquire_timeout(ACQUIRE_TIMEOUT)
         // A round trip before every use would cost as much as most uses; a connection that rested may have been closed.
         .test_before_acquire(false)
-        .before_acquire(|connection, meta| {
-            Box::pin(async move {
-                Ok(meta.idle_for <= PING_AFTER
-                    || tokio::time::timeout(PING_LIMIT, connection.ping()).await.is_ok_and(|ping| ping.is_ok()))
-            })
-        })
+        .before_acquire(|connection, meta| Box::pin(async move { Ok(is_alive(connection, meta.idle_for).await) }))
         .after_connect(|connection, _| {
             Box::pin(async move {
                 connection.execute(SESSION_SETTINGS).await?;
@@ -75,6 +71,11 @@ pub fn pool(args: &MasterArgs) -> Result<PgPool, MasterError> {
             })
         })
         .connect_lazy_with(options(args)?))
+}
+
+/// Whether a connection still leads to a server: asked only when it rested for a while.
+async fn is_alive(connection: &mut PgConnection, rested: Duration) -> bool {
+    rested <= PING_AFTER || tokio::time::timeout(PING_LIMIT, connection.ping()).await.is_ok_and(|ping| ping.is_ok())
 }
 
 /// Listens on `channels`, on a connection of its own: the pool's are for requests.
