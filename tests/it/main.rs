@@ -5,6 +5,7 @@
 
 mod authorization;
 mod bad_input;
+mod brought;
 mod charges;
 mod clients;
 mod conformance;
@@ -30,4 +31,5 @@ mod soak;
 mod storefront;
 mod stores;
 mod top_ups;
+mod unwinding;
 mod webhooks;

@@ -5,6 +5,7 @@
 //! that are listed: active, published, not deleted, and priced.
 
 mod category;
+mod input;
 mod list;
 mod product;
 mod write;
@@ -19,13 +20,13 @@ use crate::sql;
 pub use category::{
     Categories, CategoryInput, CategoryNode, CategoryView, categories_tree, category_by_handle, category_save_in,
 };
+pub use input::{MAX_VARIANTS, MediaInput, MovementReason, ProductInput, ProductStatus, VariantInput};
 pub use list::{ProductPage, ProductQuery, ProductSort, ProductSummary, products_list};
 pub(crate) use product::select_variant_values;
 pub use product::{CategoryRef, MediaView, OptionView, ProductDetail, SelectedOption, VariantView, product_by_handle};
 pub(crate) use write::availability_refresh;
 pub use write::{
-    MAX_VARIANTS, MediaInput, MovementReason, ProductInput, ProductSaved, ProductStatus, SaveOutcome, StoredProduct,
-    VariantInput, product_delete_in, product_load_in, product_save_in, product_write_in,
+    ProductSaved, SaveOutcome, StoredProduct, product_delete_in, product_load_in, product_save_in, product_write_in,
 };
 
 /// Why the catalogue was not read or changed.
