@@ -886,7 +886,7 @@ async fn a_refund_whose_outcome_is_lost_is_found_and_one_that_is_refused_is_undo
     shop.sweep().await;
     assert_eq!(count(&shop.app, "select count(*) from purchase_refunds where state = 'succeeded'").await, 1);
     // It never arrived: asked for again.
-    shop.provider.fail_next((0..4).map(|_| ApiFault::Before(500)));
+    shop.provider.fail_next([ApiFault::Before(500)]);
     shop.refund(&order, "b", json!({ "amountMinor": 500 })).await.expect_status(201);
     assert_eq!(shop.provider.objects("refund").len(), 1);
     shop.app.clock.advance(TimeDelta::minutes(5));
