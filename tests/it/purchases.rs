@@ -206,16 +206,8 @@ impl Shop {
         (events, balance)
     }
 
-    /// Fails unless every invariant of the ledger holds, and what was granted was paid.
     pub(crate) async fn expect_proven(&self) {
-        let found = credits::verify::verify(&self.app.cx, None).await.unwrap();
-        assert_eq!(found.violations, []);
-        let torn = "select count(*) from purchases p where p.state = 'completed' and 1 <> (select count(*) from credit_transactions t
-            where t.kind = 'purchase' and t.external_ref = p.payment_intent and t.key = p.idempotency_key)";
-        assert_eq!(count(&self.app, torn).await, 0);
-        let twice = "select count(*) from (select 1 from outbox_events where type = 'credits.purchase_completed'
-            group by data ->> 'purchaseId' having count(*) > 1) x";
-        assert_eq!(count(&self.app, twice).await, 0);
+        expect_proven(&self.app).await;
     }
 
     /// Fails unless the two sets of books agree.
@@ -223,6 +215,18 @@ impl Shop {
         let (events, balance) = self.reconcile().await;
         assert_eq!((events.differences, balance.differences), (vec![], vec![]));
     }
+}
+
+/// Fails unless every invariant of the ledger holds, and what was granted was paid.
+pub(crate) async fn expect_proven(app: &TestApp) {
+    let found = credits::verify::verify(&app.cx, None).await.unwrap();
+    assert_eq!(found.violations, []);
+    let torn = "select count(*) from purchases p where p.state = 'completed' and 1 <> (select count(*) from credit_transactions t
+        where t.kind = 'purchase' and t.external_ref = p.payment_intent and t.key = p.idempotency_key)";
+    assert_eq!(count(app, torn).await, 0);
+    let twice = "select count(*) from (select 1 from outbox_events where type = 'credits.purchase_completed'
+        group by data ->> 'purchaseId' having count(*) > 1) x";
+    assert_eq!(count(app, twice).await, 0);
 }
 
 /// An order and its Checkout Session.
