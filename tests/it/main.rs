@@ -18,6 +18,7 @@ mod identity;
 mod imports;
 mod ledger;
 mod localstripe;
+mod localstripe_flow;
 mod main_path;
 mod outages;
 mod processes;
