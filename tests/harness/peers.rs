@@ -143,12 +143,36 @@ impl Localstripe {
     /// Sends a form.
     pub async fn post(&self, path: &str, form: &[(&str, &str)]) -> Response {
         let body = form_encoded(form);
-        self.api().send_bytes(Method::POST, path, "application/x-www-form-urlencoded", body).await
+        self.api().send_bytes(Method::POST, path, FORM, body).await
     }
 
     /// Has events sent there, signed with this secret, about a second after they happened: each once, in no order.
     pub async fn send_webhooks(&self, url: &str, secret: &str) {
         self.post("/_config/webhooks/test", &[("url", url), ("secret", secret)]).await.expect_status(200);
+    }
+
+    /// The owner of a card tells of it in the browser, where a setup was begun for that; the card's name.
+    pub async fn fill_in(&self, setup_intent: &str, client_secret: &str, customer: &str, number: &str) -> String {
+        let form = [
+            ("key", Self::PUBLISHABLE_KEY),
+            ("client_secret", client_secret),
+            ("payment_method_data[type]", "card"),
+            ("payment_method_data[card][number]", number),
+            ("payment_method_data[card][exp_month]", "12"),
+            ("payment_method_data[card][exp_year]", "2040"),
+            ("payment_method_data[card][cvc]", "123"),
+        ];
+        let browser = Client::new(self.address, "localhost");
+        let path = format!("/v1/setup_intents/{setup_intent}/confirm");
+        let answer = browser.send_bytes(Method::POST, &path, FORM, form_encoded(&form)).await;
+        let card = answer.expect_status(200)["payment_method"].as_str().expect("a card").to_owned();
+        // Stripe makes it the customer's by that; localstripe has to be told.
+        self.attach(&card, customer).await;
+        card
+    }
+
+    async fn attach(&self, card: &str, customer: &str) {
+        self.post(&format!("/v1/payment_methods/{card}/attach"), &[("customer", customer)]).await.expect_status(200);
     }
 
     /// Somebody's card, ready to be charged.
@@ -162,7 +186,7 @@ impl Localstripe {
         ];
         let method = self.post("/v1/payment_methods", &card).await.expect_status(200);
         let id = method["id"].as_str().expect("an id").to_owned();
-        self.post(&format!("/v1/payment_methods/{id}/attach"), &[("customer", customer)]).await.expect_status(200);
+        self.attach(&id, customer).await;
         id
     }
 
@@ -177,9 +201,11 @@ impl Localstripe {
         ];
         let browser = Client::new(self.address, "localhost");
         let path = format!("{path}/_authenticate");
-        browser.send_bytes(Method::POST, &path, "application/x-www-form-urlencoded", form_encoded(&form)).await
+        browser.send_bytes(Method::POST, &path, FORM, form_encoded(&form)).await
     }
 }
+
+const FORM: &str = "application/x-www-form-urlencoded";
 
 fn form_encoded(form: &[(&str, &str)]) -> String {
     url::form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish()

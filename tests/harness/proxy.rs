@@ -1,8 +1,8 @@
-//! What stands between a node and a database in tests of the network: passes bytes on, or does what networks do instead.
+//! What stands between a node and what it calls in tests of the network: passes bytes on, or does what networks do instead.
 
 use std::net::SocketAddr;
 
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncReadExt as _, copy, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
@@ -11,6 +11,7 @@ use tokio_util::task::AbortOnDropHandle;
 enum Mode {
     Passes,
     Stalls,
+    LosesAnswers,
     Cuts,
 }
 
@@ -43,6 +44,11 @@ impl ChaosProxy {
         self.mode.send_replace(Mode::Stalls);
     }
 
+    /// Lets through what is asked, and ends the connection when the answer begins: it was done, and nobody hears of it.
+    pub fn lose_answers(&self) {
+        self.mode.send_replace(Mode::LosesAnswers);
+    }
+
     /// Ends every connection, and each new one as soon as it comes.
     pub fn cut(&self) {
         self.mode.send_replace(Mode::Cuts);
@@ -68,6 +74,16 @@ async fn carry(mut client: TcpStream, target: SocketAddr, mut modes: watch::Rece
             Mode::Stalls => {
                 if modes.changed().await.is_err() {
                     return;
+                }
+            }
+            Mode::LosesAnswers => {
+                let (mut asked, _) = client.split();
+                let (mut answered, mut asking) = server.split();
+                let mut first = [0];
+                tokio::select! {
+                    _ = copy(&mut asked, &mut asking) => return,
+                    _ = answered.read(&mut first) => return,
+                    changed = modes.changed() => if changed.is_err() { return },
                 }
             }
             Mode::Passes => tokio::select! {

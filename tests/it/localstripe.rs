@@ -14,13 +14,13 @@ use serde_json::{Value, json};
 
 use crate::scenes::{count, text};
 
-const SECRET: &str = "whsec_shared_with_localstripe";
-const GOOD: &str = "4242424242424242";
-const DECLINED: &str = "4000000000000341";
-const AUTHENTICATION: &str = "4000002500003155";
+pub(crate) const SECRET: &str = "whsec_shared_with_localstripe";
+pub(crate) const GOOD: &str = "4242424242424242";
+pub(crate) const DECLINED: &str = "4000000000000341";
+pub(crate) const AUTHENTICATION: &str = "4000002500003155";
 
 /// What leads a node, or a client alone, to it.
-fn arguments(localstripe: &Localstripe) -> Vec<String> {
+pub(crate) fn arguments(localstripe: &Localstripe) -> Vec<String> {
     let url = localstripe.url();
     let arguments = [
         "--stripe-secret-key",
@@ -34,18 +34,25 @@ fn arguments(localstripe: &Localstripe) -> Vec<String> {
         "100000",
         "--payment-reconcile-s",
         "100000",
+        "--top-up-poll-ms",
+        "100000000",
+        // Tokens that outlive the days that tests let pass.
+        "--access-token-ttl-s",
+        "10000000",
+        "--refresh-token-ttl-s",
+        "10000000",
     ];
     arguments.map(str::to_owned).to_vec()
 }
 
 /// It, and our client of the provider's API.
-struct Provider {
-    localstripe: Localstripe,
+pub(crate) struct Provider {
+    pub(crate) localstripe: Localstripe,
     stripe: Stripe,
 }
 
 impl Provider {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let localstripe = Localstripe::start().await;
         // Of the configuration only what leads to the provider is used.
         let payments = config("postgres://nowhere.invalid", &arguments(&localstripe)).payments;
@@ -85,10 +92,11 @@ impl Provider {
         Ok(())
     }
 
-    /// The newest object of a list.
-    async fn newest(&self, path: &str) -> Value {
-        let list = self.localstripe.api().get(&format!("{path}?limit=1000")).await.expect_status(200);
-        list["data"].as_array().unwrap().last().expect("something").clone()
+    /// All objects of a kind, oldest first.
+    pub(crate) async fn list(&self, kind: &str) -> Vec<Value> {
+        let list = self.localstripe.api().get(&format!("/v1/{kind}?limit=1000")).await.expect_status(200);
+        assert_eq!(list["has_more"], false);
+        list["data"].as_array().unwrap().clone()
     }
 }
 
@@ -134,7 +142,7 @@ async fn a_card_that_is_declined_is_told_apart_from_a_call_that_is_refused() {
     let customer = provider.customer().await;
     let declined = provider.charge(&customer, DECLINED, 2500).await.unwrap_err();
     assert!(matches!(&declined, StripeError::Declined { code, .. } if code == "card_declined"), "{declined}");
-    let intent = provider.newest("/v1/payment_intents").await;
+    let intent = provider.list("payment_intents").await.pop().expect("the payment");
     let intent = provider.stripe.payment_intent_get(text(&intent["id"])).await.unwrap();
     assert_eq!((intent.status.as_str(), intent.amount), ("requires_payment_method", 2500));
     assert_eq!(intent.last_payment_error.unwrap().code.as_deref(), Some("card_declined"));
@@ -188,18 +196,22 @@ async fn what_it_does_not_have_is_a_refusal_and_nothing_else() {
 }
 
 /// A node, and somebody between it and the provider who has every webhook in hand.
-struct Relay {
-    provider: Provider,
-    app: TestApp,
-    receiver: Receiver,
+pub(crate) struct Relay {
+    pub(crate) provider: Provider,
+    pub(crate) app: TestApp,
+    pub(crate) receiver: Receiver,
 }
 
 impl Relay {
     async fn start() -> Self {
-        let provider = Provider::start().await;
-        let app =
-            TestApp::start_with(TestAppOptions { arguments: arguments(&provider.localstripe), without_server: true })
-                .await;
+        Self::at(Provider::start().await, &[]).await
+    }
+
+    /// At this one, with further options of the node.
+    pub(crate) async fn at(provider: Provider, more: &[&str]) -> Self {
+        let mut arguments = arguments(&provider.localstripe);
+        arguments.extend(more.iter().map(|&text| text.to_owned()));
+        let app = TestApp::start_with(TestAppOptions { arguments, without_server: true }).await;
         let receiver = Receiver::start().await;
         provider.localstripe.send_webhooks(&receiver.url("/hook"), SECRET).await;
         Self { provider, app, receiver }
@@ -211,15 +223,21 @@ impl Relay {
         received.into_iter().map(|webhook| (text(&webhook.json()["type"]).to_owned(), webhook)).collect()
     }
 
-    async fn send(&self, signature: &str, body: &[u8]) -> Response {
+    pub(crate) async fn send(&self, signature: &str, body: &[u8]) -> Response {
         let client = self.app.api().with("stripe-signature", signature);
         let content_type = "application/json; charset=utf-8";
         client.send_bytes(Method::POST, "/api/webhooks/stripe", content_type, body.to_vec()).await
     }
 
     /// Passes one on as it came.
-    async fn pass_on(&self, webhook: &Received) -> Response {
+    pub(crate) async fn pass_on(&self, webhook: &Received) -> Response {
         self.send(webhook.header("stripe-signature"), &webhook.body).await
+    }
+
+    /// Sends these bytes as if the provider had signed them by now.
+    pub(crate) async fn sign_and_send(&self, body: &[u8]) -> Response {
+        let told = std::str::from_utf8(body).unwrap();
+        self.send(&devkit::payments::sign(SECRET, self.app.clock.now().timestamp(), told), body).await
     }
 
     /// The events that the node has kept: type and state.
@@ -273,9 +291,7 @@ async fn its_webhooks_are_taken_in_any_order_any_number_of_times_and_only_as_the
     assert_eq!(count(&relay.app, rows).await, 4);
 
     // Signed by the right secret, but saying something else under an id that came before.
-    let told = std::str::from_utf8(&lie).unwrap();
-    let signed = devkit::payments::sign(SECRET, relay.app.clock.now().timestamp(), told);
-    relay.send(&signed, &lie).await.expect_problem(409, "event-changed");
+    relay.sign_and_send(&lie).await.expect_problem(409, "event-changed");
 
     // The list of events says the same as the webhooks did, to the last byte that counts.
     let list = relay.provider.localstripe.api().get("/v1/events?limit=100").await.expect_status(200);

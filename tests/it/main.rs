@@ -19,6 +19,7 @@ mod identity;
 mod imports;
 mod ledger;
 mod localstripe;
+mod localstripe_flow;
 mod main_path;
 mod outages;
 mod processes;

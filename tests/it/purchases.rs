@@ -206,16 +206,8 @@ impl Shop {
         (events, balance)
     }
 
-    /// Fails unless every invariant of the ledger holds, and what was granted was paid.
     pub(crate) async fn expect_proven(&self) {
-        let found = credits::verify::verify(&self.app.cx, None).await.unwrap();
-        assert_eq!(found.violations, []);
-        let torn = "select count(*) from purchases p where p.state = 'completed' and 1 <> (select count(*) from credit_transactions t
-            where t.kind = 'purchase' and t.external_ref = p.payment_intent and t.key = p.idempotency_key)";
-        assert_eq!(count(&self.app, torn).await, 0);
-        let twice = "select count(*) from (select 1 from outbox_events where type = 'credits.purchase_completed'
-            group by data ->> 'purchaseId' having count(*) > 1) x";
-        assert_eq!(count(&self.app, twice).await, 0);
+        expect_proven(&self.app).await;
     }
 
     /// Fails unless the two sets of books agree.
@@ -223,6 +215,18 @@ impl Shop {
         let (events, balance) = self.reconcile().await;
         assert_eq!((events.differences, balance.differences), (vec![], vec![]));
     }
+}
+
+/// Fails unless every invariant of the ledger holds, and what was granted was paid.
+pub(crate) async fn expect_proven(app: &TestApp) {
+    let found = credits::verify::verify(&app.cx, None).await.unwrap();
+    assert_eq!(found.violations, []);
+    let torn = "select count(*) from purchases p where p.state = 'completed' and 1 <> (select count(*) from credit_transactions t
+        where t.kind = 'purchase' and t.external_ref = p.payment_intent and t.key = p.idempotency_key)";
+    assert_eq!(count(app, torn).await, 0);
+    let twice = "select count(*) from (select 1 from outbox_events where type = 'credits.purchase_completed'
+        group by data ->> 'purchaseId' having count(*) > 1) x";
+    assert_eq!(count(app, twice).await, 0);
 }
 
 /// An order and its Checkout Session.
@@ -637,6 +641,107 @@ async fn a_won_dispute_and_a_failed_refund_end_the_same_in_every_order() {
     shop.expect_proven().await;
 }
 
+/// One order for each end that a payment can have, with nothing told of any.
+async fn every_end(shop: &Shop, name: &str) -> Vec<Order> {
+    let mut orders = Vec::new();
+    let ends = ["paid", "declined", "authentication", "abandoned", "refunded", "lost", "won"];
+    for end in ends {
+        let order = shop.order(&format!("{name}-{end}"), "growth").await;
+        let checkout = |how: Checkout| shop.provider.checkout(&order.session, how).unwrap();
+        match end {
+            "declined" => checkout(Checkout::Decline),
+            "authentication" => {
+                checkout(Checkout::NeedAuthentication);
+                checkout(Checkout::FailAuthentication);
+            }
+            "abandoned" => checkout(Checkout::Abandon),
+            _ => checkout(Checkout::Pay),
+        }
+        match end {
+            "refunded" => drop(shop.provider.refund(&shop.intent(&order), 2300).unwrap()),
+            "lost" | "won" => {
+                let dispute = shop.provider.dispute_open(&shop.intent(&order), None).unwrap();
+                shop.provider.dispute_close(&dispute, end == "won").unwrap();
+            }
+            _ => {}
+        }
+        orders.push(order);
+    }
+    orders
+}
+
+async fn ends_of(shop: &Shop, orders: &[Order]) -> Vec<Value> {
+    let mut ends = Vec::new();
+    for order in orders {
+        ends.push(canonical(shop, order).await);
+    }
+    ends
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_end_of_a_payment_is_the_same_however_it_is_told() {
+    let shop = Shop::silent().await;
+    let plain = every_end(&shop, "plain").await;
+    shop.deliver_all().await;
+    let ends = ends_of(&shop, &plain).await;
+    let states: Vec<&str> = ends.iter().map(|end| text(&end["state"])).collect();
+    assert_eq!(states, ["completed", "open", "open", "expired", "completed", "completed", "completed"]);
+    assert!(ends[1..3].iter().all(|end| end["failure"].is_string()), "{ends:?}");
+    assert_eq!((&ends[4]["refunded"], &ends[4]["open"]), (&json!([2300, 500, 50]), &json!(0)));
+    assert_eq!((&ends[5]["disputes"][0][0], &ends[6]["disputes"][0][0]), (&json!("lost"), &json!("won")));
+    // Paid, won, and what is left of the one that was refunded in part.
+    assert_eq!(shop.amounts().await, [2750 + 2750 + 2200, 0, 0]);
+
+    let orders = every_end(&shop, "chaos").await;
+    let events: Vec<Value> = orders.iter().flat_map(|order| shop.events(order)).collect();
+    let before = ends_of(&shop, &orders).await;
+    let signed: Vec<_> = events.iter().map(|event| shop.provider.signed(event)).collect();
+    // Forged: by somebody else, and with the signature of another.
+    for (at, (body, _)) in signed.iter().enumerate() {
+        let by_another = sign("whsec_of_somebody_else", shop.provider.now(), body);
+        shop.send(body.clone(), &by_another).await.expect_problem(400, "invalid-signature");
+        let (_, of_another) = &signed[(at + 1) % signed.len()];
+        shop.send(body.clone(), of_another).await.expect_problem(400, "invalid-signature");
+    }
+    // Late.
+    shop.app.clock.advance(TimeDelta::seconds(302));
+    for (body, signature) in &signed {
+        shop.send(body.clone(), signature).await.expect_problem(400, "invalid-signature");
+    }
+    assert_eq!(ends_of(&shop, &orders).await, before);
+    // Signed anew, the last first, each of them twice.
+    shop.provider.advance(Duration::from_secs(302));
+    for event in events.iter().rev() {
+        shop.deliver(event).await.expect_status(200);
+        shop.deliver(event).await.expect_status(200);
+    }
+    assert_eq!(ends_of(&shop, &orders).await, ends);
+    assert_eq!(shop.amounts().await, [2 * (2750 + 2750 + 2200), 0, 0]);
+
+    // Replayed with another outcome: whose end would be another one, had it been believed.
+    let lies = [
+        (1, "payment_intent.payment_failed", "status", json!("succeeded")),
+        (2, "payment_intent.payment_failed", "status", json!("succeeded")),
+        (3, "checkout.session.expired", "payment_status", json!("paid")),
+        (4, "refund.created", "status", json!("failed")),
+        (4, "charge.refunded", "amount_refunded", json!(11500)),
+        (5, "charge.dispute.closed", "status", json!("won")),
+        (6, "charge.dispute.closed", "status", json!("lost")),
+    ];
+    for (at, kind, member, lie) in &lies {
+        let mut event = shop.event(&orders[*at], kind);
+        assert_ne!(event["data"]["object"][member], *lie);
+        event["data"]["object"][member] = lie.clone();
+        shop.deliver(&event).await.expect_problem(409, "event-changed");
+    }
+    let alarms = count(&shop.app, "select count(*) from recon_differences where kind = 'event_changed'").await;
+    assert_eq!(usize::try_from(alarms).unwrap(), lies.len());
+    assert_eq!(ends_of(&shop, &orders).await, ends);
+    assert_eq!(ends_of(&shop, &plain).await, ends);
+    shop.expect_reconciled().await;
+    shop.expect_proven().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn webhooks_may_come_twice_late_and_in_another_order() {
     let shop = Shop::open().await;
@@ -886,7 +991,7 @@ async fn a_refund_whose_outcome_is_lost_is_found_and_one_that_is_refused_is_undo
     shop.sweep().await;
     assert_eq!(count(&shop.app, "select count(*) from purchase_refunds where state = 'succeeded'").await, 1);
     // It never arrived: asked for again.
-    shop.provider.fail_next((0..4).map(|_| ApiFault::Before(500)));
+    shop.provider.fail_next([ApiFault::Before(500)]);
     shop.refund(&order, "b", json!({ "amountMinor": 500 })).await.expect_status(201);
     assert_eq!(shop.provider.objects("refund").len(), 1);
     shop.app.clock.advance(TimeDelta::minutes(5));

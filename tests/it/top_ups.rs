@@ -539,8 +539,11 @@ async fn an_answer_that_is_lost_is_looked_for_and_paid_once() {
     let shop = &agency.shop;
     agency.card(GOOD).await;
     agency.rule(400, "starter", 50_000).await;
-    // Late: the same call gets the same answer.
+    // Late: it is not asked for again, but found when there is time.
     shop.provider.fail_next([ApiFault::LateAnswer(Duration::from_secs(4))]);
+    agency.top_up().await;
+    assert_eq!((agency.payments(), agency.available().await), (1, 0));
+    agency.pass(TimeDelta::seconds(61));
     agency.top_up().await;
     assert_eq!((agency.payments(), agency.available().await), (1, 500));
     shop.spend("a", 500).await;
@@ -560,7 +563,7 @@ async fn an_answer_that_is_lost_is_looked_for_and_paid_once() {
     shop.spend("b", 500).await;
 
     // Never done: asked for again.
-    shop.provider.fail_next((0..4).map(|_| ApiFault::Before(503)));
+    shop.provider.fail_next([ApiFault::Before(503)]);
     agency.top_up().await;
     assert_eq!((agency.payments(), agency.standing().await["inFlight"]["state"].clone()), (2, json!("created")));
     agency.pass(TimeDelta::seconds(61));
@@ -568,13 +571,19 @@ async fn an_answer_that_is_lost_is_looked_for_and_paid_once() {
     assert_eq!((agency.charges(), agency.available().await), (3, 500));
     shop.spend("c", 500).await;
 
+    // Too many calls for the provider, so that it was not done: asked for again at once.
+    shop.provider.fail_next([ApiFault::Before(429), ApiFault::Before(429)]);
+    agency.top_up().await;
+    assert_eq!((agency.charges(), agency.available().await), (4, 500));
+    shop.spend("d", 500).await;
+
     // A platform whose own key is refused says nothing about the card.
     shop.provider.fail_next([ApiFault::Before(401)]);
     agency.top_up().await;
     assert_eq!(agency.standing().await["inFlight"]["state"], "created");
     agency.pass(TimeDelta::seconds(61));
     agency.top_up().await;
-    assert_eq!((agency.charges(), agency.available().await), (4, 500));
+    assert_eq!((agency.charges(), agency.available().await), (5, 500));
     assert_eq!(agency.told("credits.top_up_failed").await, Vec::<Value>::new());
     agency.expect_sound().await;
 }
@@ -594,7 +603,7 @@ async fn after_a_day_a_payment_is_looked_for_and_never_asked_for_again() {
     shop.spend("a", 500).await;
 
     // Never done: a day later it is looked for, then it comes to nothing, and the rule decides anew.
-    shop.provider.fail_next((0..4).map(|_| ApiFault::Before(500)));
+    shop.provider.fail_next([ApiFault::Before(500)]);
     agency.top_up().await;
     agency.pass(TimeDelta::minutes(24 * 60 + 10));
     agency.top_up().await;

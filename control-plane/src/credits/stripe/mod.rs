@@ -2,7 +2,8 @@
 //!
 //! A call that changes something carries a key that was written down before, so that repeating it cannot do it twice. It is
 //! repeated here only while that can help: nobody answered, or the answer says so. When it is not known in the end whether it
-//! was done, that is what the caller is told.
+//! was done, that is what the caller is told. A call that moves money does not rely on the key alone: once it may have been
+//! done it is not repeated here, and the caller looks for what it did first.
 
 pub mod objects;
 pub mod signature;
@@ -54,6 +55,15 @@ impl StripeError {
 
 /// Parameters of a call, in the form-encoded names of the API.
 pub type Form<'a> = [(&'a str, String)];
+
+/// When a call is made again by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Repeat {
+    /// Also when it may have been done: its key, or that it changes nothing, keeps it from being done twice.
+    Unanswered,
+    /// Only when it cannot have been done.
+    Undone,
+}
 
 /// The provider's API.
 pub struct Stripe {
@@ -136,9 +146,10 @@ impl Stripe {
         self.call(Method::GET, "checkout/sessions", &form, None).await
     }
 
-    /// Makes a payment and confirms it at once, with a card that its owner left for that.
+    /// Makes a payment and confirms it at once, with a card that its owner left for that. When it is not known whether that was
+    /// done, look for it before asking again.
     pub async fn payment_intent_create(&self, key: &str, form: &Form<'_>) -> Result<PaymentIntent, StripeError> {
-        self.call(Method::POST, "payment_intents", form, Some(key)).await
+        self.call_as(Repeat::Undone, Method::POST, "payment_intents", form, Some(key)).await
     }
 
     pub async fn payment_intent_get(&self, id: &str) -> Result<PaymentIntent, StripeError> {
@@ -181,8 +192,9 @@ impl Stripe {
         self.call(Method::GET, &format!("charges/{}", segment(id)), &[], None).await
     }
 
+    /// Gives money back. When it is not known whether that was done, look for it before asking again.
     pub async fn refund_create(&self, key: &str, form: &Form<'_>) -> Result<Refund, StripeError> {
-        self.call(Method::POST, "refunds", form, Some(key)).await
+        self.call_as(Repeat::Undone, Method::POST, "refunds", form, Some(key)).await
     }
 
     /// The newest refunds of a payment.
@@ -237,13 +249,24 @@ impl Stripe {
         form: &Form<'_>,
         key: Option<&str>,
     ) -> Result<T, StripeError> {
+        self.call_as(Repeat::Unanswered, method, path, form, key).await
+    }
+
+    async fn call_as<T: DeserializeOwned>(
+        &self,
+        repeat: Repeat,
+        method: Method,
+        path: &str,
+        form: &Form<'_>,
+        key: Option<&str>,
+    ) -> Result<T, StripeError> {
         let deadline = Instant::now() + self.total_timeout;
         let mut backoff = FIRST_BACKOFF;
         let mut attempt = 1;
         loop {
             let left = deadline.saturating_duration_since(Instant::now()).min(self.attempt_timeout);
             let outcome = tokio::time::timeout(left, self.attempt(&method, path, form, key)).await;
-            let (failure, wait) = match outcome {
+            let (failure, wait, may_be_done) = match outcome {
                 Ok(Ok(Answered { status, body, .. })) if status.is_success() => {
                     return serde_json::from_slice(&body)
                         .map_err(|error| StripeError::Malformed { why: error.to_string() });
@@ -253,11 +276,19 @@ impl Stripe {
                     if !answered.may_be_repeated {
                         return Err(answered.refusal());
                     }
-                    (StripeError::Unknown { why: format!("it answered {}", answered.status.as_u16()) }, wait)
+                    let may_be_done = answered.status != StatusCode::TOO_MANY_REQUESTS;
+                    let why = format!("it answered {}", answered.status.as_u16());
+                    (StripeError::Unknown { why }, wait, may_be_done)
                 }
-                Ok(Err(error)) => (StripeError::Unknown { why: without_url(error) }, None),
-                Err(_) => (StripeError::Unknown { why: format!("nothing came within {left:?}") }, None),
+                Ok(Err(error)) => {
+                    let may_be_done = !error.is_connect();
+                    (StripeError::Unknown { why: without_url(error) }, None, may_be_done)
+                }
+                Err(_) => (StripeError::Unknown { why: format!("nothing came within {left:?}") }, None, true),
             };
+            if may_be_done && repeat == Repeat::Undone {
+                return Err(failure);
+            }
             let jitter = backoff.mul_f64(0.5 + 0.5 * jitter());
             let wait = wait.unwrap_or(jitter);
             if attempt >= self.max_attempts || Instant::now() + wait >= deadline {
