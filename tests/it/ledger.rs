@@ -2,6 +2,7 @@
 //! with connections and servers dying under them, after which every invariant holds and every answer is repeated.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use chrono::{DateTime, Duration, Utc};
 use control_plane::credits::batch::Spend;
@@ -9,7 +10,9 @@ use control_plane::credits::db::{self, CloseDispute, EndHold, Grant, NewHold, Op
 use control_plane::credits::{
     Decision, LotKind, NewLot, Transaction, TransactionKind, TransactionStatus, request_hash, verify,
 };
-use integration_tests::{Cli, Client, Owner, Process, TestApp, TestAppOptions, cluster};
+use devkit::payments::{TestPayments, TestPaymentsOptions};
+use http::Method;
+use integration_tests::{Cli, Client, Owner, Process, TestApp, TestAppOptions, TestDatabase, cluster};
 use kernel::{Clock as _, CreditHoldId, CreditLotId, CreditTransactionId, OrganizationId, StoreId, UserId};
 use proptest::collection::vec;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
@@ -599,11 +602,68 @@ async fn within_long<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(limit, work).await.unwrap_or_else(|_| panic!("{what} did not come in {limit:?}"))
 }
 
-/// Many agents on few accounts, over two nodes that are killed and started again, and connections to master that are killed.
+/// What an automatic top-up of the accounts that live through deaths buys: a pack while there is less than this ...
+const TOP_UP_BELOW: i64 = 3000;
+/// ... and so much for it in a month, in cents: eight packs.
+const TOP_UP_CAP: i64 = 20_000;
+
+/// Leaves a card with the provider, and has packs bought with it.
+async fn top_up_by_itself(owner: &Owner, provider: &TestPayments) {
+    let setup = owner.api.post("/api/credits/payment-method/setup", Value::Null).await.expect_status(201);
+    let card = provider.fill_in(text(&setup["id"]), "4242424242424242").unwrap();
+    let put = async |path: &str, body: Value| owner.api.send(Method::PUT, path, Some(body)).await.expect_status(200);
+    put("/api/credits/payment-method", json!({ "paymentMethod": card })).await;
+    let packs = owner.api.get("/api/credits/packs").await.expect_status(200);
+    let starter = packs["data"].as_array().unwrap().iter().find(|pack| pack["code"] == "starter").unwrap();
+    let rule = json!({ "threshold": TOP_UP_BELOW, "packId": starter["id"], "monthlyCapMinor": TOP_UP_CAP });
+    put("/api/credits/top-up", rule).await;
+}
+
+/// Waits until nothing more is bought; fails unless what the provider was paid is what was bought, and within the cap.
+async fn expect_paid_once(master: &TestDatabase, provider: &TestPayments) {
+    let bought = "select coalesce(sum(p.amount_minor) filter (where p.state = 'completed'), 0)::bigint,
+                         count(*) filter (where p.state in ('created', 'open', 'processing', 'requires_action')), a.available
+                  from top_up_rules r join credit_accounts a using (organization_id)
+                  left join purchases p on p.organization_id = r.organization_id and p.is_auto
+                  group by r.organization_id, a.available";
+    let paid = within_long("the end of what is bought", async {
+        loop {
+            let all: Vec<(i64, i64, i64)> = sqlx::query_as(bought).fetch_all(&mut master.admin().await).await.unwrap();
+            let is_over = |(paid, under_way, available): &(i64, i64, i64)| {
+                *under_way == 0 && (*paid >= TOP_UP_CAP || *available >= TOP_UP_BELOW)
+            };
+            if all.len() == 2 && all.iter().all(is_over) {
+                break all.into_iter().map(|(paid, ..)| paid).collect::<Vec<_>>();
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(paid.iter().all(|paid| (2500..=TOP_UP_CAP).contains(paid)), "{paid:?}");
+    let intents = provider.objects("payment_intent");
+    let charged: i64 = intents
+        .iter()
+        .filter(|intent| intent["status"] == "succeeded")
+        .map(|intent| intent["amount"].as_i64().unwrap())
+        .sum();
+    assert_eq!(charged, paid.iter().sum::<i64>());
+}
+
+/// Many agents on few accounts, over two nodes that are killed and started again, and connections to master that are killed;
+/// meanwhile the accounts are topped up by the nodes themselves.
 pub(crate) async fn survive_deaths(agents: usize, steps: usize, deaths: usize) {
     let cluster = cluster().await;
     let master = cluster.master().await;
-    let environment = [("MAX_CLIENT_CONNECTIONS_PER_ADDRESS", "10000"), ("ACCESS_TOKEN_TTL_S", "100000")];
+    let provider = TestPayments::start(TestPaymentsOptions::default()).await.unwrap();
+    let environment = [
+        ("MAX_CLIENT_CONNECTIONS_PER_ADDRESS", "10000"),
+        ("ACCESS_TOKEN_TTL_S", "100000"),
+        ("STRIPE_SECRET_KEY", &provider.options().secret_key),
+        ("STRIPE_WEBHOOK_SECRET", &provider.options().webhook_secret),
+        ("STRIPE_API_URL", provider.url()),
+        ("TOP_UP_POLL_MS", "200"),
+        ("PAYMENT_SWEEP_S", "2"),
+    ];
     let serve = async || Process::serve(&master.url(), &environment).await;
     let mut nodes = [Some(serve().await), Some(serve().await)];
     let first = nodes[0].as_ref().unwrap();
@@ -611,8 +671,12 @@ pub(crate) async fn survive_deaths(agents: usize, steps: usize, deaths: usize) {
     assert!(Cli::run(&master.url(), &["admin", "grant", &root.email]).await.status.success());
     let mut owners = Vec::new();
     for name in ["ada", "bob"] {
-        owners.push(first.owner(name).await);
+        let owner = first.owner(name).await;
+        top_up_by_itself(&owner, &provider).await;
+        owners.push(owner);
     }
+    let hear = |node: SocketAddr| provider.set_webhook_url(&format!("http://{node}/api/webhooks/stripe"));
+    hear(first.address);
     let (senders, receivers): (Vec<_>, Vec<_>) =
         nodes.iter().flatten().map(|node| tokio::sync::watch::channel(node.address)).unzip();
     let mut living = JoinSet::new();
@@ -654,6 +718,7 @@ pub(crate) async fn survive_deaths(agents: usize, steps: usize, deaths: usize) {
         nodes[at].take().unwrap().kill().await;
         let node = serve().await;
         senders[at].send_replace(node.address);
+        hear(node.address);
         nodes[at] = Some(node);
     }
     let asked: Vec<Asked> = living.join_all().await.into_iter().flatten().collect();
@@ -692,6 +757,7 @@ pub(crate) async fn survive_deaths(agents: usize, steps: usize, deaths: usize) {
         answer.as_object_mut().unwrap().remove("requestId");
         assert_eq!(answer, one.answer, "{}", one.path);
     }
+    expect_paid_once(&master, &provider).await;
     let verified = Cli::run(&master.url(), &["credits", "verify"]).await;
     assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
     drop(nodes);
