@@ -193,9 +193,9 @@ pub async fn spend(
     .fetch_all(&mut *conn)
     .await?;
     let mut decided: HashMap<CreditTransactionId, _> = made.into_iter().map(|row| (row.id, row)).collect();
-    let replayed =
-        if decided.len() < spends.len() { decisions_of_keys(conn, organization, &keys).await? } else { HashMap::new() };
-    let decisions = spends.iter().map(|spend| match decided.remove(&spend.id) {
+    let known =
+        if decided.len() < spends.len() { decisions_of_keys(conn, organization, &keys).await? } else { Vec::new() };
+    let decisions = spends.iter().enumerate().map(|(at, spend)| match decided.remove(&spend.id) {
         Some(row) => Ok(Decision {
             is_new: true,
             transaction: Transaction {
@@ -220,58 +220,33 @@ pub async fn spend(
                 created_at: row.created_at,
             },
         }),
-        None => {
-            let transaction = replayed.get(&spend.key).cloned().ok_or(sqlx::Error::RowNotFound)?;
-            Ok(Decision { is_new: false, transaction })
-        }
+        None => known.get(at).cloned().ok_or(sqlx::Error::RowNotFound),
     });
     decisions.collect()
 }
 
-/// What was decided under keys.
+/// What was decided under keys, in their order.
 async fn decisions_of_keys(
     conn: &mut PgConnection,
     organization: OrganizationId,
     keys: &[&str],
-) -> Result<HashMap<String, Transaction>, sqlx::Error> {
-    let rows = sqlx::query!(
-        r#"select k.key, t.id as "id: CreditTransactionId", t.version, t.kind as "kind: TransactionKind",
-                  t.status as "status: TransactionStatus", t.reason, t.amount, t.request_hash, t.store_id as "store_id: StoreId",
-                  t.actor_user_id as "actor_user_id: UserId", t.hold_id as "hold_id: CreditHoldId", t.service, t.quantity,
-                  t.description, t.data, t.available_after, t.held_after, t.debt_after, t.created_at
-           from credit_keys k
-           join credit_transactions t on t.id = k.transaction_id
-           where k.organization_id = $1 and k.key = any ($2)"#,
+) -> Result<Vec<Decision>, sqlx::Error> {
+    let rows = decision!(
+        r#"(select false as is_new, t as decided
+            from unnest($2::text[]) with ordinality u (key, at)
+            join credit_keys k on k.organization_id = $1 and k.key = u.key
+            join credit_transactions t on t.id = k.transaction_id
+            order by u.at)"#,
         organization.as_uuid(),
         keys as &[&str],
     )
     .fetch_all(conn)
     .await?;
-    let with_key = rows.into_iter().map(|row| {
-        let transaction = Transaction {
-            id: row.id,
-            organization_id: organization,
-            version: row.version,
-            kind: row.kind,
-            status: row.status,
-            reason: row.reason,
-            amount: row.amount,
-            request_hash: row.request_hash,
-            store_id: row.store_id,
-            actor_user_id: row.actor_user_id,
-            hold_id: row.hold_id,
-            service: row.service,
-            quantity: row.quantity,
-            description: row.description,
-            data: row.data,
-            available_after: row.available_after,
-            held_after: row.held_after,
-            debt_after: row.debt_after,
-            created_at: row.created_at,
-        };
-        (row.key, transaction)
-    });
-    Ok(with_key.collect())
+    // A key without its decision would move every answer after it to the wrong asker.
+    if rows.len() != keys.len() {
+        return Err(sqlx::Error::Protocol(format!("{} keys have {} decisions", keys.len(), rows.len())));
+    }
+    Ok(rows.into_iter().map(Into::into).collect())
 }
 
 /// What is granted, and on what grounds.
