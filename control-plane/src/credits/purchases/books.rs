@@ -10,7 +10,8 @@ use serde_json::json;
 use sqlx::PgConnection;
 
 use super::recon::{CashEntry, CashKind};
-use super::{Dispute, DisputeState, Purchase, PurchaseRefund, PurchaseState, RefundState, db};
+use super::refunds::{self, PurchaseRefund, RefundState};
+use super::{Dispute, DisputeState, Purchase, PurchaseState, db};
 use crate::audit::{self, Actor, Subject};
 use crate::credits::stripe::objects::{self, Charge, PaymentIntent, Reference, Session};
 use crate::credits::topups::{self, cards};
@@ -375,11 +376,8 @@ pub async fn learn_refund(
         Some("failed" | "canceled") => RefundState::Failed,
         _ => RefundState::Pending,
     };
-    let ours: Option<PurchaseRefundId> = theirs
-        .metadata
-        .as_ref()
-        .and_then(|metadata| metadata.get(super::REFUND_POINTER))
-        .and_then(|id| id.parse().ok());
+    let ours: Option<PurchaseRefundId> =
+        theirs.metadata.as_ref().and_then(|metadata| metadata.get(refunds::POINTER)).and_then(|id| id.parse().ok());
     let known = db::refunds_of(tx, purchase.id).await?;
     let known = known.into_iter().find(|refund| {
         refund.refund_ref.as_deref() == Some(&theirs.id) || (refund.refund_ref.is_none() && Some(refund.id) == ours)

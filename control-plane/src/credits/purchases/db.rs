@@ -7,7 +7,8 @@ use uuid::Uuid;
 
 use super::events::{EventSource, EventState, StoredEvent};
 use super::recon::{CashEntry, CashKind, Difference};
-use super::{Dispute, DisputeState, Pack, Purchase, PurchaseRefund, PurchaseState, RefundState};
+use super::refunds::{PurchaseRefund, RefundState};
+use super::{Dispute, DisputeState, Pack, Purchase, PurchaseState};
 
 /// What is for sale, cheapest first.
 pub async fn packs_on_sale(conn: &mut PgConnection) -> Result<Vec<Pack>, sqlx::Error> {

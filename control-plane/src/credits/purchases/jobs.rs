@@ -5,7 +5,7 @@ use chrono::Duration;
 use kernel::{PurchaseId, PurchaseRefundId};
 
 use super::events::{self, EventSource};
-use super::{CHECK_PERIOD, Payments, PurchaseError, PurchaseState, REFUND_CHECK, db, recon, refund_of};
+use super::{CHECK_PERIOD, Payments, PurchaseError, PurchaseState, db, recon, refunds};
 use crate::credits::{CreditError, topups};
 use crate::cx::OpsCx;
 
@@ -100,13 +100,13 @@ async fn check_refund(
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
     let purchase = db::purchase_lock(&mut tx, purchase).await?.ok_or(PurchaseError::NotFound)?;
-    let refund = refund_of(&mut tx, purchase.id, id).await?;
-    let is_unknown = refund.state == super::RefundState::Requested;
-    let next = Some(now + REFUND_CHECK).filter(|_| is_unknown);
+    let refund = refunds::refund_of(&mut tx, purchase.id, id).await?;
+    let is_unknown = refund.state == refunds::RefundState::Requested;
+    let next = Some(now + refunds::CHECK).filter(|_| is_unknown);
     db::refund_save(&mut tx, &refund, next, now).await?;
     tx.commit().await?;
     if is_unknown {
-        super::refund_proceed(cx, payments, &purchase, refund).await?;
+        refunds::refund_proceed(cx, payments, &purchase, refund).await?;
     }
     Ok(())
 }

@@ -14,7 +14,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::events::{self, EventError, EventSource};
-use super::{NewRefund, Pack, Purchase, PurchaseError, PurchaseRefund, PurchaseState, RefundState};
+use super::refunds::{self, NewRefund, PurchaseRefund, RefundState};
+use super::{Pack, Purchase, PurchaseError, PurchaseState};
 use crate::credits::{CreditError, organization_of};
 use crate::cx::Cx;
 use crate::http::auth::{Ops, Person};
@@ -393,7 +394,7 @@ async fn ops_purchase_refund(
     let new =
         NewRefund { amount_minor: body.amount_minor, reason: body.reason, may_owe: body.allow_debt.unwrap_or(false) };
     let (refund, purchase, is_new) =
-        super::refund_create(&cx, ops.by.user.id, purchase, &new, key.0.as_deref()).await?;
+        refunds::refund_create(&cx, ops.by.user.id, purchase, &new, key.0.as_deref()).await?;
     let PurchaseRefund { id, state, amount_minor, reason, created_at, .. } = refund;
     let view = RefundView { id, state, amount_minor, reason, purchase: PurchaseView::new(&cx, purchase), created_at };
     Ok(answered(StatusCode::CREATED, view, is_new))
