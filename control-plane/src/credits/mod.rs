@@ -12,6 +12,7 @@ pub mod batch;
 pub mod budgets;
 pub mod db;
 pub mod jobs;
+pub mod packs;
 pub mod prices;
 pub mod purchases;
 pub mod routes;

@@ -53,6 +53,7 @@ fn platform_routes() -> OpenApiRouter<Cx> {
         .merge(credits::routes::router())
         .merge(charges::routes::router())
         .merge(webhooks::routes::router())
+        .merge(credits::packs::routes::router())
         .merge(credits::purchases::routes::router())
         .merge(credits::topups::routes::router())
         .merge(storefront::routes::router())

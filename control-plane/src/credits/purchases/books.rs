@@ -13,6 +13,7 @@ use super::recon::{CashEntry, CashKind};
 use super::refunds::{self, PurchaseRefund, RefundState};
 use super::{Dispute, DisputeState, Purchase, PurchaseState, db};
 use crate::audit::{self, Actor, Subject};
+use crate::credits::packs;
 use crate::credits::stripe::objects::{self, Charge, PaymentIntent, Reference, Session};
 use crate::credits::topups::{self, cards};
 use crate::credits::{CreditError, LotKind, NewLot, TransactionKind, db as ledger, request_hash};
@@ -272,7 +273,7 @@ fn hash_of(operation: &'static str, body: &impl serde::Serialize) -> Result<[u8;
 }
 
 async fn grant(tx: &mut PgConnection, purchase: &mut Purchase, intent: &str, now: DateTime<Utc>) -> Result<(), Fault> {
-    let pack = db::pack_find(tx, purchase.pack_id).await?.ok_or(sqlx::Error::RowNotFound)?;
+    let pack = packs::db::pack_find(tx, purchase.pack_id).await?.ok_or(sqlx::Error::RowNotFound)?;
     let mut lots = vec![NewLot {
         kind: LotKind::Paid,
         amount: purchase.credits,
@@ -583,7 +584,7 @@ async fn give_back(
     let step = step(purchase);
     let key = format!("refund:{}:{step}", purchase.id);
     let reference = format!("{}:{step}", purchase.payment_intent.as_deref().unwrap_or_default());
-    let pack = db::pack_find(tx, purchase.pack_id).await?.ok_or(sqlx::Error::RowNotFound)?;
+    let pack = packs::db::pack_find(tx, purchase.pack_id).await?.ok_or(sqlx::Error::RowNotFound)?;
     let bonus_until = pack.bonus_expires_days.zip(purchase.completed_at);
     let lot = NewLot {
         kind,

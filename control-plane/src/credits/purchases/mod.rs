@@ -22,6 +22,7 @@ use problem::Problem;
 use serde::Serialize;
 use url::Url;
 
+use super::packs::{self, Pack};
 use super::stripe::objects::{PaymentIntent, Reference, Session};
 use super::stripe::{Stripe, StripeError, is_https_or_loopback};
 use super::{CreditError, organization_of, request_hash, user_key};
@@ -89,22 +90,6 @@ impl Payments {
         let base = self.public_url.as_str().trim_end_matches('/');
         format!("{base}/api/credits/purchases/{purchase}/success?session_id={SESSION_PLACE}")
     }
-}
-
-/// Credits that are for sale.
-#[derive(Debug, Clone)]
-pub struct Pack {
-    pub id: CreditPackId,
-    pub code: String,
-    pub version: i32,
-    pub name: String,
-    pub credits: i64,
-    pub bonus_credits: i64,
-    pub bonus_expires_days: Option<i32>,
-    pub price_minor: i64,
-    pub currency: String,
-    pub tax_code: String,
-    pub retired_at: Option<DateTime<Utc>>,
 }
 
 /// How a purchase stands.
@@ -317,11 +302,6 @@ pub(super) fn payments(cx: &OpsCx) -> Result<&Payments, PurchaseError> {
     cx.payments.as_ref().ok_or(PurchaseError::NotConfigured)
 }
 
-/// What is for sale.
-pub async fn packs(cx: &OpsCx) -> Result<Vec<Pack>, PurchaseError> {
-    Ok(db::packs_on_sale(&mut *cx.master.acquire().await?).await?)
-}
-
 /// Where a buyer is led after Checkout: a page that nobody on the way can read.
 fn check_url(url: Option<&str>, pointer: &'static str) -> Result<Option<String>, CreditError> {
     let refused = |detail: &str| super::invalid(pointer, "url", detail);
@@ -365,7 +345,7 @@ pub async fn purchase_create(
         tx.commit().await?;
         return purchase_repeat(cx, payments, known, &hash).await;
     }
-    let pack = db::pack_find(&mut tx, body.pack_id).await?;
+    let pack = packs::db::pack_find(&mut tx, body.pack_id).await?;
     let pack = pack.filter(|pack| pack.retired_at.is_none()).ok_or(PurchaseError::PackNotFound)?;
     let order = Purchase::of_pack(organization_id, &pack, &hash, now);
     let purchase = Purchase { user_id: Some(by.user.id), saves_card, success_url, cancel_url, ..order };
@@ -412,7 +392,7 @@ async fn checkout_open(cx: &OpsCx, payments: &Payments, id: PurchaseId) -> Resul
     let was_called = purchase.called_at.is_some();
     let customer = purchase.customer_ref.get_or_insert(customer).clone();
     purchase.called_at.get_or_insert(cx.clock.now());
-    let pack = db::pack_find(&mut tx, purchase.pack_id).await?.ok_or(PurchaseError::PackNotFound)?;
+    let pack = packs::db::pack_find(&mut tx, purchase.pack_id).await?.ok_or(PurchaseError::PackNotFound)?;
     db::purchase_save(&mut tx, &purchase).await?;
     tx.commit().await?;
 

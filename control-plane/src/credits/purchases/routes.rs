@@ -15,7 +15,7 @@ use utoipa_axum::routes;
 
 use super::events::{self, EventError, EventSource};
 use super::refunds::{self, NewRefund, PurchaseRefund, RefundState};
-use super::{Pack, Purchase, PurchaseError, PurchaseState};
+use super::{Purchase, PurchaseError, PurchaseState};
 use crate::credits::{CreditError, organization_of};
 use crate::cx::Cx;
 use crate::http::auth::{Ops, Person};
@@ -27,49 +27,12 @@ const SIGNATURE: &str = "stripe-signature";
 
 pub fn router() -> OpenApiRouter<Cx> {
     OpenApiRouter::new()
-        .routes(routes!(credit_pack_list))
         .routes(routes!(credit_purchase_create))
         .routes(routes!(credit_purchase_list))
         .routes(routes!(credit_purchase_get))
         .routes(routes!(credit_purchase_return))
         .routes(routes!(stripe_webhook))
         .routes(routes!(ops_purchase_refund))
-}
-
-/// Credits that are for sale.
-#[derive(Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct PackView {
-    id: CreditPackId,
-    #[schema(example = "growth")]
-    code: String,
-    version: i32,
-    name: String,
-    credits: i64,
-    /// Given on top.
-    bonus_credits: i64,
-    /// How long those are good for; null when they do not expire.
-    bonus_expires_days: Option<i32>,
-    /// In minor units of the currency, taxes included.
-    price_minor: i64,
-    #[schema(example = "EUR")]
-    currency: String,
-}
-
-impl From<Pack> for PackView {
-    fn from(of: Pack) -> Self {
-        let Pack { id, code, version, name, credits, bonus_credits, bonus_expires_days, price_minor, currency, .. } =
-            of;
-        Self { id, code, version, name, credits, bonus_credits, bonus_expires_days, price_minor, currency }
-    }
-}
-
-/// Packs on sale, cheapest first
-#[utoipa::path(get, path = "/api/credits/packs", tag = "credits", operation_id = "credit_pack_list", security(("bearer" = [])),
-    responses((status = 200, body = Page<PackView>), (status = 401, body = ProblemBody)))]
-async fn credit_pack_list(_: Person, State(cx): State<Cx>) -> Result<Json<Page<PackView>>, Problem> {
-    let packs = super::packs(&cx).await?;
-    Ok(Json(Page { data: packs.into_iter().map(Into::into).collect(), meta: PageMeta { next_cursor: None } }))
 }
 
 #[derive(Serialize, Deserialize, ToSchema)]

@@ -22,8 +22,9 @@ use serde::Serialize;
 use serde_json::json;
 use sqlx::PgConnection;
 
+use super::packs::{self, Pack};
 use super::purchases::db as orders;
-use super::purchases::{self, Learned, POINTER, Pack, Payments, Purchase, PurchaseError, PurchaseState};
+use super::purchases::{self, Learned, POINTER, Payments, Purchase, PurchaseError, PurchaseState};
 use super::stripe::StripeError;
 use super::stripe::objects::{AUTHENTICATION_REQUIRED, PaymentIntent};
 use super::{CreditError, check_amount, request_hash};
@@ -222,7 +223,7 @@ pub async fn set(cx: &OpsCx, by: UserId, organization: OrganizationId, new: &New
     purchases::payments(cx)?;
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
-    let pack = orders::pack_find(&mut tx, new.pack_id).await?.filter(|pack| pack.retired_at.is_none());
+    let pack = packs::db::pack_find(&mut tx, new.pack_id).await?.filter(|pack| pack.retired_at.is_none());
     let pack = pack.ok_or(PurchaseError::PackNotFound)?;
     if new.monthly_cap_minor < pack.price_minor {
         return Err(TopUpError::CapBelowPrice { price_minor: pack.price_minor });
@@ -259,7 +260,7 @@ pub async fn find(cx: &OpsCx, organization: OrganizationId) -> Result<TopUp, Top
     let month = Month::of(now);
     let mut connection = cx.master.acquire().await?;
     let rule = db::rule_find(&mut connection, organization).await?.ok_or(TopUpError::NoRule)?;
-    let pack = orders::pack_find(&mut connection, rule.pack_id).await?.ok_or(sqlx::Error::RowNotFound)?;
+    let pack = packs::db::pack_find(&mut connection, rule.pack_id).await?.ok_or(sqlx::Error::RowNotFound)?;
     let (spent_this_month_minor, _) = db::month_used(&mut connection, organization, &pack.currency, &month).await?;
     let in_flight = match db::top_up_in_flight(&mut connection, organization).await? {
         Some(id) => orders::purchase_find(&mut connection, id).await?,
@@ -356,7 +357,7 @@ async fn order(cx: &OpsCx, payments: &Payments, organization: OrganizationId) ->
     if !rule.is_enabled || db::top_up_in_flight(&mut tx, organization).await?.is_some() {
         return Ok(None);
     }
-    let pack = orders::pack_find(&mut tx, rule.pack_id).await?.ok_or(sqlx::Error::RowNotFound)?;
+    let pack = packs::db::pack_find(&mut tx, rule.pack_id).await?.ok_or(sqlx::Error::RowNotFound)?;
     let card = db::card_find(&mut tx, organization).await?;
     let impossible = match card {
         _ if pack.retired_at.is_some() => Some(OffReason::PackRetired),
