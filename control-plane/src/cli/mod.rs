@@ -1,6 +1,6 @@
 //! The commands. A command and its route share one operation; what a script would read comes as `--json` on stdout, log
-//! lines go to stderr. Exit codes: 0 done, 1 failed, 2 not understood, 3 the doctor found something, 4 some of an import's
-//! products were refused.
+//! lines go to stderr. Exit codes: 0 done, 1 failed, 2 not understood, 3 the doctor, the verification or the reconciliation
+//! found something, 4 some of an import's products were refused.
 
 mod dev;
 mod output;
@@ -21,7 +21,9 @@ use crate::audit::Actor;
 use crate::catalog;
 use crate::charges::routes::PriceView;
 use crate::charges::{self, NewPrice};
-use crate::config::{Config, HostArgs, KeyArgs, LimitArgs, LogArgs, MasterArgs};
+use crate::config::{Config, HostArgs, KeyArgs, LimitArgs, LogArgs, MasterArgs, PaymentArgs};
+use crate::credits::review::routes::{DifferenceView, ReconciledView};
+use crate::credits::review::{self, DifferenceState};
 use crate::credits::routes::{BalanceView, TransactionView};
 use crate::credits::{self, GrantTo, LotKind};
 use crate::cx::OpsCx;
@@ -74,6 +76,9 @@ enum Command {
     /// What organizations have bought and spent
     #[command(subcommand)]
     Credits(Credits),
+    /// Whether the payment provider's books agree with ours
+    #[command(subcommand)]
+    Payments(Payments),
     /// Why something is as it is
     #[command(subcommand)]
     Explain(Explain),
@@ -270,6 +275,31 @@ enum Credits {
     },
 }
 
+#[derive(Subcommand)]
+enum Payments {
+    /// Compare the books now; exit code 3 when something differs
+    Reconcile {
+        #[command(flatten, next_help_heading = "Payments")]
+        payments: Box<PaymentArgs>,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
+    /// What differed, newest first
+    Differences {
+        /// Only those that somebody has noted, or has not
+        #[arg(long)]
+        state: Option<DifferenceState>,
+        /// 1 to 100
+        #[arg(long)]
+        limit: Option<u8>,
+        /// `nextCursor` of the page before
+        #[arg(long)]
+        cursor: Option<String>,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
+}
+
 /// Whose credits.
 #[derive(Args, Clone)]
 #[group(required = true, multiple = false)]
@@ -352,14 +382,14 @@ pub struct OpsArgs {
 
 impl OpsArgs {
     /// Without a key, a command that opens no credential gets one that opens none.
-    fn context(self, needs_key: bool) -> Result<OpsCx, anyhow::Error> {
+    fn context(self, needs_key: bool, payments: Option<&PaymentArgs>) -> Result<OpsCx, anyhow::Error> {
         let keys = if needs_key || self.keys.is_given() { self.keys } else { KeyArgs::throwaway() };
         Ok(OpsCx::new(
             self.master,
             &keys,
             self.hosts,
             self.limits,
-            None,
+            payments,
             self.allow_private_databases,
             Arc::new(SystemClock),
         )?)
@@ -434,7 +464,7 @@ async fn act(cli: Cli) -> Result<ExitCode, anyhow::Error> {
             return print(json, &Printed::text(document)).map(|()| ExitCode::SUCCESS);
         }
         Command::Credits(Credits::Verify { org, ops }) => {
-            let cx = ops.context(true)?;
+            let cx = ops.context(true, None)?;
             let found = credits::verify::verify(&cx, org).await;
             cx.close().await;
             let found = found?;
@@ -442,7 +472,7 @@ async fn act(cli: Cli) -> Result<ExitCode, anyhow::Error> {
             return Ok(if found.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(3) });
         }
         Command::Doctor(args) => {
-            let cx = args.context(true)?;
+            let cx = args.context(true, None)?;
             let findings = ops::doctor(&cx).await;
             cx.close().await;
             let findings = findings?;
@@ -482,6 +512,10 @@ async fn operate(command: Command) -> Result<Printed, anyhow::Error> {
         Command::Credits(Credits::Price { service, amount, per, valid_from, ops }) => {
             (ops, Operation::ChargePrice(NewPrice { service, amount, per, valid_from }))
         }
+        Command::Payments(Payments::Reconcile { payments, ops }) => (ops, Operation::PaymentsReconcile { payments }),
+        Command::Payments(Payments::Differences { state, limit, cursor, ops }) => {
+            (ops, Operation::PaymentDifferences { state, limit, cursor })
+        }
         Command::Credits(Credits::Verify { .. })
         | Command::Dev(_)
         | Command::Serve(_)
@@ -494,7 +528,7 @@ async fn operate(command: Command) -> Result<Printed, anyhow::Error> {
     };
     // Says what is wrong with master before a statement of the command fails of it.
     master::check(&args.master).await?;
-    let cx = args.context(command.needs_key())?;
+    let cx = args.context(command.needs_key(), command.payments())?;
     let done = command.run(&cx).await;
     cx.close().await;
     done
@@ -553,6 +587,14 @@ enum Operation {
         of: CreditsOf,
     },
     ChargePrice(NewPrice),
+    PaymentsReconcile {
+        payments: Box<PaymentArgs>,
+    },
+    PaymentDifferences {
+        state: Option<DifferenceState>,
+        limit: Option<u8>,
+        cursor: Option<String>,
+    },
 }
 
 impl Operation {
@@ -574,7 +616,17 @@ impl Operation {
             | Self::StoreResume { .. }
             | Self::CreditGrant { .. }
             | Self::ChargePrice(_)
-            | Self::CreditBalance { .. } => false,
+            | Self::CreditBalance { .. }
+            | Self::PaymentsReconcile { .. }
+            | Self::PaymentDifferences { .. } => false,
+        }
+    }
+
+    /// The payment provider, where it is spoken to.
+    fn payments(&self) -> Option<&PaymentArgs> {
+        match self {
+            Self::PaymentsReconcile { payments } => Some(payments),
+            _ => None,
         }
     }
 
@@ -659,6 +711,16 @@ impl Operation {
             Self::ChargePrice(new) => {
                 let price = charges::price_set(cx, Actor::Cli, &new).await?;
                 output::charge_price(&PriceView::from(price))?
+            }
+            Self::PaymentsReconcile { .. } => {
+                let runs = review::reconcile(cx, Actor::Cli).await?;
+                let runs: Vec<ReconciledView> = runs.into_iter().map(Into::into).collect();
+                output::reconciliation(&runs)?
+            }
+            Self::PaymentDifferences { state, limit, cursor } => {
+                let (found, next) = review::differences(cx, state, cursor.as_deref(), limit).await?;
+                let found: Vec<DifferenceView> = found.into_iter().map(Into::into).collect();
+                output::differences(&found, next.as_deref())?
             }
         })
     }

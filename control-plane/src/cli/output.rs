@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use super::{explain_error, json_of};
 use crate::catalog::ImportReport;
 use crate::charges::routes::PriceView;
+use crate::credits::review::routes::{DifferenceView, ReconciledView};
 use crate::credits::routes::{BalanceView, TransactionView};
 use crate::credits::verify::Verification;
 use crate::ops::routes::{OpsStoreView, ServerView};
@@ -20,6 +21,8 @@ pub(super) struct Printed {
     pub(super) code: u8,
 }
 
+/// Something was found that people have to look at.
+const FOUND: u8 = 3;
 /// Some of an import's products were refused.
 const PARTLY: u8 = 4;
 
@@ -274,6 +277,36 @@ pub(super) fn credit_balance(view: &BalanceView) -> Result<Printed, anyhow::Erro
 pub(super) fn charge_price(view: &PriceView) -> Result<Printed, anyhow::Error> {
     Ok(Printed::new(json_of(view)?)
         .line(format!("{} costs {} credits for {} from {} on", view.service, view.amount, view.per, view.valid_from)))
+}
+
+/// What comparing the books found.
+pub(super) fn reconciliation(runs: &[ReconciledView]) -> Result<Printed, anyhow::Error> {
+    let mut lines = Vec::new();
+    for ReconciledView { run, found } in runs {
+        let (since, until) = (run.since.to_rfc3339(), run.until.to_rfc3339());
+        let kind = run.kind.as_str();
+        lines.push(format!("{kind:<8} {} of {} differ, from {since} to before {until}", run.differences, run.items));
+        lines.extend(found.iter().map(|difference| format!("FAIL     {}", difference_line(difference))));
+    }
+    let code = if runs.iter().any(|of| of.run.differences > 0) { FOUND } else { 0 };
+    Ok(Printed { json: Some(serde_json::json!({ "data": json_of(&runs)? })), lines, code })
+}
+
+/// What the books do not agree on.
+pub(super) fn differences(found: &[DifferenceView], next_cursor: Option<&str>) -> Result<Printed, anyhow::Error> {
+    let mut lines: Vec<String> = found.iter().map(difference_line).collect();
+    if let Some(cursor) = next_cursor {
+        lines.push(format!("more: --cursor {cursor}"));
+    }
+    let json = serde_json::json!({ "data": json_of(&found)?, "meta": { "nextCursor": next_cursor } });
+    Ok(Printed { json: Some(json), lines, code: 0 })
+}
+
+fn difference_line(of: &DifferenceView) -> String {
+    let side = |says: &Option<serde_json::Value>| says.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
+    let note = of.note.as_ref().map(|note| format!(" (noted: {note})")).unwrap_or_default();
+    let (kind, theirs, ours) = (of.kind.as_str(), side(&of.theirs), side(&of.ours));
+    format!("{} {kind} {}: theirs {theirs}, ours {ours}; found {} times{note}", of.id, of.external_ref, of.times)
 }
 
 /// What does not hold of the ledger.

@@ -15,6 +15,7 @@ pub mod jobs;
 pub mod packs;
 pub mod prices;
 pub mod purchases;
+pub mod review;
 pub mod routes;
 pub mod statement;
 pub mod stripe;

@@ -56,6 +56,7 @@ fn platform_routes() -> OpenApiRouter<Cx> {
         .merge(credits::packs::routes::router())
         .merge(credits::purchases::routes::router())
         .merge(credits::topups::routes::router())
+        .merge(credits::review::routes::router())
         .merge(storefront::routes::router())
         .merge(ops::routes::router())
 }

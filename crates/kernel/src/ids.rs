@@ -194,6 +194,10 @@ ids! {
     PurchaseId => "pur",
     /// Money of a purchase that went back.
     PurchaseRefundId => "rfd",
+    /// A comparison of the payment provider's books with ours.
+    ReconRunId => "rec",
+    /// Something that two sets of books do not agree on.
+    ReconDifferenceId => "dif",
     /// A product import.
     ImportId => "imp",
     /// A product of a store.

@@ -1,12 +1,13 @@
 //! SQL of purchases, in master.
 
 use chrono::{DateTime, Utc};
-use kernel::{CreditLotId, CreditPackId, CreditTransactionId, OrganizationId, PurchaseId, PurchaseRefundId, UserId};
+use kernel::{
+    CreditLotId, CreditPackId, CreditTransactionId, OrganizationId, PurchaseId, PurchaseRefundId, ReconRunId, UserId,
+};
 use sqlx::PgConnection;
-use uuid::Uuid;
 
 use super::events::{EventSource, EventState, StoredEvent};
-use super::recon::{CashEntry, CashKind, Difference};
+use super::recon::{CashEntry, CashKind, Difference, RunKind};
 use super::refunds::{PurchaseRefund, RefundState};
 use super::{Dispute, DisputeState, Purchase, PurchaseState};
 
@@ -556,20 +557,21 @@ pub async fn cash_between(
 }
 
 /// Until when a kind of comparison has looked.
-pub async fn recon_until(conn: &mut PgConnection, kind: &str) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
-    sqlx::query_scalar!(r#"select max(until) as "until" from recon_runs where kind = $1"#, kind).fetch_one(conn).await
+pub async fn recon_until(conn: &mut PgConnection, kind: RunKind) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
+    sqlx::query_scalar!(r#"select max(until) as "until" from recon_runs where kind = $1"#, kind.as_str())
+        .fetch_one(conn)
+        .await
 }
 
 pub async fn recon_run_insert(
     conn: &mut PgConnection,
-    id: Uuid,
     run: &super::recon::Run,
     now: DateTime<Utc>,
 ) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "insert into recon_runs (id, kind, since, until, items, differences, created_at) values ($1, $2, $3, $4, $5, $6, $7)",
-        id,
-        run.kind,
+        run.id.as_uuid(),
+        run.kind.as_str(),
         run.since,
         run.until,
         run.items,
@@ -583,13 +585,13 @@ pub async fn recon_run_insert(
 
 pub async fn recon_difference_insert(
     conn: &mut PgConnection,
-    run: Option<Uuid>,
+    run: Option<ReconRunId>,
     difference: &Difference,
     now: DateTime<Utc>,
 ) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "insert into recon_differences (run_id, kind, external_ref, theirs, ours, created_at) values ($1, $2, $3, $4, $5, $6)",
-        run,
+        run.map(|id| id.as_uuid()),
         difference.kind.as_str(),
         difference.external_ref,
         difference.theirs,

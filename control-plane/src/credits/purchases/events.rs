@@ -6,6 +6,7 @@
 use chrono::{DateTime, Duration, Utc};
 use kernel::PurchaseId;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use sqlx::{Connection as _, PgConnection};
@@ -46,8 +47,9 @@ const FIRST_RETRY: Duration = Duration::seconds(10);
 const MAX_RETRY: Duration = Duration::hours(6);
 
 /// How an event stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::Type)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, utoipa::ToSchema)]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum EventState {
     /// Kept, and waiting.
     Received,
@@ -70,7 +72,9 @@ impl EventState {
 }
 
 /// How an event came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, sqlx::Type, utoipa::ToSchema)]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum EventSource {
     Webhook,
     /// We had to look for it.
@@ -192,7 +196,7 @@ pub async fn ingest(cx: &OpsCx, payload: &[u8], source: EventSource) -> Result<E
     Ok(event.state)
 }
 
-/// Follows an event that was kept before.
+/// Follows an event whose time to be tried again has come.
 pub async fn retry(cx: &OpsCx, id: &str) -> Result<(), sqlx::Error> {
     let mut tx = cx.master.begin().await?;
     if let Some(mut event) = db::event_lock(&mut tx, id).await?
@@ -201,6 +205,16 @@ pub async fn retry(cx: &OpsCx, id: &str) -> Result<(), sqlx::Error> {
         work(&mut tx, &mut event, cx.clock.now()).await?;
     }
     tx.commit().await
+}
+
+/// Follows an event that somebody wants to be followed now: also one that was given up. False when there is none.
+pub async fn retry_now_in(tx: &mut PgConnection, id: &str, now: DateTime<Utc>) -> Result<bool, sqlx::Error> {
+    let Some(mut event) = db::event_lock(tx, id).await? else { return Ok(false) };
+    // What it taught is known already.
+    if event.state != EventState::Done {
+        work(tx, &mut event, now).await?;
+    }
+    Ok(true)
 }
 
 /// What became of an event.

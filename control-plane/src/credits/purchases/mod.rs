@@ -13,6 +13,7 @@ pub mod recon;
 pub mod refunds;
 pub mod routes;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::StatusCode;
@@ -20,6 +21,7 @@ use chrono::{DateTime, Utc};
 use kernel::{CreditLotId, CreditPackId, CreditTransactionId, Cursor, OrganizationId, PurchaseId, UserId};
 use problem::Problem;
 use serde::Serialize;
+use tokio::sync::Semaphore;
 use url::Url;
 
 use super::packs::{self, Pack};
@@ -50,6 +52,8 @@ pub struct Payments {
     pub sweep: Duration,
     /// How often the books are compared.
     pub reconcile: Duration,
+    /// Held while somebody has them compared besides.
+    pub comparing: Arc<Semaphore>,
     /// How often it is looked at who runs out of credits.
     pub top_up: Duration,
     /// How long an automatic top-up waits after a decline, and after one more.
@@ -78,6 +82,7 @@ impl Payments {
             public_url,
             sweep: args.payment_sweep,
             reconcile: args.payment_reconcile,
+            comparing: Arc::new(Semaphore::new(1)),
             top_up: args.top_up_poll,
             top_up_backoffs: [
                 wait("TOP_UP_FIRST_BACKOFF_S", args.top_up_first_backoff)?,

@@ -4,9 +4,9 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use kernel::PurchaseId;
+use kernel::{PurchaseId, ReconRunId};
+use serde::Serialize;
 use serde_json::{Value, json};
-use uuid::Uuid;
 
 use super::events::{self, EventSource, EventState, StoredEvent};
 use super::{Payments, PurchaseError, db};
@@ -54,13 +54,40 @@ pub struct CashEntry {
     pub purchase_id: Option<PurchaseId>,
 }
 
+/// Which books are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, sqlx::Type, utoipa::ToSchema)]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub enum RunKind {
+    /// The provider's events with those that we have.
+    Events,
+    /// What moved its account's money with what we booked.
+    Balance,
+}
+
+impl RunKind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Events => "events",
+            Self::Balance => "balance",
+        }
+    }
+}
+
 /// How two sets of books differ.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, sqlx::Type, utoipa::ToSchema)]
+#[sqlx(type_name = "text", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum DifferenceKind {
+    /// It did not come; it is followed by now.
     EventMissing,
+    /// It came and could not be followed.
     EventFailed,
+    /// It says something else than when it came.
     EventChanged,
+    /// Money moved and is not booked.
     MissingHere,
+    /// It is booked, and no money moved.
     MissingThere,
     AmountDiffers,
     CurrencyDiffers,
@@ -94,7 +121,8 @@ pub struct Difference {
 /// A comparison and what it found.
 #[derive(Debug)]
 pub struct Run {
-    pub kind: &'static str,
+    pub id: ReconRunId,
+    pub kind: RunKind,
     pub since: DateTime<Utc>,
     pub until: DateTime<Utc>,
     pub items: i64,
@@ -103,23 +131,44 @@ pub struct Run {
 
 /// Compares both, each from where it last ended, up to what cannot be on its way any more.
 pub async fn reconcile(cx: &OpsCx, payments: &Payments) -> Result<Vec<Run>, PurchaseError> {
-    let now = cx.clock.now();
-    let until = now - GRACE;
+    let until = cx.clock.now() - GRACE;
+    let half = chrono::Duration::from_std(payments.reconcile / 2).unwrap_or(OVERLAP);
     let mut runs = Vec::new();
-    for kind in ["events", "balance"] {
+    for kind in [RunKind::Events, RunKind::Balance] {
         let last = db::recon_until(&mut *cx.master.acquire().await?, kind).await?;
-        let half = chrono::Duration::from_std(payments.reconcile / 2).unwrap_or(OVERLAP);
         if last.is_some_and(|last| last + half > until) {
             // Another node was here.
             continue;
         }
-        let since = last.map_or(now - EVENTS_KEPT, |last| last - OVERLAP).max(now - EVENTS_KEPT);
-        runs.push(match kind {
-            "events" => reconcile_events(cx, payments, since, until).await?,
-            _ => reconcile_balance(cx, payments, since, until).await?,
-        });
+        runs.push(reconcile_from(cx, payments, kind, last, until).await?);
     }
     Ok(runs)
+}
+
+/// As [`reconcile`], however short ago it was done.
+pub async fn reconcile_now(cx: &OpsCx, payments: &Payments) -> Result<Vec<Run>, PurchaseError> {
+    let until = cx.clock.now() - GRACE;
+    let mut runs = Vec::new();
+    for kind in [RunKind::Events, RunKind::Balance] {
+        let last = db::recon_until(&mut *cx.master.acquire().await?, kind).await?;
+        runs.push(reconcile_from(cx, payments, kind, last, until).await?);
+    }
+    Ok(runs)
+}
+
+async fn reconcile_from(
+    cx: &OpsCx,
+    payments: &Payments,
+    kind: RunKind,
+    last: Option<DateTime<Utc>>,
+    until: DateTime<Utc>,
+) -> Result<Run, PurchaseError> {
+    let oldest = cx.clock.now() - EVENTS_KEPT;
+    let since = last.map_or(oldest, |last| last.min(until) - OVERLAP).max(oldest);
+    match kind {
+        RunKind::Events => reconcile_events(cx, payments, since, until).await,
+        RunKind::Balance => reconcile_balance(cx, payments, since, until).await,
+    }
 }
 
 /// Every event that means something here must have come, and have been followed. One that has not is followed now.
@@ -129,7 +178,8 @@ pub async fn reconcile_events(
     since: DateTime<Utc>,
     until: DateTime<Utc>,
 ) -> Result<Run, PurchaseError> {
-    let mut run = Run { kind: "events", since, until, items: 0, differences: Vec::new() };
+    let id = ReconRunId::new(cx.clock.now());
+    let mut run = Run { id, kind: RunKind::Events, since, until, items: 0, differences: Vec::new() };
     let mut missing = Vec::new();
     for event in events_since(payments, since, false).await? {
         let (event, bytes) = event;
@@ -210,7 +260,8 @@ pub async fn reconcile_balance(
     until: DateTime<Utc>,
 ) -> Result<Run, PurchaseError> {
     let now = cx.clock.now();
-    let mut run = Run { kind: "balance", since, until, items: 0, differences: Vec::new() };
+    let id = ReconRunId::new(now);
+    let mut run = Run { id, kind: RunKind::Balance, since, until, items: 0, differences: Vec::new() };
     let mut theirs: HashMap<(CashKind, String), BalanceTransaction> = HashMap::new();
     let mut after: Option<String> = None;
     for _ in 0..MAX_PAGES {
@@ -326,14 +377,14 @@ async fn compare_fee(
 async fn write_down(cx: &OpsCx, run: &Run) -> Result<(), PurchaseError> {
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
-    let id = Uuid::from_bytes(kernel::random::bytes());
-    db::recon_run_insert(&mut tx, id, run, now).await?;
+    db::recon_run_insert(&mut tx, run, now).await?;
     for difference in &run.differences {
-        db::recon_difference_insert(&mut tx, Some(id), difference, now).await?;
+        db::recon_difference_insert(&mut tx, Some(run.id), difference, now).await?;
     }
     tx.commit().await?;
     #[expect(clippy::cast_precision_loss, reason = "a count for a gauge")]
-    metrics::gauge!("tenantry_reconciliation_differences", "kind" => run.kind).set(run.differences.len() as f64);
+    metrics::gauge!("tenantry_reconciliation_differences", "kind" => run.kind.as_str())
+        .set(run.differences.len() as f64);
     for difference in run.differences.iter().take(20) {
         let (kind, of) = (difference.kind.as_str(), &difference.external_ref);
         tracing::error!(stripe.object = of, "the payment provider's books differ from ours: {kind} {of}");
