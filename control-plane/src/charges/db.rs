@@ -5,7 +5,7 @@ use kernel::{CreditTransactionId, OrganizationId, StoreId};
 use sqlx::PgConnection;
 
 use super::usage::Batch;
-use super::{Arrears, Charge, ChargeState, DayUsage, Price};
+use super::{Arrears, Charge, ChargeFilter, ChargeState, DayUsage, Price};
 
 /// Makes the charges of days that have begun, for activity that is behind, at most `days` of each and `limit` stores at a
 /// time. Days that cost nothing get none; days that begin while a store is read-only are waived. A store that somebody changes
@@ -199,6 +199,45 @@ pub async fn charge_refused(
     .execute(conn)
     .await?;
     Ok(())
+}
+
+/// Waives what is not paid of these charges.
+pub async fn charges_waive(
+    conn: &mut PgConnection,
+    of: &ChargeFilter,
+    reason: &str,
+    now: DateTime<Utc>,
+) -> Result<Vec<Charge>, sqlx::Error> {
+    sqlx::query_as!(
+        Charge,
+        r#"update store_charges
+           set state = 'waived', reason = $4, unpaid_since = null, updated_at = $5
+           where store_id = $1 and state in ('due', 'unpaid')
+             and ($2::date is null or day = $2) and ($3::text is null or service = $3)
+           returning store_id as "store_id: StoreId", day, service, quantity, amount, state as "state: ChargeState", attempt,
+                     transaction_id as "transaction_id: CreditTransactionId", reason, unpaid_since"#,
+        of.store.as_uuid(),
+        of.day,
+        of.service,
+        reason,
+        now,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// How these charges stand.
+pub async fn charge_states(conn: &mut PgConnection, of: &ChargeFilter) -> Result<Vec<ChargeState>, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"select distinct state as "state: ChargeState"
+           from store_charges
+           where store_id = $1 and ($2::date is null or day = $2) and ($3::text is null or service = $3)"#,
+        of.store.as_uuid(),
+        of.day,
+        of.service,
+    )
+    .fetch_all(conn)
+    .await
 }
 
 /// What a store owes.

@@ -17,8 +17,9 @@ pub mod db;
 pub mod routes;
 pub mod usage;
 
+use axum::http::StatusCode;
 use chrono::{DateTime, Days, Duration, NaiveDate, Utc};
-use kernel::{CreditTransactionId, OrganizationId, StoreId, StoreStatus};
+use kernel::{CreditTransactionId, OrganizationId, StoreId, StoreStatus, text};
 use problem::Problem;
 use serde::Serialize;
 
@@ -39,7 +40,7 @@ pub const ORDERS: &str = "orders";
 pub const UNPAID: &str = "store.charge_unpaid";
 /// The days of grace are over.
 pub const READ_ONLY: &str = "store.read_only";
-/// What was owed is paid.
+/// Nothing is owed any more.
 pub const READ_ONLY_LIFTED: &str = "store.read_only_lifted";
 
 /// How much is done in one statement; what is left comes with the next.
@@ -54,6 +55,7 @@ const SETTLE_AFTER: Duration = Duration::hours(1);
 const REFUSED_PAUSE: Duration = Duration::hours(1);
 /// So long it is remembered what was counted already.
 const KEYS_KEPT: Duration = Duration::days(35);
+const MAX_REASON: usize = 500;
 const MAX_DAYS: i64 = 366;
 const DEFAULT_DAYS: u64 = 30;
 
@@ -65,7 +67,7 @@ pub enum ChargeState {
     /// Not asked for yet.
     Due,
     Charged,
-    /// Not asked for: the store was read-only.
+    /// Not to be paid: the store was read-only, or ops said so.
     Waived,
     /// Refused, and asked for again.
     Unpaid,
@@ -120,6 +122,10 @@ pub enum ChargeError {
     Query { name: &'static str, detail: String },
     #[error("there is no such store")]
     StoreNotFound,
+    #[error("there is no such charge")]
+    ChargeNotFound,
+    #[error("the charge is paid")]
+    Paid,
     #[error(transparent)]
     Credits(#[from] credits::CreditError),
     #[error("database error")]
@@ -291,6 +297,55 @@ async fn turn_store(cx: &OpsCx, id: StoreId, cutoff: DateTime<Utc>) -> Result<()
     Ok(())
 }
 
+/// What of a store's charges is meant: all of them, those of a day, those of a service.
+#[derive(Debug, Clone)]
+pub struct ChargeFilter {
+    pub store: StoreId,
+    pub day: Option<NaiveDate>,
+    pub service: Option<String>,
+}
+
+/// What was waived, and what is owed after it.
+#[derive(Debug)]
+pub struct Waived {
+    pub charges: Vec<Charge>,
+    pub arrears: Arrears,
+}
+
+/// Waives what a store owes, for a reason that is kept and that its owner sees. What is paid stays paid. When nothing is owed
+/// after it, the reconciler lifts read-only as after a payment.
+pub async fn waive(cx: &OpsCx, actor: Actor, of: &ChargeFilter, reason: &str) -> Result<Waived, ChargeError> {
+    let reason = text::one_line(reason, MAX_REASON).map_err(|error| invalid("/reason", "text", error.to_string()))?;
+    if let Some(service) = &of.service {
+        check_service(service)?;
+    }
+    let now = cx.clock.now();
+    let mut tx = cx.master.begin().await?;
+    let store = stores::db::store_find(&mut tx, of.store).await?.ok_or(ChargeError::StoreNotFound)?;
+    // First, as whoever charges does: a charge that is being paid is waited for, and then is paid.
+    db::account_lock(&mut tx, store.organization_id).await?;
+    let mut charges = db::charges_waive(&mut tx, of, &reason, now).await?;
+    if charges.is_empty() && of.day.is_some() {
+        let states = db::charge_states(&mut tx, of).await?;
+        if states.contains(&ChargeState::Charged) {
+            return Err(ChargeError::Paid);
+        } else if states.is_empty() {
+            return Err(ChargeError::ChargeNotFound);
+        }
+    }
+    charges.sort_by(|a, b| (a.day, &a.service).cmp(&(b.day, &b.service)));
+    let arrears = db::arrears(&mut tx, of.store).await?;
+    if !charges.is_empty() {
+        let amount: i64 = charges.iter().map(|charge| charge.amount).sum();
+        let waived: Vec<_> = charges.iter().map(|charge| format!("{} {}", charge.day, charge.service)).collect();
+        let data = serde_json::json!({ "charges": waived, "amount": amount, "reason": reason });
+        let subject = Subject::store(store.organization_id, of.store);
+        audit::record(&mut tx, now, actor, "charges_waive", subject, data).await?;
+    }
+    tx.commit().await?;
+    Ok(Waived { charges, arrears })
+}
+
 /// Counts something of a store today, once per key. What is counted is charged when the day is over, if it costs anything.
 pub async fn usage_add(
     cx: &OpsCx,
@@ -333,6 +388,14 @@ fn check_metric(name: &str) -> Option<&str> {
     is_name.then_some(name)
 }
 
+/// What a charge can be for.
+fn check_service(service: &str) -> Result<(), ChargeError> {
+    if service == STORE_DAY || service.strip_prefix("metric:").and_then(check_metric).is_some() {
+        return Ok(());
+    }
+    Err(invalid("/service", "unknown", "must be store-day, or metric: and the name of what is counted"))
+}
+
 /// A price that ops set.
 #[derive(Debug, Clone)]
 pub struct NewPrice {
@@ -345,10 +408,7 @@ pub struct NewPrice {
 
 /// Sets what a service costs from a day that has not begun: what a day costs never changes once it is there.
 pub async fn price_set(cx: &OpsCx, actor: Actor, new: &NewPrice) -> Result<Price, ChargeError> {
-    let is_known = new.service == STORE_DAY || new.service.strip_prefix("metric:").and_then(check_metric).is_some();
-    if !is_known {
-        return Err(invalid("/service", "unknown", "must be store-day, or metric: and the name of what is counted"));
-    }
+    check_service(&new.service)?;
     if !(0..=MAX_AMOUNT).contains(&new.amount) {
         return Err(invalid("/amount", "range", format!("must be 0 to {MAX_AMOUNT} whole credits")));
     }
@@ -437,6 +497,10 @@ impl From<ChargeError> for Problem {
             ChargeError::Invalid { pointer, code, detail } => Self::invalid().field(pointer, code, detail),
             ChargeError::Query { name, detail } => crate::http::errors::invalid_query(name, detail),
             ChargeError::StoreNotFound => Self::not_found().detail("No store of yours has this id."),
+            ChargeError::ChargeNotFound => Self::not_found().detail("The store has no such charge on that day."),
+            ChargeError::Paid => Self::new(StatusCode::CONFLICT, "charge-paid", "The charge is paid").detail(
+                "What is paid is not waived. Grant the credits back as compensation: POST /api/ops/credits/grants.",
+            ),
             ChargeError::Credits(error) => error.into(),
             error @ ChargeError::Db(_) => crate::http::errors::unexpected(&error),
         }

@@ -12,7 +12,7 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{Charge, ChargeState, NewPrice, Price, Usage};
+use super::{Charge, ChargeFilter, ChargeState, NewPrice, Price, Usage, Waived};
 use crate::audit::Actor;
 use crate::cx::Cx;
 use crate::http::auth::Ops;
@@ -20,7 +20,10 @@ use crate::identity::Principal;
 use crate::ops::routes::Page;
 
 pub fn router() -> OpenApiRouter<Cx> {
-    OpenApiRouter::new().routes(routes!(credit_usage)).routes(routes!(ops_charge_price_list, ops_charge_price_set))
+    OpenApiRouter::new()
+        .routes(routes!(credit_usage))
+        .routes(routes!(ops_charge_price_list, ops_charge_price_set))
+        .routes(routes!(ops_charges_waive))
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -45,7 +48,7 @@ pub struct ChargeView {
     state: ChargeState,
     /// The transaction that paid it.
     transaction_id: Option<CreditTransactionId>,
-    /// Why it is unpaid.
+    /// Why it is unpaid, or why it was waived.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
 }
@@ -189,4 +192,58 @@ async fn ops_charge_price_set(
     let new = NewPrice { service, amount, per, valid_from };
     let price = super::price_set(&cx, Actor::User(ops.by.user.id), &new).await?;
     Ok((StatusCode::CREATED, Json(price.into())))
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct WaiveBody {
+    store_id: StoreId,
+    /// Only what is owed for this day (UTC); for every day when left out.
+    day: Option<NaiveDate>,
+    /// Only what is owed for this service; for every one when left out.
+    #[schema(example = "store-day")]
+    service: Option<String>,
+    /// Kept in the audit trail and shown to the owner.
+    reason: String,
+}
+
+/// A charge that was waived.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WaivedChargeView {
+    day: NaiveDate,
+    #[serde(flatten)]
+    charge: ChargeView,
+}
+
+/// What was waived of a store.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WaivedView {
+    store_id: StoreId,
+    /// Oldest first; empty when nothing of it was owed.
+    waived: Vec<WaivedChargeView>,
+    /// What the store still owes. Once it is nothing, a store that was read-only takes orders again.
+    owed: i64,
+}
+
+/// Waive what a store owes
+///
+/// All of it, or that of a day or a service. What is paid is not waived: when the `day` that is named holds nothing but what
+/// was charged, it is refused with `charge-paid`; grant compensation for it instead.
+#[utoipa::path(post, path = "/api/ops/charges/waive", tag = "ops", operation_id = "ops_charges_waive", security(("bearer" = [])),
+    request_body = WaiveBody,
+    responses((status = 200, body = WaivedView), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody),
+        (status = 409, body = ProblemBody), (status = 422, body = ProblemBody)))]
+async fn ops_charges_waive(
+    ops: Ops,
+    State(cx): State<Cx>,
+    Json(body): Json<WaiveBody>,
+) -> Result<Json<WaivedView>, Problem> {
+    let WaiveBody { store_id, day, service, reason } = body;
+    let of = ChargeFilter { store: store_id, day, service };
+    let Waived { charges, arrears } = super::waive(&cx, Actor::User(ops.by.user.id), &of, &reason).await?;
+    let waived =
+        charges.into_iter().map(|charge| WaivedChargeView { day: charge.day, charge: charge.into() }).collect();
+    Ok(Json(WaivedView { store_id, waived, owed: arrears.amount }))
 }
