@@ -275,11 +275,6 @@ pub async fn stores_to_turn(
     .await
 }
 
-pub async fn store_is_read_only(conn: &mut PgConnection, store: StoreId) -> Result<bool, sqlx::Error> {
-    let found = sqlx::query_scalar!("select is_read_only from stores where id = $1", store.as_uuid());
-    Ok(found.fetch_optional(conn).await?.unwrap_or_default())
-}
-
 /// Changes whether a store takes orders; the database bumps the route version and announces it in the same transaction.
 pub async fn store_set_read_only(
     conn: &mut PgConnection,

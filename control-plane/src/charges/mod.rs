@@ -273,7 +273,7 @@ async fn turn_store(cx: &OpsCx, id: StoreId, cutoff: DateTime<Utc>) -> Result<()
     let Some(store) = stores::db::store_lock(&mut tx, id).await? else { return Ok(()) };
     // Looked at again under the lock: another node may have been faster, or somebody has paid.
     let arrears = db::arrears(&mut tx, id).await?;
-    let is_read_only = db::store_is_read_only(&mut tx, id).await?;
+    let is_read_only = store.is_read_only;
     let is_wanted = match arrears.since {
         None => false,
         Some(since) => is_read_only || (since <= cutoff && store.status == StoreStatus::Active),
@@ -473,11 +473,11 @@ pub async fn usage(
         return Err(ChargeError::StoreNotFound);
     }
     let mut connection = cx.master.acquire().await?;
-    stores::db::store_for_member(&mut connection, store, by.user.id).await?.ok_or(ChargeError::StoreNotFound)?;
+    let access = stores::db::store_for_member(&mut connection, store, by.user.id).await?;
+    let is_read_only = access.ok_or(ChargeError::StoreNotFound)?.store.is_read_only;
     let charges = db::charges_between(&mut connection, store, from, until).await?;
     let counts = db::usage_between(&mut connection, store, from, until).await?;
     let arrears = db::arrears(&mut connection, store).await?;
-    let is_read_only = db::store_is_read_only(&mut connection, store).await?;
     let read_only_at = arrears.since.filter(|_| !is_read_only).map(|since| since + cx.limits.charges.grace());
     Ok(Usage { store, from, until, charges, counts, arrears, is_read_only, read_only_at })
 }

@@ -146,6 +146,10 @@ pub(super) fn store(store: &OpsStoreView, run: Option<RunView>) -> Result<Printe
         format!("hostname  {}", store.hostname.as_deref().unwrap_or("none")),
         format!("created   {}", store.created_at.to_rfc3339()),
     ];
+    if let Some(since) = store.credits_owed_since {
+        let then = if store.is_read_only { ", and is read-only" } else { "" };
+        lines.push(format!("charges   owes credits since {}{then}", since.to_rfc3339()));
+    }
     if let Some(run) = run {
         let run = json_of(&run)?;
         lines.push(format!(

@@ -131,7 +131,7 @@ async fn explain_store(connection: &mut sqlx::PgConnection, store: &Store) -> Re
         name: store.name.clone(),
         status: store.status,
         status_reason: store.status_reason.clone(),
-        is_read_only: crate::charges::db::store_is_read_only(connection, store.id).await?,
+        is_read_only: store.is_read_only,
         route_version: store.route_version,
         hostnames: crate::hostnames::db::hostnames_of_store(connection, store.id).await?,
         database_kind: database.as_ref().map(|database| database.kind),

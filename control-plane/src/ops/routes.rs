@@ -210,6 +210,10 @@ pub struct OpsStoreView {
     pub slug: String,
     pub status: StoreStatus,
     pub status_reason: Option<String>,
+    /// Whether carts and checkouts are refused because its charges are unpaid. Its pages are served all the same.
+    pub is_read_only: bool,
+    /// Since when it owes credits; null when it owes nothing.
+    pub credits_owed_since: Option<DateTime<Utc>>,
     pub hostname: Option<String>,
     pub route_version: i64,
     pub created_at: DateTime<Utc>,
@@ -225,12 +229,27 @@ impl From<Store> for OpsStoreView {
             slug,
             status,
             status_reason,
+            is_read_only,
+            owed_since: credits_owed_since,
             hostname,
             route_version,
             created_at,
             updated_at,
         } = store;
-        Self { id, organization_id, name, slug, status, status_reason, hostname, route_version, created_at, updated_at }
+        Self {
+            id,
+            organization_id,
+            name,
+            slug,
+            status,
+            status_reason,
+            is_read_only,
+            credits_owed_since,
+            hostname,
+            route_version,
+            created_at,
+            updated_at,
+        }
     }
 }
 

@@ -51,8 +51,9 @@ pub async fn store_find(conn: &mut PgConnection, id: StoreId) -> Result<Option<S
     sqlx::query_as!(
         Store,
         r#"select s.id as "id: StoreId", s.organization_id as "organization_id: OrganizationId", s.name, s.slug,
-                  s.status as "status: StoreStatus", s.status_reason, h.hostname as "hostname?", s.route_version,
-                  s.created_at, s.updated_at
+                  s.status as "status: StoreStatus", s.status_reason, s.is_read_only,
+                  (select min(c.unpaid_since) from store_charges c where c.store_id = s.id and c.state = 'unpaid') as owed_since,
+                  h.hostname as "hostname?", s.route_version, s.created_at, s.updated_at
            from stores s
            left join hostnames h on h.store_id = s.id and h.is_primary
            where s.id = $1 and s.status <> 'deleted'"#,
@@ -85,8 +86,9 @@ pub async fn store_for_member(
 ) -> Result<Option<StoreAccess>, sqlx::Error> {
     let row = sqlx::query!(
         r#"select s.id as "id: StoreId", s.organization_id as "organization_id: OrganizationId", s.name, s.slug,
-                  s.status as "status: StoreStatus", s.status_reason, h.hostname as "hostname?", s.route_version,
-                  s.created_at, s.updated_at, m.role as "role: MemberRole"
+                  s.status as "status: StoreStatus", s.status_reason, s.is_read_only,
+                  (select min(c.unpaid_since) from store_charges c where c.store_id = s.id and c.state = 'unpaid') as owed_since,
+                  h.hostname as "hostname?", s.route_version, s.created_at, s.updated_at, m.role as "role: MemberRole"
            from stores s
            join organization_members m on m.organization_id = s.organization_id and m.user_id = $2
            left join hostnames h on h.store_id = s.id and h.is_primary
@@ -105,6 +107,8 @@ pub async fn store_for_member(
             slug: row.slug,
             status: row.status,
             status_reason: row.status_reason,
+            is_read_only: row.is_read_only,
+            owed_since: row.owed_since,
             hostname: row.hostname,
             route_version: row.route_version,
             created_at: row.created_at,
@@ -124,8 +128,9 @@ pub async fn stores_of_member(
     sqlx::query_as!(
         Store,
         r#"select s.id as "id: StoreId", s.organization_id as "organization_id: OrganizationId", s.name, s.slug,
-                  s.status as "status: StoreStatus", s.status_reason, h.hostname as "hostname?", s.route_version,
-                  s.created_at, s.updated_at
+                  s.status as "status: StoreStatus", s.status_reason, s.is_read_only,
+                  (select min(c.unpaid_since) from store_charges c where c.store_id = s.id and c.state = 'unpaid') as owed_since,
+                  h.hostname as "hostname?", s.route_version, s.created_at, s.updated_at
            from stores s
            join organization_members m on m.organization_id = s.organization_id and m.user_id = $1
            left join hostnames h on h.store_id = s.id and h.is_primary
@@ -153,8 +158,9 @@ pub async fn stores_all(
     sqlx::query_as!(
         Store,
         r#"select s.id as "id: StoreId", s.organization_id as "organization_id: OrganizationId", s.name, s.slug,
-                  s.status as "status: StoreStatus", s.status_reason, h.hostname as "hostname?", s.route_version,
-                  s.created_at, s.updated_at
+                  s.status as "status: StoreStatus", s.status_reason, s.is_read_only,
+                  (select min(c.unpaid_since) from store_charges c where c.store_id = s.id and c.state = 'unpaid') as owed_since,
+                  h.hostname as "hostname?", s.route_version, s.created_at, s.updated_at
            from stores s
            left join hostnames h on h.store_id = s.id and h.is_primary
            where s.status <> 'deleted'

@@ -24,6 +24,10 @@ pub struct Store {
     pub slug: String,
     pub status: StoreStatus,
     pub status_reason: Option<String>,
+    /// Whether it takes no orders, because its charges are unpaid.
+    pub is_read_only: bool,
+    /// Since when it owes credits.
+    pub owed_since: Option<DateTime<Utc>>,
     pub hostname: Option<String>,
     pub route_version: i64,
     pub created_at: DateTime<Utc>,

@@ -37,6 +37,10 @@ pub struct StoreView {
     /// Why it is closed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status_reason: Option<String>,
+    /// Whether carts and checkouts are refused because its charges are unpaid. Its pages are served all the same.
+    pub is_read_only: bool,
+    /// Since when it owes credits; null when it owes nothing. `GET /api/credits/usage` says how many.
+    pub credits_owed_since: Option<DateTime<Utc>>,
     /// Where its storefront answers, once it is active.
     pub hostname: Option<String>,
     pub created_at: DateTime<Utc>,
@@ -52,12 +56,26 @@ impl From<Store> for StoreView {
             slug,
             status,
             status_reason,
+            is_read_only,
+            owed_since: credits_owed_since,
             hostname,
             route_version: _,
             created_at,
             updated_at,
         } = store;
-        Self { id, organization_id, name, slug, status, status_reason, hostname, created_at, updated_at }
+        Self {
+            id,
+            organization_id,
+            name,
+            slug,
+            status,
+            status_reason,
+            is_read_only,
+            credits_owed_since,
+            hostname,
+            created_at,
+            updated_at,
+        }
     }
 }
 
