@@ -276,6 +276,8 @@ pub enum PurchaseError {
     NotPaid { state: PurchaseState },
     #[error("the payment is disputed")]
     Disputed,
+    #[error("the payment was lost to a dispute")]
+    DisputeLost,
     #[error("{unspent} credits of it are unspent, {wanted} would be taken back")]
     ExceedsUnspent { unspent: i64, wanted: i64, refundable_minor: i64 },
     #[error("{left_minor} of the money is left to be given back")]
@@ -623,7 +625,11 @@ impl From<PurchaseError> for Problem {
                 .detail(format!("It is {}.", state.as_str()))
                 .member("state", state.as_str()),
             PurchaseError::Disputed => Self::new(S::CONFLICT, "purchase-disputed", "The payment is disputed")
-                .detail("While the bank decides, and when it decided for the buyer, no money can be given back."),
+                .detail("No money can be given back while the bank decides. It can once the dispute is won."),
+            PurchaseError::DisputeLost => {
+                Self::new(S::CONFLICT, "purchase-dispute-lost", "The payment was lost to a dispute")
+                    .detail("The bank has given the money back already. Nothing more of this purchase can be given back.")
+            }
             PurchaseError::ExceedsUnspent { unspent, wanted, refundable_minor } => {
                 Self::new(S::CONFLICT, "refund-exceeds-unspent", "The credits are spent already")
                     .detail(format!(

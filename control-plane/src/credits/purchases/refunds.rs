@@ -99,7 +99,11 @@ pub async fn refund_create(
     if purchase.state != PurchaseState::Completed {
         return Err(PurchaseError::NotPaid { state: purchase.state });
     }
-    if db::disputes_of(&mut tx, id).await?.iter().any(|dispute| dispute.state != DisputeState::Won) {
+    let disputes = db::disputes_of(&mut tx, id).await?;
+    if disputes.iter().any(|dispute| dispute.state == DisputeState::Lost) {
+        return Err(PurchaseError::DisputeLost);
+    }
+    if disputes.iter().any(|dispute| dispute.state == DisputeState::Open) {
         return Err(PurchaseError::Disputed);
     }
     // From here on nobody spends: what is left stays left.
