@@ -64,7 +64,8 @@ pub struct AmountsView {
     pub available: i64,
     /// What is reserved.
     pub held: i64,
-    /// What the next purchase repays first.
+    /// Credits that were spent and whose money went back since, by a refund or a dispute. The next purchase repays it first; until
+    /// then what is available can be spent all the same.
     pub debt: i64,
 }
 
@@ -117,6 +118,10 @@ impl BalanceView {
 }
 
 /// The balance
+///
+/// A spend never makes debt: it is refused when less is available. Debt comes of refunds and lost disputes alone, when credits
+/// that are given back are spent already. It is repaid by the next purchase, before anything of that becomes available; it does
+/// not keep anybody from spending what is available.
 #[utoipa::path(get, path = "/api/credits/balance", tag = "credits", operation_id = "credit_balance", security(("bearer" = [])), params(OrganizationQuery),
     responses((status = 200, body = BalanceView), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
         (status = 403, body = ProblemBody), (status = 404, body = ProblemBody)))]
