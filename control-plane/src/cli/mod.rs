@@ -22,10 +22,12 @@ use crate::catalog;
 use crate::charges::routes::PriceView;
 use crate::charges::{self, NewPrice};
 use crate::config::{Config, HostArgs, KeyArgs, LimitArgs, LogArgs, MasterArgs, PaymentArgs};
+use crate::credits::packs::routes::OpsPackView;
+use crate::credits::packs::{self, NewPack};
 use crate::credits::review::routes::{DifferenceView, ReconciledView};
 use crate::credits::review::{self, DifferenceState};
 use crate::credits::routes::{BalanceView, TransactionView};
-use crate::credits::{self, GrantTo, LotKind};
+use crate::credits::{self, GrantTo, LotKind, prices};
 use crate::cx::OpsCx;
 use crate::http::errors::chain;
 use crate::ops::routes::{OpsStoreView, ServerView, default_max_connections, default_max_stores};
@@ -262,6 +264,54 @@ enum Credits {
         /// As 2027-01-31; tomorrow when left out
         #[arg(long)]
         valid_from: Option<NaiveDate>,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
+    /// Set what a service costs from a moment on that is not past
+    PriceSet {
+        /// Such as translation; a new one is a new service
+        service: String,
+        #[arg(long)]
+        name: String,
+        /// What is counted
+        #[arg(long)]
+        unit: String,
+        /// Whole credits
+        #[arg(long)]
+        credits: i64,
+        /// For so many units, begun ones in full; 1 when left out
+        #[arg(long)]
+        per: Option<i64>,
+        /// As 2027-01-31T00:00:00Z; now when left out
+        #[arg(long)]
+        valid_from: Option<DateTime<Utc>>,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
+    /// Put a new version of a pack on sale, and take the one before off it
+    PackSet {
+        /// Such as growth; a new one is a new pack
+        code: String,
+        #[arg(long)]
+        name: String,
+        /// Whole credits
+        #[arg(long)]
+        credits: i64,
+        /// Given on top; none when left out
+        #[arg(long)]
+        bonus_credits: Option<i64>,
+        /// How long those are good for; they do not expire when left out
+        #[arg(long)]
+        bonus_expires_days: Option<i32>,
+        /// In minor units of the currency, taxes included
+        #[arg(long)]
+        price_minor: i64,
+        /// As EUR
+        #[arg(long)]
+        currency: String,
+        /// What it is for taxes; txcd_10103001 when left out
+        #[arg(long)]
+        tax_code: Option<String>,
         #[command(flatten)]
         ops: OpsArgs,
     },
@@ -512,6 +562,24 @@ async fn operate(command: Command) -> Result<Printed, anyhow::Error> {
         Command::Credits(Credits::Price { service, amount, per, valid_from, ops }) => {
             (ops, Operation::ChargePrice(NewPrice { service, amount, per, valid_from }))
         }
+        Command::Credits(Credits::PriceSet { service, name, unit, credits, per, valid_from, ops }) => {
+            (ops, Operation::CreditPrice(prices::NewPrice { service, name, unit, credits, per, valid_from }))
+        }
+        Command::Credits(Credits::PackSet {
+            code,
+            name,
+            credits,
+            bonus_credits,
+            bonus_expires_days,
+            price_minor,
+            currency,
+            tax_code,
+            ops,
+        }) => {
+            let new =
+                NewPack { code, name, credits, bonus_credits, bonus_expires_days, price_minor, currency, tax_code };
+            (ops, Operation::CreditPack(new))
+        }
         Command::Payments(Payments::Reconcile { payments, ops }) => (ops, Operation::PaymentsReconcile { payments }),
         Command::Payments(Payments::Differences { state, limit, cursor, ops }) => {
             (ops, Operation::PaymentDifferences { state, limit, cursor })
@@ -587,6 +655,8 @@ enum Operation {
         of: CreditsOf,
     },
     ChargePrice(NewPrice),
+    CreditPrice(prices::NewPrice),
+    CreditPack(NewPack),
     PaymentsReconcile {
         payments: Box<PaymentArgs>,
     },
@@ -616,6 +686,8 @@ impl Operation {
             | Self::StoreResume { .. }
             | Self::CreditGrant { .. }
             | Self::ChargePrice(_)
+            | Self::CreditPrice(_)
+            | Self::CreditPack(_)
             | Self::CreditBalance { .. }
             | Self::PaymentsReconcile { .. }
             | Self::PaymentDifferences { .. } => false,
@@ -711,6 +783,14 @@ impl Operation {
             Self::ChargePrice(new) => {
                 let price = charges::price_set(cx, Actor::Cli, &new).await?;
                 output::charge_price(&PriceView::from(price))?
+            }
+            Self::CreditPrice(new) => {
+                let (price, is_new) = prices::price_set(cx, Actor::Cli, &new).await?;
+                output::credit_price(&price, is_new)?
+            }
+            Self::CreditPack(new) => {
+                let (pack, is_new) = packs::pack_set(cx, Actor::Cli, &new).await?;
+                output::credit_pack(&OpsPackView::from(pack), is_new)?
             }
             Self::PaymentsReconcile { .. } => {
                 let runs = review::reconcile(cx, Actor::Cli).await?;

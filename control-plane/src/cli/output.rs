@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use super::{explain_error, json_of};
 use crate::catalog::ImportReport;
 use crate::charges::routes::PriceView;
+use crate::credits::packs::routes::OpsPackView;
+use crate::credits::prices::Price;
 use crate::credits::review::routes::{DifferenceView, ReconciledView};
 use crate::credits::routes::{BalanceView, TransactionView};
 use crate::credits::verify::Verification;
@@ -281,6 +283,26 @@ pub(super) fn credit_balance(view: &BalanceView) -> Result<Printed, anyhow::Erro
 pub(super) fn charge_price(view: &PriceView) -> Result<Printed, anyhow::Error> {
     Ok(Printed::new(json_of(view)?)
         .line(format!("{} costs {} credits for {} from {} on", view.service, view.amount, view.per, view.valid_from)))
+}
+
+/// What a service costs, in credits.
+pub(super) fn credit_price(price: &Price, is_new: bool) -> Result<Printed, anyhow::Error> {
+    let Price { service, version, unit, credits, per, valid_from, .. } = price;
+    let already = if is_new { "" } else { ", as before" };
+    Ok(Printed::new(json_of(price)?).line(format!(
+        "{service} (version {version}) costs {credits} credits for {per} {unit} from {} on{already}",
+        valid_from.to_rfc3339()
+    )))
+}
+
+/// A pack that is on sale.
+pub(super) fn credit_pack(view: &OpsPackView, is_new: bool) -> Result<Printed, anyhow::Error> {
+    let pack = &view.pack;
+    let already = if is_new { "" } else { ", as before" };
+    Ok(Printed::new(json_of(view)?).line(format!(
+        "{} (version {}) is on sale: {} credits and {} on top for {} {} in minor units{already}",
+        pack.code, pack.version, pack.credits, pack.bonus_credits, pack.price_minor, pack.currency
+    )))
 }
 
 /// What comparing the books found.

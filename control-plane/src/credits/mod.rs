@@ -318,6 +318,18 @@ pub fn check_amount(amount: i64, pointer: &'static str) -> Result<i64, CreditErr
     }
 }
 
+/// The name that a service or a pack has for programs.
+fn check_code(code: &str, pointer: &'static str) -> Result<String, CreditError> {
+    let is_code = (2..=63).contains(&code.len())
+        && code.starts_with(|first: char| first.is_ascii_lowercase())
+        && code.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if is_code {
+        Ok(code.to_owned())
+    } else {
+        Err(invalid(pointer, "name", "must be a letter and 1 to 62 letters, digits and dashes, all lower-case"))
+    }
+}
+
 fn check_line(line: Option<&str>, pointer: &'static str, max: usize) -> Result<Option<String>, CreditError> {
     line.map(|line| text::one_line(line, max)).transpose().map_err(|error| invalid(pointer, "text", error.to_string()))
 }

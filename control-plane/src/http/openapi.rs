@@ -54,6 +54,7 @@ fn platform_routes() -> OpenApiRouter<Cx> {
         .merge(charges::routes::router())
         .merge(webhooks::routes::router())
         .merge(credits::packs::routes::router())
+        .merge(credits::prices::routes::router())
         .merge(credits::purchases::routes::router())
         .merge(credits::topups::routes::router())
         .merge(credits::review::routes::router())

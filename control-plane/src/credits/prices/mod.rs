@@ -1,14 +1,21 @@
 //! What services cost: versioned, immutable, in credits. A spend by service names the version that it was priced by.
 
 mod db;
+pub mod routes;
 
-use chrono::{DateTime, Utc};
-use kernel::CreditPriceId;
+use chrono::{DateTime, Duration, SubsecRound as _, Utc};
+use kernel::{CreditPriceId, text};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{CreditError, MAX_AMOUNT, check_amount, invalid};
+use super::{CreditError, MAX_AMOUNT, check_amount, check_code, invalid};
+use crate::audit::{self, Actor, Subject};
 use crate::cx::OpsCx;
+
+/// The most credits that so many units cost, and the most units: their product is far from where it overflows.
+const MAX_PRICE: i64 = 1_000_000_000;
+/// The furthest that a price may be set ahead.
+const MAX_AHEAD: Duration = Duration::days(3660);
 
 /// The price of a service.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -74,6 +81,73 @@ impl Cost {
 /// The prices that hold now, by service.
 pub async fn prices(cx: &OpsCx) -> Result<Vec<Price>, CreditError> {
     Ok(db::prices(&mut *cx.master.acquire().await?, None, cx.clock.now()).await?)
+}
+
+/// Every price that was ever set, newest first.
+pub async fn price_list(cx: &OpsCx) -> Result<Vec<Price>, CreditError> {
+    Ok(db::prices_all(&mut *cx.master.acquire().await?).await?)
+}
+
+/// A price that ops set.
+#[derive(Debug, Clone)]
+pub struct NewPrice {
+    pub service: String,
+    pub name: String,
+    pub unit: String,
+    pub credits: i64,
+    /// 1 when left out.
+    pub per: Option<i64>,
+    /// Now when left out.
+    pub valid_from: Option<DateTime<Utc>>,
+}
+
+/// Sets what a service costs from a moment on that is not past: a new version, beside which those before stay as they were.
+/// Setting what the newest version says already makes no other. True when it is new.
+pub async fn price_set(cx: &OpsCx, actor: Actor, new: &NewPrice) -> Result<(Price, bool), CreditError> {
+    let service = check_code(&new.service, "/service")?;
+    let line = |value: &str, pointer, max| {
+        text::one_line(value, max).map_err(|error| invalid(pointer, "text", error.to_string()))
+    };
+    let name = line(&new.name, "/name", 100)?;
+    let unit = line(&new.unit, "/unit", 60)?;
+    if !(1..=MAX_PRICE).contains(&new.credits) {
+        return Err(invalid("/credits", "range", format!("must be 1 to {MAX_PRICE} whole credits")));
+    }
+    let per = new.per.unwrap_or(1);
+    if !(1..=MAX_PRICE).contains(&per) {
+        return Err(invalid("/per", "range", format!("must be 1 to {MAX_PRICE}")));
+    }
+    // As precise as the database keeps them.
+    let now = cx.clock.now().trunc_subsecs(6);
+    let wanted_from = new.valid_from.map(|at| at.trunc_subsecs(6));
+    let mut tx = cx.master.begin().await?;
+    db::prices_lock(&mut tx).await?;
+    let newest = db::price_newest(&mut tx, &service).await?;
+    let version = newest.as_ref().map_or(1, |newest| newest.version + 1);
+    if let Some(newest) = newest {
+        let is_then = wanted_from.map_or(newest.valid_from <= now, |at| at == newest.valid_from);
+        let says = (&newest.name, &newest.unit, newest.credits, newest.per);
+        if is_then && says == (&name, &unit, new.credits, per) {
+            return Ok((newest, false));
+        }
+    }
+    let valid_from = wanted_from.unwrap_or(now);
+    if valid_from < now {
+        return Err(invalid("/validFrom", "past", "must not be past: what was spent since then was priced otherwise"));
+    }
+    if valid_from > now + MAX_AHEAD {
+        return Err(invalid("/validFrom", "range", "must be within ten years"));
+    }
+    let price =
+        Price { id: CreditPriceId::new(now), service, version, name, unit, credits: new.credits, per, valid_from };
+    db::price_insert(&mut tx, &price, now).await?;
+    let data = serde_json::json!({
+        "priceId": price.id, "service": price.service, "version": version, "credits": price.credits, "per": per,
+        "validFrom": valid_from,
+    });
+    audit::record(&mut tx, now, actor, "credit_price_set", Subject::default(), data).await?;
+    tx.commit().await?;
+    Ok((price, true))
 }
 
 /// What `wanted` costs now.
