@@ -10,7 +10,7 @@ use chrono::Duration;
 use devkit::payments::{Checkout, TestPayments};
 use http::Method;
 use integration_tests::{Client, Owner, Receiver, Response, TestApp, TestAppOptions, TestDatabase};
-use kernel::{Clock as _, UserId};
+use kernel::{Clock as _, ReconDifferenceId, UserId};
 use serde_json::{Value, json};
 
 use crate::credits::give;
@@ -98,6 +98,10 @@ const CASES: &[Case] = &[
     case("credit_usage", Who::Member, 200),
     case("ops_charge_price_list", Who::Ops, 200),
     case("ops_charge_price_set", Who::Ops, 201),
+    case("ops_charges_waive", Who::Ops, 200),
+    case("ops_credit_price_list", Who::Ops, 200),
+    case("ops_credit_price_set", Who::Ops, 201),
+    case("ops_credit_pack_list", Who::Ops, 200),
     case("webhook_endpoint_create", Who::Manager, 201),
     case("webhook_endpoint_list", Who::Manager, 200),
     case("webhook_endpoint_get", Who::Manager, 200),
@@ -123,6 +127,13 @@ const CASES: &[Case] = &[
     case("credit_purchase_return", Who::Anybody, 200),
     case("stripe_webhook", Who::Anybody, 200),
     case("ops_purchase_refund", Who::Ops, 201),
+    case("ops_payments_reconcile", Who::Ops, 200),
+    case("ops_reconciliation_list", Who::Ops, 200),
+    case("ops_payment_difference_list", Who::Ops, 200),
+    case("ops_payment_difference_note", Who::Ops, 200),
+    case("ops_payment_event_list", Who::Ops, 200),
+    case("ops_payment_event_retry", Who::Ops, 200),
+    case("ops_credit_pack_set", Who::Ops, 201),
     case("ops_credit_grant", Who::Ops, 201),
     case("ops_credit_verify", Who::Ops, 200),
     case("ops_server_list", Who::Ops, 200),
@@ -231,6 +242,8 @@ struct Scene {
     session: String,
     /// The card that it was paid with, and that pays for top-ups.
     card: String,
+    /// Something that the books do not agree on.
+    difference: ReconDifferenceId,
     /// It lives as long as the store that failed to connect to it.
     _brought: TestDatabase,
 }
@@ -285,12 +298,19 @@ impl Scene {
         let rule = json!({ "threshold": 1, "packId": pack, "monthlyCapMinor": 1_000_000 });
         owner.api.send(Method::PUT, "/api/credits/top-up", Some(rule)).await.expect_status(200);
         let card = text(&provider.objects("payment_method")[0]["id"]).to_owned();
+        let difference = ReconDifferenceId::new(app.clock.now());
+        sqlx::query("insert into recon_differences (id, kind, external_ref, created_at) values ($1, 'missing_here', 'ch_scene', now())")
+            .bind(difference.as_uuid())
+            .execute(&mut app.master().await)
+            .await
+            .unwrap();
         Self {
             provider,
             pack,
             purchase,
             session,
             card,
+            difference,
             app,
             owner,
             pending,
@@ -364,6 +384,12 @@ impl Scene {
             "credit_top_up_set" => Some(json!({ "threshold": 1, "packId": self.pack, "monthlyCapMinor": 1_000_000 })),
             "ops_purchase_refund" => Some(json!({})),
             "ops_credit_grant" => Some(json!({ "storeId": store, "amount": 5, "reason": "a gift" })),
+            "ops_charges_waive" => Some(json!({ "storeId": store, "reason": "a gift" })),
+            "ops_credit_price_set" => Some(json!({ "service": "fresh", "name": "Fresh", "unit": "one", "credits": 1 })),
+            "ops_credit_pack_set" => {
+                Some(json!({ "code": "fresh", "name": "Fresh", "credits": 1, "priceMinor": 100, "currency": "EUR" }))
+            }
+            "ops_payment_difference_note" => Some(json!({ "note": "They know." })),
             "ops_charge_price_set" => Some(json!({ "service": "store-day", "amount": 1 })),
             "storefront_cart_update" => Some(json!({ "email": "sam@example.com" })),
             "storefront_line_add" => Some(json!({ "variantId": self.other_variant, "quantity": 1 })),
@@ -408,6 +434,8 @@ impl Scene {
                 path = path.replace("{purchase}", text(&self.purchase));
                 client = client.with("idempotency-key", "a-key");
             }
+            "ops_payment_difference_note" => path = path.replace("{difference}", &self.difference.to_string()),
+            "ops_payment_event_retry" => path = path.replace("{event}", text(&self.provider.events()[0]["id"])),
             "stripe_webhook" => {
                 let (body, signature) = self.provider.signed(&self.provider.events()[0]);
                 let client = client.with("stripe-signature", &signature);

@@ -4,7 +4,10 @@
 
 use http::{HeaderMap, Method};
 use integration_tests::{Client, Owner, Response, TestApp, TestAppOptions};
-use kernel::{CartId, CartLineId, Clock as _, CreditHoldId, CreditPackId, OrderId, PurchaseId, WebhookDeliveryId};
+use kernel::{
+    CartId, CartLineId, Clock as _, CreditHoldId, CreditPackId, OrderId, PurchaseId, ReconDifferenceId,
+    WebhookDeliveryId,
+};
 use serde_json::{Value, json};
 
 use crate::authorization::{Operation, operations};
@@ -68,6 +71,8 @@ impl Scene {
             .replace("{endpoint}", &self.endpoint)
             .replace("{delivery}", &WebhookDeliveryId::new(self.app.clock.now()).to_string())
             .replace("{order}", &OrderId::new(self.app.clock.now()).to_string())
+            .replace("{difference}", &ReconDifferenceId::new(self.app.clock.now()).to_string())
+            .replace("{event}", "evt_guess")
             .replace("{purchase}", &PurchaseId::new(self.app.clock.now()).to_string())
     }
 
@@ -299,6 +304,16 @@ fn sound_body(scene: &Scene, operation: &str) -> Value {
             body["expectedTotalMinor"] = json!(1);
             body
         }
+        "ops_charges_waive" => {
+            json!({ "storeId": scene.store["id"], "day": "2026-01-01", "service": "store-day", "reason": "because" })
+        }
+        "ops_credit_price_set" => json!({
+            "service": "fresh", "name": "Fresh", "unit": "one", "credits": 1, "validFrom": "2030-01-01T00:00:00Z"
+        }),
+        "ops_credit_pack_set" => json!({
+            "code": "fresh", "name": "Fresh", "credits": 1, "priceMinor": 1, "currency": "EUR", "taxCode": "txcd_10103001"
+        }),
+        "ops_payment_difference_note" => json!({ "note": "because" }),
         "ops_charge_price_set" => json!({ "service": "store-day", "amount": 1, "validFrom": "2030-01-01" }),
         "webhook_endpoint_create" => {
             json!({ "url": "http://127.0.0.1:9/", "description": "ours", "eventTypes": ["webhook.test"] })

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::credits::give;
 use crate::provisioning::store_id;
-use crate::scenes::{Cart, checkout_body, count, text, variant_of};
+use crate::scenes::{Cart, checkout_body, count, store_path, text, variant_of};
 
 /// An organization whose stores cost 10 credits a day from tomorrow on. Nobody reconciles but the test.
 struct Fleet {
@@ -294,6 +294,81 @@ async fn after_the_grace_a_store_is_read_only_until_what_it_owes_is_paid() {
     assert_eq!(told[1].json()["type"], "store.read_only_lifted");
     assert_eq!(told[1].json()["data"]["storeId"], store["id"]);
     assert_eq!((fleet.events(charges::READ_ONLY).await, fleet.events(charges::READ_ONLY_LIFTED).await), (1, 1));
+    fleet.expect_proven().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ops_waive_is_owed_no_more_and_what_is_paid_stays_paid() {
+    let fleet = Fleet::set().await;
+    let (store, ops) = (fleet.store("tea").await, fleet.app.admin().await);
+    let other = fleet.owner.create_store("coffee").await.expect_status(201);
+    give(&fleet.app, &store, 10).await;
+    let first = fleet.today() + Days::new(1);
+    let shown = async || {
+        let detail = fleet.owner.api.get(&store_path(&store, "")).await.expect_status(200);
+        let listed = fleet.owner.api.get("/api/stores").await.expect_status(200)["data"].clone();
+        let by_ops = ops.api.get("/api/ops/stores").await.expect_status(200)["data"].clone();
+        let facts = |of: &Value| (of["isReadOnly"].clone(), of["creditsOwedSince"].clone());
+        for list in [&listed, &by_ops] {
+            let by_id = |id: &Value| list.as_array().unwrap().iter().find(|seen| seen["id"] == *id).unwrap();
+            assert_eq!(facts(by_id(&store["id"])), facts(&detail));
+            assert_eq!(facts(by_id(&other["id"])), (json!(false), Value::Null), "{list}");
+        }
+        facts(&detail)
+    };
+    fleet.pass_days(1);
+    fleet.reconcile().await;
+    assert_eq!(shown().await, (json!(false), Value::Null));
+    fleet.pass_days(1);
+    let since = fleet.app.clock.now();
+    fleet.reconcile().await;
+    let (is_read_only, owed_since) = shown().await;
+    let told: chrono::DateTime<chrono::Utc> = text(&owed_since).parse().unwrap();
+    assert!(is_read_only == false && (told - since).abs() < Duration::seconds(60), "{owed_since}");
+    fleet.pass_days(1);
+    fleet.reconcile().await;
+    fleet.pass_days(2);
+    fleet.reconcile().await;
+    assert_eq!(shown().await, (json!(true), owed_since.clone()));
+    let owed = fleet.usage(&store).await["owed"].as_i64().unwrap();
+    assert_eq!(owed, 40);
+
+    let waive = async |body: Value| ops.api.post("/api/ops/charges/waive", body).await;
+    let of =
+        |day: NaiveDate| json!({ "storeId": store["id"], "day": day, "service": "store-day", "reason": "our fault" });
+    waive(of(first)).await.expect_problem(409, "charge-paid");
+    waive(of(first - Days::new(1))).await.expect_problem(404, "not-found");
+    waive(json!({ "storeId": store["id"], "reason": " " })).await.expect_field(422, "invalid-input", "/reason");
+    let unknown = json!({ "storeId": store["id"], "service": "shipping", "reason": "what?" });
+    waive(unknown).await.expect_field(422, "invalid-input", "/service");
+    let nobodys = kernel::StoreId::new(since);
+    waive(json!({ "storeId": nobodys, "reason": "what?" })).await.expect_problem(404, "not-found");
+    let nothing = waive(json!({ "storeId": other["id"], "reason": "kindness" })).await.expect_status(200);
+    assert_eq!((&nothing["waived"], &nothing["owed"]), (&json!([]), &json!(0)));
+    // One day of it, once.
+    let one = waive(of(first + Days::new(1))).await.expect_status(200);
+    assert_eq!((&one["owed"], &one["waived"][0]["day"]), (&json!(owed - 10), &json!(first + Days::new(1))));
+    assert_eq!((&one["waived"][0]["state"], &one["waived"][0]["reason"]), (&json!("waived"), &json!("our fault")));
+    assert_eq!(waive(of(first + Days::new(1))).await.expect_status(200)["waived"], json!([]));
+    fleet.reconcile().await;
+    assert_eq!(shown().await.0, json!(true), "some of it is owed still");
+    // All that is left: the store takes orders again, and nothing was paid for that.
+    let rest = waive(json!({ "storeId": store["id"], "reason": "kindness" })).await.expect_status(200);
+    let days: Vec<&str> = rest["waived"].as_array().unwrap().iter().map(|charge| text(&charge["day"])).collect();
+    assert!(days.len() == 3 && days.is_sorted(), "{rest}");
+    assert_eq!(rest["owed"], 0);
+    fleet.reconcile().await;
+    assert_eq!(shown().await, (json!(false), Value::Null));
+    assert_eq!((fleet.events(charges::READ_ONLY).await, fleet.events(charges::READ_ONLY_LIFTED).await), (1, 1));
+    assert_eq!(fleet.states(&store).await, ["charged", "waived", "waived", "waived", "waived"]);
+    assert_eq!(fleet.available().await, 0);
+    let audited = "select count(*) from audit_events where action = 'charges_waive' and actor_kind = 'user' and store_id is not null";
+    assert_eq!(count(&fleet.app, audited).await, 2);
+    // What comes is charged as ever.
+    give(&fleet.app, &store, 100).await;
+    fleet.pass_days(1);
+    fleet.reconcile().await;
+    assert_eq!(fleet.available().await, 90);
     fleet.expect_proven().await;
 }
 

@@ -1038,6 +1038,11 @@ async fn a_dispute_freezes_what_is_left_until_it_is_decided() {
     shop.deliver_all().await;
     // What was spent of it is owed; the bonus that was spent is not.
     assert_eq!(shop.amounts().await, [0, 0, 500]);
+    // The bank has given the money back: there is nothing left to give, with debt or without.
+    shop.refund(&lost, "b", json!({})).await.expect_problem(409, "purchase-dispute-lost");
+    let owing = json!({ "amountMinor": 100, "allowDebt": true });
+    shop.refund(&lost, "c", owing).await.expect_problem(409, "purchase-dispute-lost");
+    assert_eq!(count(&shop.app, "select count(*) from purchase_refunds").await, 0);
     shop.buy("after", "starter").await;
     assert_eq!(shop.amounts().await, [0, 0, 0]);
     let told = "select string_agg(type || ' ' || coalesce(data ->> 'isWon', ''), ',' order by seq) from outbox_events where type like 'credits.dispute%'";
