@@ -62,11 +62,11 @@ create table top_up_rules (
 );
 create index top_up_rules_enabled_idx on top_up_rules (organization_id) where is_enabled;
 
+set local lock_timeout = '2s';
 -- Whether the card of the payment becomes the organization's, and with which card an automatic one is paid.
 alter table purchases
     add column saves_card boolean not null default false,
     add column payment_method text;
-create index purchases_auto_idx on purchases (organization_id, created_at) where is_auto;
 create trigger purchases_payment_fixed before update on purchases
     for each row when ((new.saves_card, new.payment_method) is distinct from (old.saves_card, old.payment_method))
     execute function credit_ledger_refuse_change();

@@ -1,6 +1,9 @@
 -- Spends that cost half as much. What a spend costs beside its rows and its commit is how many statements and expressions
 -- the deciding function begins, and what PostgreSQL has to parse for them each time.
 
+-- Nodes are spending meanwhile: rather give up and try again than have all of them wait behind a reader.
+set local lock_timeout = '2s';
+
 -- Both call functions that are stable themselves. Declared immutable they could not be inlined, and were parsed and planned
 -- at every call.
 alter function credit_digest(bytea, credit_transactions, text) stable;
@@ -19,11 +22,6 @@ drop trigger credit_lots_fixed on credit_lots;
 create trigger credit_lots_fixed before update of id, organization_id, version, kind, purchase_id, priority, unit_cost_minor, currency,
     expires_at, granted, created_at on credit_lots
     for each row execute function credit_ledger_refuse_change();
-
--- The order in which lots are spent, in whole: the next one is found without sorting.
-create index credit_lots_order_idx on credit_lots (organization_id, priority, expires_at, credit_lot_rank(kind), unit_cost_minor, id)
-    where is_open;
-drop index credit_lots_open_idx;
 
 -- As before, in a language whose functions keep their plans.
 create or replace function credit_budget_refusal(
@@ -59,6 +57,7 @@ declare
     is_mine boolean[];
     account credit_accounts;
     before bigint;
+    lots refcursor;
     -- The lot being spent, as it was, and what is left of it.
     lot credit_lots;
     lot_left bigint := 0;
@@ -72,6 +71,10 @@ declare
     made credit_transactions[] := '{}';
     made_entries credit_entries[] := '{}';
 begin
+    -- The sum over lots would not notice.
+    if (0 < all (amounts) and kinds <@ array['spend', 'charge']) is not true then
+        raise exception 'a spend is a positive amount' using errcode = 'check_violation';
+    end if;
     -- In the order of the keys: two batches that share some cannot wait for each other.
     insert into credit_keys (organization_id, key, request_hash, transaction_id)
     select organization, u.key, u.hash, u.id from unnest(keys, hashes, ids) u (key, hash, id) order by u.key
@@ -112,10 +115,13 @@ begin
                         set remaining = 0, consumed = l.consumed + l.remaining, is_open = l.held > 0
                         where l.id = lot.id;
                     end if;
-                    select l.* into lot from credit_lots l
-                    where l.organization_id = organization and l.is_open and l.remaining > 0
-                    order by l.priority, l.expires_at, credit_lot_rank(l.kind), l.unit_cost_minor, l.id
-                    limit 1;
+                    if lots is null then
+                        open lots for
+                            select l.* from credit_lots l
+                            where l.organization_id = organization and l.is_open and l.remaining > 0
+                            order by l.priority, l.expires_at, credit_lot_rank(l.kind), l.unit_cost_minor, l.id;
+                    end if;
+                    fetch lots into lot;
                     if not found then
                         raise exception 'the lots of organization % hold less than its account', organization;
                     end if;
@@ -148,6 +154,7 @@ begin
     end loop;
 
     if lot.id is not null then
+        close lots;
         update credit_lots l
         set remaining = lot_left, consumed = l.consumed + l.remaining - lot_left, is_open = lot_left + l.held > 0
         where l.id = lot.id;
@@ -173,6 +180,11 @@ returns table (invariant integer, organization_id uuid, version bigint, what tex
       and (t.amount <= 0 or t.status not in ('accepted', 'rejected') or (t.status = 'rejected') <> (t.reason is not null)
           or t.kind not in ('grant', 'purchase', 'spend', 'charge', 'hold', 'capture', 'void', 'hold_expiry', 'expiry', 'refund',
               'dispute_open', 'dispute_won', 'dispute_lost'))
+    union all
+    select 10, k.organization_id, t.version, 'no key is like this one: ' || left(k.key, 40)
+    from credit_keys k left join credit_transactions t on t.id = k.transaction_id
+    where (only_organization is null or k.organization_id = only_organization)
+      and (length(k.key) not between 1 and 300 or octet_length(k.request_hash) <> 32)
     union all
     select 4, e.organization_id, e.version, 'no entry is like entry ' || e.seq || ': ' || e.account || ' of ' || e.amount
     from credit_entries e

@@ -430,6 +430,7 @@ async fn a_changed_ledger_is_found_with_the_version_where_it_begins() {
         ("update credit_transactions set store_id = null where version = 4", Some(4)),
         ("update credit_transactions set kind = 'gift' where version = 4", Some(4)),
         ("update credit_entries set account = 'gifts' where version = 3 and account = 'revenue'", Some(3)),
+        ("update credit_keys set request_hash = 'a gift'; update credit_transactions set request_hash = 'a gift'", Some(1)),
         ("update credit_transactions set status = 'accepted', reason = null where version = 5", Some(5)),
         ("delete from credit_entries where version = 4", Some(4)),
         ("delete from credit_entries where version = 4; delete from credit_keys where transaction_id in

@@ -21,6 +21,7 @@ mod ledger;
 mod localstripe;
 mod localstripe_flow;
 mod main_path;
+mod migrations;
 mod ops_payments;
 mod outages;
 mod processes;

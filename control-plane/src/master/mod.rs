@@ -45,6 +45,8 @@ pub enum MasterError {
         "the master database has no schema, or an older one (found version {found:?}, wanted {wanted}): run `tenantry migrate master`"
     )]
     NotMigrated { found: Option<i64>, wanted: i64 },
+    #[error("tables that a migration changes were in use for {} s", MIGRATE_LOCK_TIMEOUT.as_secs())]
+    InUse,
     #[error("another process held the migration lock of the master database for {} s", MIGRATE_LOCK_TIMEOUT.as_secs())]
     Locked,
     #[error("a migration of the master database failed")]
@@ -175,7 +177,7 @@ pub async fn migrate(args: &MasterArgs) -> Result<usize, MasterError> {
     }
     let before = applied(&mut connection).await?;
     let outcome = async {
-        MIGRATOR.run_direct(None, &mut connection, false).await?;
+        apply(&mut connection).await?;
         crate::jobs::migrate(args).await.map_err(MasterError::Db)?;
         close_to_others(&mut connection).await?;
         Ok::<_, MasterError>(applied(&mut connection).await? - before)
@@ -185,6 +187,30 @@ pub async fn migrate(args: &MasterArgs) -> Result<usize, MasterError> {
     let applied = outcome?;
     closed?;
     Ok(applied)
+}
+
+/// Applies what is missing. A migration that does not get its locks soon gives up, and is tried again: while it waits,
+/// everybody else would wait behind it.
+async fn apply(connection: &mut PgConnection) -> Result<(), MasterError> {
+    let deadline = tokio::time::Instant::now() + MIGRATE_LOCK_TIMEOUT;
+    loop {
+        match MIGRATOR.run_direct(None, &mut *connection, false).await {
+            Err(error) if is_lock_timeout(&error) => {
+                if tokio::time::Instant::now() > deadline {
+                    return Err(MasterError::InUse);
+                }
+                tracing::info!("tables that a migration changes are in use; it is tried again");
+                tokio::time::sleep(Duration::from_millis(500 + kernel::random::below(500))).await;
+            }
+            done => return Ok(done?),
+        }
+    }
+}
+
+fn is_lock_timeout(error: &sqlx::migrate::MigrateError) -> bool {
+    use sqlx::migrate::MigrateError::{Execute, ExecuteMigration};
+    let (Execute(cause) | ExecuteMigration(cause, _)) = error else { return false };
+    cause.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "55P03")
 }
 
 /// Whoever else has a login on the server, such as a store whose database is there too, shall not even connect. It is done

@@ -347,13 +347,18 @@ fn report(options: &CreditOptions, version: &str, figures: &[Vec<Vec<f64>>], lat
         if [8, 32].contains(clients) {
             let what = |what: &str| format!("{what}, {clients} clients");
             let unbatched = ratios(Variant::HotBatchedDeep, Variant::HotUnbatched, at);
-            aim(what("one account, batched to unbatched"), unbatched, BATCHED_TO_UNBATCHED, true);
+            aim(
+                what("one account, batched (64 in flight per client) to unbatched"),
+                unbatched,
+                BATCHED_TO_UNBATCHED,
+                true,
+            );
             let simple = ratios(Variant::HotBatchedDeep, Variant::SimpleUpdate, at);
-            aim(what("one account, batched to simple-update"), simple, HOT_TO_SIMPLE, true);
+            aim(what("one account, batched (64 in flight per client) to simple-update"), simple, HOT_TO_SIMPLE, true);
             let many = ratios(Variant::ManyUnbatched, Variant::SimpleUpdate, at);
             aim(what("100 accounts, one spend a commit, to simple-update"), many, MANY_TO_SIMPLE, true);
             let many = ratios(Variant::ManyBatchedDeep, Variant::SimpleUpdate, at);
-            aim(what("100 accounts, batched to simple-update"), many, MANY_TO_SIMPLE, true);
+            aim(what("100 accounts, batched (64 in flight per client) to simple-update"), many, MANY_TO_SIMPLE, true);
         }
     }
     let [lone, bare, read, select] = latencies;
