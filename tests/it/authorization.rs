@@ -367,7 +367,7 @@ impl Scene {
             "ops_admin_grant" | "ops_admin_revoke" => Some(json!({ "email": self.owner.email })),
             "ops_server_add" => Some(json!({ "name": "second", "url": self.app.cluster.url("postgres") })),
             "ops_store_suspend" => Some(json!({ "reason": "they asked" })),
-            "credit_budget_set" => Some(json!({ "storeId": store, "monthlyAmount": 1000 })),
+            "credit_budget_set" => Some(json!({ "storeId": store, "monthlyAmount": 1000, "isHard": false })),
             "credit_alerts_set" => Some(json!({ "lowBalance": 5 })),
             "credit_quote" | "credit_spend" | "credit_hold_create" => Some(json!({ "storeId": store, "amount": 1 })),
             "credit_hold_capture" => Some(json!({ "amount": 1 })),

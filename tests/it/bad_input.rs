@@ -285,7 +285,7 @@ fn sound_body(scene: &Scene, operation: &str) -> Value {
         }
         "credit_hold_create" => json!({ "storeId": scene.store["id"], "amount": 1, "description": "for a test" }),
         "credit_hold_capture" => json!({ "amount": 1 }),
-        "credit_budget_set" => json!({ "storeId": scene.store["id"], "monthlyAmount": 5 }),
+        "credit_budget_set" => json!({ "storeId": scene.store["id"], "monthlyAmount": 5, "isHard": true }),
         "credit_alerts_set" => json!({ "lowBalance": 5 }),
         "ops_credit_grant" => {
             json!({ "storeId": scene.store["id"], "amount": 1, "kind": "promotional", "expiresAt": "2099-01-01T00:00:00Z", "reason": "because" })

@@ -505,8 +505,12 @@ async fn ops_grant_look_and_verify_by_command() {
     let organization = agency.owner.organization_id();
     let balance = Cli::json(&url, &["credits", "balance", "--org", organization]).await;
     assert_eq!((&balance["available"], &balance["lots"][0]["kind"]), (&json!(250), &json!("promotional")), "{balance}");
+    let slug = text(&agency.store["slug"]);
+    assert_eq!(Cli::json(&url, &["credits", "balance", "--store", slug]).await, balance);
     let verified = Cli::json(&url, &["credits", "verify"]).await;
     assert_eq!(verified["violations"], json!([]), "{verified}");
+    let nobody = Cli::run(&url, &["credits", "verify", "--org", "org_01JD8Q6X5MFKV9T3R0WZ2H4C7N"]).await;
+    assert_eq!(nobody.status.code(), Some(1), "{}", String::from_utf8_lossy(&nobody.stdout));
     let bad = Cli::run(&url, &["credits", "grant", "--store", store, "--amount", "-5", "--reason", "no"]).await;
     assert!(!bad.status.success());
     let mut master = agency.app.master().await;
@@ -565,6 +569,36 @@ async fn a_service_costs_its_price_and_a_quote_changes_nothing() {
     agency.expect_proven().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_for_one_store_is_not_told_what_the_organization_has() {
+    let agency = Agency::with(12_345).await;
+    let login = agency.owner.login(json!({ "storeId": agency.store["id"] })).await.expect_status(200);
+    let limited = agency.owner.api.with_token(text(&login["tokens"]["accessToken"]));
+    let asks = [
+        ("/api/credits/quote", agency.body(100), 200),
+        ("/api/credits/quote", agency.body(999_999), 200),
+        ("/api/credits/spend", agency.body(100), 201),
+        ("/api/credits/spend", agency.body(999_999), 402),
+        ("/api/credits/holds", agency.body(45), 201),
+        ("/api/credits/holds", agency.body(999_999), 402),
+    ];
+    let mut said = String::new();
+    for (at, (path, body, status)) in asks.into_iter().enumerate() {
+        let answer = limited.with("idempotency-key", &format!("limited-{at}")).post(path, body).await;
+        assert_eq!(answer.status.as_u16(), status, "{path}: {}", answer.text());
+        said += &answer.text();
+        if let (201, Some(hold)) = (status, answer.json()["holdId"].as_str()) {
+            let path = format!("/api/credits/holds/{hold}/void");
+            said +=
+                &limited.with("idempotency-key", "end").post(&path, Value::Null).await.expect_status(200).to_string();
+        }
+    }
+    for balance in ["12345", "12245", "12200"] {
+        assert!(!said.contains(balance), "{said}");
+    }
+    assert_eq!(agency.amounts().await, [12_245, 0, 0]);
+}
+
 async fn events(agency: &Agency, kind: &str) -> Vec<Value> {
     sqlx::query_scalar("select data from outbox_events where type = $1 order by seq")
         .bind(kind)
@@ -581,13 +615,13 @@ async fn a_hard_budget_refuses_and_a_soft_one_tells_and_both_begin_anew_each_mon
     let sam = agency.app.owner("sam").await;
     join(&agency.app, &agency.owner, &sam, "staff").await;
     let stranger = agency.app.owner("eve").await;
-    let body = json!({ "userId": stranger.registered["user"]["id"], "monthlyAmount": 1 });
+    let body = json!({ "userId": stranger.registered["user"]["id"], "monthlyAmount": 1, "isHard": false });
     put("/api/credits/budgets", body).await.expect_field(422, "invalid-input", "/userId");
     let body =
         json!({ "storeId": agency.store["id"], "monthlyAmount": 100, "isHard": true, "alertPercents": [100, 50] });
     let set = put("/api/credits/budgets", body).await.expect_status(200);
     assert_eq!((&set["data"][0]["used"], &set["data"][0]["alertPercents"]), (&json!(30), &json!([50, 100])), "{set}");
-    let body = json!({ "userId": sam.registered["user"]["id"], "monthlyAmount": 10 });
+    let body = json!({ "userId": sam.registered["user"]["id"], "monthlyAmount": 10, "isHard": false });
     put("/api/credits/budgets", body).await.expect_status(200);
 
     // A hold counts at once and gives back what it did not take.

@@ -11,6 +11,27 @@ fn document() -> &'static Value {
     DOCUMENT.get_or_init(|| serde_json::to_value(control_plane::http::openapi::document()).unwrap())
 }
 
+fn references<'v>(value: &'v Value, into: &mut Vec<&'v str>) {
+    match value {
+        Value::Object(members) => {
+            into.extend(members.get("$ref").and_then(Value::as_str));
+            members.values().for_each(|member| references(member, into));
+        }
+        Value::Array(items) => items.iter().for_each(|item| references(item, into)),
+        _ => {}
+    }
+}
+
+#[test]
+fn whatever_the_description_refers_to_is_in_it() {
+    let mut all = Vec::new();
+    references(document(), &mut all);
+    assert!(all.len() > 100);
+    let lost: Vec<_> =
+        all.into_iter().filter(|one| document().pointer(one.trim_start_matches('#')).is_none()).collect();
+    assert_eq!(lost, Vec::<&str>::new());
+}
+
 /// Fails unless the answer is one that the description has for this operation, in every member and every word of an enum.
 pub(crate) fn check(operation_id: &str, answer: &Response) {
     let operations =

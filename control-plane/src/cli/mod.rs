@@ -357,18 +357,18 @@ struct CreditsOf {
     /// The organization
     #[arg(long)]
     org: Option<OrganizationId>,
-    /// The organization of this store
+    /// The organization of this store: its id or slug
     #[arg(long)]
-    store: Option<StoreId>,
+    store: Option<StoreName>,
 }
 
 impl CreditsOf {
-    fn target(&self) -> GrantTo {
-        match (self.org, self.store) {
+    async fn target(self, cx: &OpsCx) -> Result<GrantTo, stores::StoreError> {
+        Ok(match (self.org, self.store) {
             (Some(organization), _) => GrantTo::Organization(organization),
-            (None, Some(store)) => GrantTo::Store(store),
+            (None, Some(store)) => GrantTo::Store(store.id(cx).await?),
             (None, None) => unreachable!("the argument group needs one of them"),
-        }
+        })
     }
 }
 
@@ -769,12 +769,12 @@ impl Operation {
             }
             Self::ExplainHost { name } => output::explanation(&ops::explain_host(cx, &name).await?)?,
             Self::CreditGrant { to, amount, reason, kind, expires_at, key } => {
-                let new = credits::NewGrant { to: to.target(), kind, amount, expires_at, reason };
+                let new = credits::NewGrant { to: to.target(cx).await?, kind, amount, expires_at, reason };
                 let decision = credits::grant(cx, Actor::Cli, &new, key.as_deref()).await?;
                 output::credit_transaction(&TransactionView::from(decision.transaction), decision.is_new)?
             }
             Self::CreditBalance { of } => {
-                let organization = match of.target() {
+                let organization = match of.target(cx).await? {
                     GrantTo::Organization(id) => id,
                     GrantTo::Store(id) => stores::find(cx, id).await?.organization_id,
                 };

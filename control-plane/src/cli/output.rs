@@ -247,15 +247,15 @@ pub(super) fn import(report: &ImportReport, dry_run: bool) -> Result<Printed, an
 
 /// One decision of the credit ledger.
 pub(super) fn credit_transaction(view: &TransactionView, is_new: bool) -> Result<Printed, anyhow::Error> {
-    let after = &view.balance_after;
+    let after = view.balance_after.as_ref().map(|after| format!("; {} are available now", after.available));
     let when = if is_new { "" } else { " before, under this key" };
     Ok(Printed::new(json_of(view)?).line(format!(
-        "{} of {} credits {}{when}: {}; {} are available now",
+        "{} of {} credits {}{when}: {}{}",
         view.kind.as_str(),
         view.amount,
         view.status.as_str(),
         view.id,
-        after.available
+        after.unwrap_or_default()
     )))
 }
 

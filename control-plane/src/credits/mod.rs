@@ -181,7 +181,9 @@ impl Decision {
                 let is_replay = !self.is_new;
                 let (required, available) = (self.transaction.amount, self.transaction.available_after);
                 Err(match reason.unwrap_or_default() {
-                    "insufficient-credits" => CreditError::Insufficient { required, available, is_replay },
+                    "insufficient-credits" => {
+                        CreditError::Insufficient { required, available: Some(available), is_replay }
+                    }
                     "store-budget-exceeded" => CreditError::BudgetExceeded { of: "store", required, is_replay },
                     "member-budget-exceeded" => CreditError::BudgetExceeded { of: "member", required, is_replay },
                     "capture-exceeds-hold" => CreditError::CaptureExceedsHold,
@@ -258,8 +260,8 @@ pub struct Hold {
 /// Why a credit operation was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum CreditError {
-    #[error("{required} credits are needed, {available} are available")]
-    Insufficient { required: i64, available: i64, is_replay: bool },
+    #[error("{required} credits are needed, and there are fewer")]
+    Insufficient { required: i64, available: Option<i64>, is_replay: bool },
     #[error("the monthly budget of the {of} does not allow {required} more")]
     BudgetExceeded { of: &'static str, required: i64, is_replay: bool },
     #[error("the hold is {state}")]
@@ -292,6 +294,18 @@ pub enum CreditError {
     OutcomeUnknown,
     #[error("database error")]
     Db(#[from] sqlx::Error),
+}
+
+impl CreditError {
+    /// As far as somebody may know it: who has a token for one store is not told what the organization has.
+    fn told_to(self, by: &Principal) -> Self {
+        match self {
+            Self::Insufficient { required, is_replay, .. } if by.token_store.is_some() => {
+                Self::Insufficient { required, available: None, is_replay }
+            }
+            other => other,
+        }
+    }
 }
 
 fn invalid(pointer: &'static str, code: &'static str, detail: impl Into<String>) -> CreditError {
@@ -408,7 +422,7 @@ pub async fn spend(
         description,
         facts: cost.facts(),
     };
-    cx.credits.spend(cx, store.organization_id, spend).await?.answer(&hash)
+    cx.credits.spend(cx, store.organization_id, spend).await?.answer(&hash).map_err(|error| error.told_to(by))
 }
 
 /// What an action would cost and leave.
@@ -467,7 +481,8 @@ pub async fn hold(
         expires_at: now + chrono::Duration::seconds(seconds),
     };
     let mut connection = cx.master.acquire().await?;
-    db::hold(&mut connection, store.organization_id, &new, now).await?.answer(&hash)
+    let decision = db::hold(&mut connection, store.organization_id, &new, now).await?;
+    decision.answer(&hash).map_err(|error| error.told_to(by))
 }
 
 /// A hold that somebody is let at.
@@ -636,14 +651,18 @@ impl From<CreditError> for Problem {
             if is_replay { problem.header("idempotent-replayed", "true") } else { problem }
         };
         match error {
-            CreditError::Insufficient { required, available, is_replay } => replayed(
-                Self::new(S::PAYMENT_REQUIRED, "insufficient-credits", "There are not enough credits")
-                    .detail(format!("{required} are needed, {available} are available. Buy more, then use a new key."))
-                    .member("required", required)
-                    .member("available", available)
-                    .member("purchaseUrl", "/api/credits/packs"),
-                is_replay,
-            ),
+            CreditError::Insufficient { required, available, is_replay } => {
+                let problem = Self::new(S::PAYMENT_REQUIRED, "insufficient-credits", "There are not enough credits")
+                    .member("required", required);
+                let problem = match available {
+                    Some(available) => problem
+                        .detail(format!("{required} are needed, {available} are available. Buy more, then use a new key."))
+                        .member("available", available)
+                        .member("purchaseUrl", "/api/credits/packs"),
+                    None => problem.detail(format!("{required} are needed. Ask the organization that the store belongs to.")),
+                };
+                replayed(problem, is_replay)
+            }
             CreditError::BudgetExceeded { of, required, is_replay } => replayed(
                 Self::new(S::FORBIDDEN, "budget-exceeded", "The monthly budget does not allow this")
                     .detail(format!("The budget of the {of} has less than {required} left this month. An owner or admin can raise it."))

@@ -154,8 +154,19 @@ pub struct TransactionView {
     pub service: Option<String>,
     pub quantity: Option<i64>,
     pub description: Option<String>,
-    pub balance_after: AmountsView,
+    /// Left out for a token that is good for one store: what the organization has is not that store's business.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub balance_after: Option<AmountsView>,
     pub created_at: DateTime<Utc>,
+}
+
+impl TransactionView {
+    /// As far as somebody may see it.
+    fn seen_by(by: &Principal, of: Transaction) -> Self {
+        let whole = Self::from(of);
+        let balance_after = whole.balance_after.filter(|_| by.token_store.is_none());
+        Self { balance_after, ..whole }
+    }
 }
 
 impl From<Transaction> for TransactionView {
@@ -173,7 +184,11 @@ impl From<Transaction> for TransactionView {
             service: of.service,
             quantity: of.quantity,
             description: of.description,
-            balance_after: AmountsView { available: of.available_after, held: of.held_after, debt: of.debt_after },
+            balance_after: Some(AmountsView {
+                available: of.available_after,
+                held: of.held_after,
+                debt: of.debt_after,
+            }),
             created_at: of.created_at,
         }
     }
@@ -278,7 +293,7 @@ async fn credit_spend(
     Json(body): Json<SpendBody>,
 ) -> Result<Response, Problem> {
     let decision = super::spend(&cx, &by, &body, key.0.as_deref()).await?;
-    Ok(decided(StatusCode::CREATED, decision, TransactionView::from))
+    Ok(decided(StatusCode::CREATED, decision, |of| TransactionView::seen_by(&by, of)))
 }
 
 #[derive(Serialize, Deserialize, ToSchema)]
@@ -317,7 +332,7 @@ async fn credit_hold_create(
     Json(body): Json<HoldBody>,
 ) -> Result<Response, Problem> {
     let decision = super::hold(&cx, &by, &body, key.0.as_deref()).await?;
-    Ok(decided(StatusCode::CREATED, decision, TransactionView::from))
+    Ok(decided(StatusCode::CREATED, decision, |of| TransactionView::seen_by(&by, of)))
 }
 
 /// Credits that are, or were, reserved.
@@ -388,7 +403,7 @@ async fn credit_hold_capture(
     Json(body): Json<CaptureBody>,
 ) -> Result<Response, Problem> {
     let decision = super::hold_end(&cx, &by, hold, HoldEnd::Capture(body.amount), key.0.as_deref()).await?;
-    Ok(decided(StatusCode::OK, decision, TransactionView::from))
+    Ok(decided(StatusCode::OK, decision, |of| TransactionView::seen_by(&by, of)))
 }
 
 /// Void a hold
@@ -405,7 +420,7 @@ async fn credit_hold_void(
     key: IdempotencyKey,
 ) -> Result<Response, Problem> {
     let decision = super::hold_end(&cx, &by, hold, HoldEnd::Void, key.0.as_deref()).await?;
-    Ok(decided(StatusCode::OK, decision, TransactionView::from))
+    Ok(decided(StatusCode::OK, decision, |of| TransactionView::seen_by(&by, of)))
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -486,8 +501,9 @@ pub struct QuoteView {
     amount: i64,
     /// The price that it is made by; null for a plain amount.
     price: Option<Price>,
-    available: i64,
-    /// What would be available after it; null when it would be refused.
+    /// Null for a token that is good for one store.
+    available: Option<i64>,
+    /// What would be available after it; null when it would be refused, and for a token that is good for one store.
     available_after: Option<i64>,
     /// Why it would be refused now; null when it would be done.
     refusal: Option<String>,
@@ -505,8 +521,9 @@ async fn credit_quote(
 ) -> Result<Json<QuoteView>, Problem> {
     let wanted = Wanted { amount: body.amount, service: body.service, quantity: body.quantity };
     let quote = super::quote(&cx, &by, body.store_id, &wanted).await?;
-    let (amount, available) = (quote.cost.amount, quote.balance.available);
-    let available_after = quote.refusal.is_none().then(|| available - amount);
+    let amount = quote.cost.amount;
+    let available = by.token_store.is_none().then_some(quote.balance.available);
+    let available_after = available.filter(|_| quote.refusal.is_none()).map(|available| available - amount);
     Ok(Json(QuoteView { amount, price: quote.cost.price, available, available_after, refusal: quote.refusal }))
 }
 
@@ -540,6 +557,7 @@ pub struct StatementQuery {
     /// Before this moment.
     until: DateTime<Utc>,
     /// `json` when left out.
+    #[param(inline)]
     format: Option<StatementFormat>,
 }
 
@@ -673,8 +691,7 @@ pub struct BudgetBody {
     user_id: Option<UserId>,
     #[schema(minimum = 0)]
     monthly_amount: i64,
-    /// A hard one refuses, a soft one only tells.
-    #[serde(default)]
+    /// A hard one refuses, a soft one only tells. To be said each time: a budget is set as a whole.
     is_hard: bool,
     /// Percentages that are told when they are reached; 80 and 100 when left out.
     alert_percents: Option<Vec<i16>>,

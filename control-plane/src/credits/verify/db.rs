@@ -32,6 +32,15 @@ pub async fn violations(
     .await
 }
 
+pub async fn account_exists(conn: &mut PgConnection, organization: OrganizationId) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"select exists (select from credit_accounts where organization_id = $1) as "exists!""#,
+        organization.as_uuid(),
+    )
+    .fetch_one(conn)
+    .await
+}
+
 /// Where an account's chain ends.
 pub struct Head {
     pub organization_id: OrganizationId,

@@ -33,6 +33,11 @@ pub async fn verify(cx: &OpsCx, organization: Option<OrganizationId>) -> Result<
     // One snapshot: what is spent meanwhile is not torn.
     let mut tx = cx.master.begin().await?;
     db::snapshot(&mut tx).await?;
+    if let Some(one) = organization
+        && !db::account_exists(&mut tx, one).await?
+    {
+        return Err(CreditError::OrganizationNotFound);
+    }
     let mut violations = db::violations(&mut tx, organization).await?;
     let roots = db::roots(&mut tx, ROOTS).await?;
     for root in &roots {
