@@ -616,6 +616,70 @@ async fn after_a_day_a_payment_is_looked_for_and_never_asked_for_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_down_is_not_asked_for_once_it_is_not_wanted_any_more() {
+    let agency = Agency::open().await;
+    let shop = &agency.shop;
+    let order = || async {
+        shop.provider.fail_next([ApiFault::Before(503)]);
+        agency.top_up().await;
+        assert_eq!(agency.standing().await["inFlight"]["state"], "created");
+    };
+    let expect_nothing_asked = || async {
+        let before = agency.payments();
+        agency.pass(TimeDelta::seconds(61));
+        agency.top_up().await;
+        purchases::jobs::sweep(&shop.app.cx).await.unwrap();
+        assert_eq!((agency.payments(), agency.charges(), agency.available().await), (before, 0, 0));
+    };
+    let give_up = async |states: &[&str]| {
+        agency.pass(TimeDelta::hours(26));
+        agency.top_up().await;
+        assert_eq!(agency.states().await, states);
+    };
+
+    // The card is removed, and the provider has not heard of that: it could be charged.
+    let removed = agency.card(GOOD).await;
+    agency.rule(400, "starter", 50_000).await;
+    order().await;
+    shop.provider.fail_next((0..4).map(|_| ApiFault::Before(503)));
+    shop.owner.api.delete(CARD).await.expect_status(204);
+    assert!(shop.provider.object(&removed).unwrap()["customer"].is_string());
+    expect_nothing_asked().await;
+    give_up(&["expired"]).await;
+
+    // The rule is off, or gone.
+    agency.card(GOOD).await;
+    agency.rule(400, "starter", 50_000).await;
+    order().await;
+    let mut off = agency.rule_body(400, "starter", 50_000);
+    off["isEnabled"] = json!(false);
+    agency.put(RULE, off).await.expect_status(200);
+    expect_nothing_asked().await;
+    shop.owner.api.delete(RULE).await.expect_status(204);
+    expect_nothing_asked().await;
+    give_up(&["expired"; 2]).await;
+
+    // Another card is in its place: with that one the rule decides anew when what was written down is over.
+    agency.rule(400, "starter", 50_000).await;
+    order().await;
+    let other = agency.card(GOOD).await;
+    expect_nothing_asked().await;
+    give_up(&["expired", "expired", "expired", "completed"]).await;
+    assert_eq!((agency.payments(), agency.charges(), agency.available().await), (1, 1, 500));
+    assert_eq!(shop.provider.objects("payment_intent")[0]["payment_method"], json!(other));
+
+    // What was asked for before is followed, whatever became of the card.
+    shop.spend("all", 500).await;
+    shop.provider.fail_next([ApiFault::After500]);
+    agency.top_up().await;
+    shop.owner.api.delete(CARD).await.expect_status(204);
+    agency.pass(TimeDelta::seconds(61));
+    agency.top_up().await;
+    assert_eq!((agency.payments(), agency.charges(), agency.available().await), (2, 2, 500));
+    agency.expect_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_dies_before_the_provider_is_reached_leaves_one_charge_to_others() {
     let provider = TestPayments::start(TestPaymentsOptions::default()).await.unwrap();
     let proxy = ChaosProxy::to(SocketAddr::from(([127, 0, 0, 1], provider.address().port()))).await;

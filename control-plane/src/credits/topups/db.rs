@@ -21,6 +21,21 @@ pub async fn card_find(conn: &mut PgConnection, organization: OrganizationId) ->
     .await
 }
 
+/// The card of an organization, which nobody else changes until the transaction ends; waits for whoever does.
+pub async fn card_lock(conn: &mut PgConnection, organization: OrganizationId) -> Result<Option<Card>, sqlx::Error> {
+    sqlx::query_as!(
+        Card,
+        r#"select organization_id as "organization_id: OrganizationId", method_ref as "method_ref!", customer_ref as "customer_ref!",
+                  brand, last4, exp_month, exp_year, is_described, set_at
+           from payment_cards
+           where organization_id = $1 and method_ref is not null
+           for update"#,
+        organization.as_uuid(),
+    )
+    .fetch_optional(conn)
+    .await
+}
+
 /// Makes a card the organization's.
 pub async fn card_set(conn: &mut PgConnection, card: &Card, now: DateTime<Utc>) -> Result<(), sqlx::Error> {
     sqlx::query!(

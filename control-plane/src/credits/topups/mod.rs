@@ -5,6 +5,8 @@
 //! - It is written down with everything that is asked of the provider before the provider is asked. Whoever takes it up again
 //!   looks first whether the payment is there, and asks under the same key, so that there is one charge. What could not be
 //!   asked for within a day comes to nothing.
+//! - Nobody asks for what is not wanted any more: with a card that is not the organization's now, or for a rule that is off or
+//!   gone. What was asked for before is still looked for.
 //! - That the provider does not answer says nothing about the card: only what it refuses counts as a decline. After a decline
 //!   the rule waits, after [`MAX_DECLINES`] in a row it is off, and the organization is told of each.
 //! - A calendar month (UTC) costs no more than the cap, purchases under way counted.
@@ -272,7 +274,7 @@ pub async fn find(cx: &OpsCx, organization: OrganizationId) -> Result<TopUp, Top
     Ok(TopUp { rule, pack, spent_this_month_minor, is_capped, next_attempt_at, in_flight })
 }
 
-/// Removes the rule of an organization. What is under way goes on.
+/// Removes the rule of an organization. What was asked for goes on.
 pub async fn remove(cx: &OpsCx, by: UserId, organization: OrganizationId) -> Result<(), TopUpError> {
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
@@ -431,11 +433,25 @@ async fn cap(
 
 /// Buys for an organization, if its rule wants that now.
 async fn buy(cx: &OpsCx, payments: &Payments, organization: OrganizationId) -> Result<(), TopUpError> {
-    if let Some(purchase) = order(cx, payments, organization).await? {
+    if let Some(purchase) = order(cx, payments, organization).await?
+        && is_still_wanted(cx, &purchase).await?
+    {
         let learned = ask(cx, payments, &purchase).await?;
         withdraw_if_stuck(cx, payments, learned).await?;
     }
     Ok(())
+}
+
+/// Whether a purchase may be asked for that was written down before: the card is still the organization's, and the rule on.
+async fn is_still_wanted(cx: &OpsCx, purchase: &Purchase) -> Result<bool, sqlx::Error> {
+    let organization = purchase.organization_id;
+    let mut tx = cx.master.begin().await?;
+    // Under their locks: whoever is changing them is waited for.
+    let card = db::card_lock(&mut tx, organization).await?;
+    let rule = db::rule_lock(&mut tx, organization).await?;
+    tx.commit().await?;
+    let is_of_this_card = card.is_some_and(|card| Some(&card.method_ref) == purchase.payment_method.as_ref());
+    Ok(is_of_this_card && rule.is_some_and(|rule| rule.is_enabled))
 }
 
 /// Takes up an automatic purchase whose outcome is not known, unless somebody else is at it.
@@ -463,7 +479,7 @@ pub(super) async fn take_up(cx: &OpsCx, payments: &Payments, id: PurchaseId) -> 
     let may_ask = purchase.payment_intent.is_none() && asked_at + KEY_KEPT > now;
     let purchase = match known {
         Some(intent) => purchases::learn(cx, id, &Learned { intent: Some(&intent), ..Learned::default() }).await?,
-        None if may_ask => ask(cx, payments, &purchase).await?,
+        None if may_ask && is_still_wanted(cx, &purchase).await? => ask(cx, payments, &purchase).await?,
         None if asked_at + GIVE_UP > now => purchase,
         None => purchases::learn_nothing(cx, id).await?,
     };

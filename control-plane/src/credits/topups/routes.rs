@@ -142,7 +142,8 @@ async fn credit_payment_method_set(
 
 /// Remove the card
 ///
-/// It is removed at the payment provider too, and the automatic top-up is off.
+/// It is removed at the payment provider too, and the automatic top-up is off. A purchase that was not asked for at the payment
+/// provider yet is not asked for any more.
 #[utoipa::path(delete, path = "/api/credits/payment-method", tag = "credits", operation_id = "credit_payment_method_remove", security(("bearer" = [])), params(OrganizationQuery),
     responses((status = 204), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
         (status = 403, body = ProblemBody), (status = 404, body = ProblemBody)))]
@@ -260,7 +261,7 @@ async fn credit_top_up_set(
 
 /// Remove the automatic top-up
 ///
-/// A purchase that is under way goes on.
+/// A purchase that the payment provider was asked for goes on; one that it could not be asked for yet comes to nothing.
 #[utoipa::path(delete, path = "/api/credits/top-up", tag = "credits", operation_id = "credit_top_up_remove", security(("bearer" = [])), params(OrganizationQuery),
     responses((status = 204), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
         (status = 403, body = ProblemBody), (status = 404, body = ProblemBody)))]
