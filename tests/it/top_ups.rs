@@ -680,6 +680,85 @@ async fn what_was_written_down_is_not_asked_for_once_it_is_not_wanted_any_more()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn money_that_goes_back_or_is_disputed_is_not_asked_for_again() {
+    let agency = Agency::open().await;
+    let shop = &agency.shop;
+    let intent = |nth: usize| text(&shop.provider.objects("payment_intent")[nth]["id"]).to_owned();
+    let expect_off = async |reason: &str, charges: usize| {
+        for _ in 0..2 {
+            agency.top_up().await;
+        }
+        let standing = agency.standing().await;
+        assert_eq!((&standing["isEnabled"], &standing["offReason"]), (&json!(false), &json!(reason)));
+        assert_eq!((&standing["heldBackBy"], agency.charges()), (&Value::Null, charges));
+        let told = agency.told("credits.top_up_off").await;
+        assert_eq!(told.last().map(|told| &told["reason"]), Some(&json!(reason)));
+    };
+    agency.card(GOOD).await;
+
+    // In the provider's dashboard.
+    agency.rule(400, "starter", 50_000).await;
+    agency.top_up().await;
+    shop.provider.refund(&intent(0), 2500).unwrap();
+    shop.deliver_all().await;
+    assert_eq!(agency.available().await, 0);
+    expect_off("refunded", 1).await;
+
+    // By ops, a part of it.
+    agency.rule(400, "starter", 50_000).await;
+    agency.top_up().await;
+    let purchases = agency.get("/api/credits/purchases").await.expect_status(200);
+    let path = format!("/api/ops/credits/purchases/{}/refund", text(&purchases["data"][0]["id"]));
+    let ops = shop.app.owner("ops").await;
+    control_plane::identity::admin_grant(&shop.app.cx, control_plane::audit::Actor::Cli, &ops.email).await.unwrap();
+    ops.api.with("idempotency-key", "a").post(&path, json!({ "amountMinor": 1250 })).await.expect_status(201);
+    assert_eq!(agency.available().await, 250);
+    expect_off("refunded", 2).await;
+
+    // Disputed, and once more when it is lost.
+    agency.rule(400, "starter", 50_000).await;
+    agency.top_up().await;
+    let dispute = shop.provider.dispute_open(&intent(2), None).unwrap();
+    shop.deliver_all().await;
+    expect_off("disputed", 3).await;
+    shop.provider.dispute_close(&dispute, false).unwrap();
+    shop.deliver_all().await;
+    assert_eq!(agency.told("credits.top_up_off").await.len(), 3);
+
+    // What somebody bought themselves says nothing about the rule.
+    let order = shop.buy("by-hand", "growth").await;
+    agency.rule(400, "starter", 50_000).await;
+    shop.provider.refund(&shop.intent(&order), 1150).unwrap();
+    shop.deliver_all().await;
+    assert_eq!(agency.standing().await["isEnabled"], true);
+    agency.expect_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn debt_is_not_repaid_with_a_card_that_nobody_took_out() {
+    let agency = Agency::open().await;
+    let shop = &agency.shop;
+    agency.card(GOOD).await;
+    let order = shop.buy("by-hand", "starter").await;
+    shop.spend("all", 500).await;
+    agency.rule(400, "starter", 50_000).await;
+    shop.provider.refund(&shop.intent(&order), 500).unwrap();
+    shop.deliver_all().await;
+    assert_eq!(shop.amounts().await, [0, 0, 100]);
+    let charges = agency.charges();
+    agency.top_up().await;
+    let standing = agency.standing().await;
+    assert_eq!((&standing["isEnabled"], &standing["heldBackBy"]), (&json!(true), &json!("debt")));
+    assert_eq!((agency.charges(), agency.states().await), (charges, Vec::new()));
+    // Whoever repays it has it go on.
+    give(&shop.app, &agency.store, 150).await;
+    assert_eq!(agency.standing().await["heldBackBy"], Value::Null);
+    agency.top_up().await;
+    assert_eq!((agency.charges(), shop.amounts().await), (charges + 1, [550, 0, 0]));
+    agency.expect_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_dies_before_the_provider_is_reached_leaves_one_charge_to_others() {
     let provider = TestPayments::start(TestPaymentsOptions::default()).await.unwrap();
     let proxy = ChaosProxy::to(SocketAddr::from(([127, 0, 0, 1], provider.address().port()))).await;

@@ -301,8 +301,8 @@ pub async fn rule_remove(conn: &mut PgConnection, organization: OrganizationId) 
     Ok(done.rows_affected() == 1)
 }
 
-/// Organizations whose rule has something to do: the credits are short, or the pack is not sold any more, and nothing is under
-/// way, waits after a decline, or is capped this month. `declined_before` is for a first decline, and for further ones.
+/// Organizations whose rule has something to do: the credits are short and none are owed, or the pack is not sold any more, and
+/// nothing is under way, waits after a decline, or is capped this month. `declined_before` is for a first decline, and for further ones.
 pub async fn rules_due(
     conn: &mut PgConnection,
     now: DateTime<Utc>,
@@ -317,7 +317,7 @@ pub async fn rules_due(
            join credit_packs k on k.id = r.pack_id
            where r.is_enabled
              and (k.retired_at is not null or (
-                 (a.available < r.threshold or a.next_expiry_at <= $1)
+                 (a.available < r.threshold or a.next_expiry_at <= $1) and a.debt = 0
                  and r.capped_month is distinct from $4
                  and (r.consecutive_declines = 0 or r.declined_at <= case r.consecutive_declines when 1 then $2::timestamptz else $3::timestamptz end)
              ))

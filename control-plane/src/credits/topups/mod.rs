@@ -9,6 +9,8 @@
 //!   gone. What was asked for before is still looked for.
 //! - That the provider does not answer says nothing about the card: only what it refuses counts as a decline. After a decline
 //!   the rule waits, after [`MAX_DECLINES`] in a row it is off, and the organization is told of each.
+//! - When money of an automatic purchase goes back, or is disputed, the rule is off: it would buy what was given back at once
+//!   again. An organization that owes credits is not sold any by itself either, so that no debt is paid with a card unasked.
 //! - A calendar month (UTC) costs no more than the cap, purchases under way counted.
 
 pub mod cards;
@@ -62,6 +64,10 @@ pub enum OffReason {
     CardRemoved,
     /// The pack is not sold any more.
     PackRetired,
+    /// Money of an automatic purchase went back.
+    Refunded,
+    /// Somebody says that they did not buy an automatic purchase.
+    Disputed,
 }
 
 impl OffReason {
@@ -71,6 +77,8 @@ impl OffReason {
             Self::Declined => "declined",
             Self::CardRemoved => "card_removed",
             Self::PackRetired => "pack_retired",
+            Self::Refunded => "refunded",
+            Self::Disputed => "disputed",
         }
     }
 }
@@ -126,6 +134,18 @@ impl Month {
     }
 }
 
+/// Why a rule that is on buys nothing now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Hindrance {
+    /// Credits are owed: a pack would repay them first, and nobody asked for that.
+    Debt,
+    /// The last payment was declined a moment ago.
+    Declined,
+    /// One more pack would cost more than the month may.
+    MonthlyCap,
+}
+
 /// A rule, and how it stands.
 #[derive(Debug)]
 pub struct TopUp {
@@ -134,6 +154,7 @@ pub struct TopUp {
     /// What this month's automatic purchases cost, those counted that are under way.
     pub spent_this_month_minor: i64,
     pub is_capped: bool,
+    pub held_back_by: Option<Hindrance>,
     /// Until when nothing is tried after a decline.
     pub next_attempt_at: Option<DateTime<Utc>>,
     pub in_flight: Option<Purchase>,
@@ -271,7 +292,17 @@ pub async fn find(cx: &OpsCx, organization: OrganizationId) -> Result<TopUp, Top
     let next_attempt_at =
         backoffs.and_then(|backoffs| rule.waits_until(backoffs)).filter(|&until| rule.is_enabled && until > now);
     let is_capped = rule.is_enabled && rule.capped_month == Some(month.first);
-    Ok(TopUp { rule, pack, spent_this_month_minor, is_capped, next_attempt_at, in_flight })
+    let balance = super::db::balance_find(&mut connection, organization).await?;
+    let held_back_by = if !rule.is_enabled {
+        None
+    } else if balance.is_some_and(|(balance, _)| balance.debt > 0) {
+        Some(Hindrance::Debt)
+    } else if is_capped {
+        Some(Hindrance::MonthlyCap)
+    } else {
+        next_attempt_at.map(|_| Hindrance::Declined)
+    };
+    Ok(TopUp { rule, pack, spent_this_month_minor, is_capped, held_back_by, next_attempt_at, in_flight })
 }
 
 /// Removes the rule of an organization. What was asked for goes on.
@@ -347,6 +378,20 @@ pub async fn follow_failure(tx: &mut PgConnection, purchase: &Purchase, now: Dat
     }
 }
 
+/// Money of an automatic purchase went back, or is disputed: nothing more is bought until a manager says so. The caller holds the
+/// rows of the purchase and of the account.
+pub async fn follow_reversal(
+    tx: &mut PgConnection,
+    purchase: &Purchase,
+    reason: OffReason,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    match db::rule_lock(tx, purchase.organization_id).await? {
+        Some(mut rule) if rule.is_enabled => switch_off(tx, &mut rule, reason, now).await,
+        _ => Ok(()),
+    }
+}
+
 /// Writes an automatic purchase down, if the rule wants one now. Of many that ask at once one does.
 async fn order(cx: &OpsCx, payments: &Payments, organization: OrganizationId) -> Result<Option<Purchase>, TopUpError> {
     // What has expired is booked before, by itself: under the rule's lock nothing waits for the account's.
@@ -375,7 +420,8 @@ async fn order(cx: &OpsCx, payments: &Payments, organization: OrganizationId) ->
         super::db::balance_find(&mut tx, organization).await?.ok_or(CreditError::OrganizationNotFound)?;
     let is_waiting = rule.waits_until(payments.top_up_backoffs).is_some_and(|until| until > now);
     let month = Month::of(now);
-    if balance.available >= rule.threshold || is_waiting || rule.capped_month == Some(month.first) {
+    let is_wanted = balance.available < rule.threshold && balance.debt == 0;
+    if !is_wanted || is_waiting || rule.capped_month == Some(month.first) {
         return Ok(None);
     }
     let (spent, count) = db::month_used(&mut tx, organization, &pack.currency, &month).await?;

@@ -12,7 +12,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::cards::{self, Card, Setup};
-use super::{NewRule, OffReason, TopUp};
+use super::{Hindrance, NewRule, OffReason, TopUp};
 use crate::credits::organization_of;
 use crate::credits::purchases::routes::PurchaseView;
 use crate::credits::routes::{OrganizationQuery, managed};
@@ -181,6 +181,9 @@ pub struct TopUpView {
     spent_this_month_minor: i64,
     /// Whether one more would cost more than the month may.
     is_capped: bool,
+    /// Why nothing is bought now though it is on, however few credits there are: credits are owed (`debt`: buy a pack, which repays
+    /// them, and it goes on), a payment was `declined`, or there is the `monthly_cap`. Null when nothing stands in the way.
+    held_back_by: Option<Hindrance>,
     /// The automatic purchase that is under way.
     in_flight: Option<PurchaseView>,
     updated_at: DateTime<Utc>,
@@ -188,7 +191,7 @@ pub struct TopUpView {
 
 impl TopUpView {
     fn new(cx: &Cx, of: TopUp) -> Self {
-        let TopUp { rule, pack, spent_this_month_minor, is_capped, next_attempt_at, in_flight } = of;
+        let TopUp { rule, pack, spent_this_month_minor, is_capped, held_back_by, next_attempt_at, in_flight } = of;
         Self {
             organization_id: rule.organization_id,
             threshold: rule.threshold,
@@ -202,6 +205,7 @@ impl TopUpView {
             next_attempt_at,
             spent_this_month_minor,
             is_capped,
+            held_back_by,
             in_flight: in_flight.map(|purchase| PurchaseView::new(cx, purchase)),
             updated_at: rule.updated_at,
         }
@@ -240,7 +244,8 @@ pub struct TopUpBody {
 ///
 /// When the available credits fall below the threshold, the pack is bought with the organization's card, within the monthly
 /// cap. A payment that is declined is tried again an hour later, then six hours later; after a third decline in a row the
-/// top-up is off. Setting it forgets what was declined before. The organization is told by `credits.top_up_failed`,
+/// top-up is off. It is off, too, when money of an automatic purchase is given back (`refunded`) or `disputed`, until it is set
+/// again; and while credits are owed nothing is bought. Setting it forgets what was declined before. The organization is told by `credits.top_up_failed`,
 /// `credits.top_up_needs_authentication`, `credits.top_up_capped` (once a month) and `credits.top_up_off`.
 #[utoipa::path(put, path = "/api/credits/top-up", tag = "credits", operation_id = "credit_top_up_set", security(("bearer" = [])), params(OrganizationQuery),
     request_body = TopUpBody,
