@@ -405,6 +405,66 @@ async fn packs_follow_one_another_up_to_the_cap_of_the_month_and_not_beyond() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_one_month_was_to_pay_another_does_not() {
+    let agency = Agency::open().await;
+    let shop = &agency.shop;
+    agency.card(GOOD).await;
+    agency.rule(400, "starter", 2500).await;
+    let now = shop.app.clock.now();
+    let first = (now.date_naive().with_day(1).unwrap() + Months::new(1)).and_time(NaiveTime::MIN).and_utc();
+    agency.pass(first - now - TimeDelta::minutes(5));
+    shop.provider.fail_next([ApiFault::Before(503)]);
+    agency.top_up().await;
+    assert_eq!(agency.states().await, ["created"]);
+    // It would be paid in the month that then pays for another one, too.
+    agency.pass(TimeDelta::minutes(10));
+    agency.top_up().await;
+    assert_eq!((agency.payments(), agency.states().await), (0, vec!["created".to_owned()]));
+    agency.pass(TimeDelta::hours(26));
+    agency.top_up().await;
+    agency.top_up().await;
+    assert_eq!((agency.charges(), agency.states().await), (1, vec!["expired".to_owned(), "completed".to_owned()]));
+    assert_eq!(agency.standing().await["spentThisMonthMinor"], 2500);
+    agency.expect_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_month_is_paid_in_one_currency() {
+    let agency = Agency::open().await;
+    let shop = &agency.shop;
+    let pack = kernel::CreditPackId::new(shop.app.clock.now());
+    sqlx::query(
+        "insert into credit_packs (id, code, version, name, credits, price_minor, currency, tax_code, created_at)
+         values ($1, 'yonder', 1, 'Yonder', 500, 2500, 'USD', 'txcd_10000000', now())",
+    )
+    .bind(pack.as_uuid())
+    .execute(&mut shop.app.master().await)
+    .await
+    .unwrap();
+    let put = async |pack: Value| {
+        agency.put(RULE, json!({ "threshold": 400, "packId": pack, "monthlyCapMinor": 2500 })).await
+    };
+    let starter = &shop.packs["starter"]["id"];
+    agency.card(DECLINED).await;
+    put(starter.clone()).await.expect_status(200);
+    agency.top_up().await;
+    // What was not paid is in no currency.
+    put(json!(pack)).await.expect_status(200);
+    put(starter.clone()).await.expect_status(200);
+    agency.card(GOOD).await;
+    agency.top_up().await;
+    assert_eq!(agency.charges(), 1);
+    put(json!(pack)).await.expect_field(422, "invalid-input", "/packId");
+    // Neither is the rule forgotten by being removed.
+    shop.owner.api.delete(RULE).await.expect_status(204);
+    put(json!(pack)).await.expect_field(422, "invalid-input", "/packId");
+    put(starter.clone()).await.expect_status(200);
+    agency.pass(TimeDelta::days(31));
+    put(json!(pack)).await.expect_status(200);
+    agency.expect_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn credits_that_have_expired_do_not_count() {
     let agency = Agency::open().await;
     let shop = &agency.shop;

@@ -375,6 +375,27 @@ pub async fn month_used(
     Ok((row.spent, row.count))
 }
 
+/// Another currency that automatic purchases of a month cost something in, those counted that are under way.
+pub async fn month_other_currency(
+    conn: &mut PgConnection,
+    organization: OrganizationId,
+    currency: &str,
+    month: &Month,
+) -> Result<Option<String>, sqlx::Error> {
+    sqlx::query_scalar!(
+        "select currency from purchases
+         where organization_id = $1 and is_auto and created_at >= $3 and created_at < $4
+           and currency <> $2 and state not in ('failed', 'expired')
+         limit 1",
+        organization.as_uuid(),
+        currency,
+        month.begin,
+        month.end,
+    )
+    .fetch_optional(conn)
+    .await
+}
+
 /// Automatic purchases under way that are to be looked at.
 pub async fn top_ups_to_check(
     conn: &mut PgConnection,

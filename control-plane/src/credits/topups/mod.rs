@@ -11,7 +11,8 @@
 //!   the rule waits, after [`MAX_DECLINES`] in a row it is off, and the organization is told of each.
 //! - When money of an automatic purchase goes back, or is disputed, the rule is off: it would buy what was given back at once
 //!   again. An organization that owes credits is not sold any by itself either, so that no debt is paid with a card unasked.
-//! - A calendar month (UTC) costs no more than the cap, purchases under way counted.
+//! - A calendar month (UTC) costs no more than the cap, purchases under way counted. What was written down in a month is asked
+//!   for in that month only, and a month in which one currency was paid is not capped in another.
 
 pub mod cards;
 pub mod db;
@@ -177,6 +178,8 @@ pub enum TopUpError {
     NoRule,
     #[error("the cap is below the price of the pack, {price_minor}")]
     CapBelowPrice { price_minor: i64 },
+    #[error("this month's automatic purchases are in {currency}")]
+    OtherCurrency { currency: String },
     #[error(transparent)]
     Purchase(#[from] PurchaseError),
 }
@@ -252,6 +255,10 @@ pub async fn set(cx: &OpsCx, by: UserId, organization: OrganizationId, new: &New
     }
     db::card_find(&mut tx, organization).await?.ok_or(TopUpError::CardNeeded)?;
     let known = db::rule_lock(&mut tx, organization).await?;
+    // One cap cannot be held against two currencies.
+    if let Some(currency) = db::month_other_currency(&mut tx, organization, &pack.currency, &Month::of(now)).await? {
+        return Err(TopUpError::OtherCurrency { currency });
+    }
     let rule = Rule {
         organization_id: organization,
         threshold,
@@ -488,7 +495,8 @@ async fn buy(cx: &OpsCx, payments: &Payments, organization: OrganizationId) -> R
     Ok(())
 }
 
-/// Whether a purchase may be asked for that was written down before: the card is still the organization's, and the rule on.
+/// Whether a purchase may be asked for that was written down before: the card is still the organization's, the rule on, and
+/// the month the one whose cap it was held against.
 async fn is_still_wanted(cx: &OpsCx, purchase: &Purchase) -> Result<bool, sqlx::Error> {
     let organization = purchase.organization_id;
     let mut tx = cx.master.begin().await?;
@@ -497,7 +505,8 @@ async fn is_still_wanted(cx: &OpsCx, purchase: &Purchase) -> Result<bool, sqlx::
     let rule = db::rule_lock(&mut tx, organization).await?;
     tx.commit().await?;
     let is_of_this_card = card.is_some_and(|card| Some(&card.method_ref) == purchase.payment_method.as_ref());
-    Ok(is_of_this_card && rule.is_some_and(|rule| rule.is_enabled))
+    let is_of_this_month = Month::of(purchase.created_at) == Month::of(cx.clock.now());
+    Ok(is_of_this_card && is_of_this_month && rule.is_some_and(|rule| rule.is_enabled))
 }
 
 /// Takes up an automatic purchase whose outcome is not known, unless somebody else is at it.
@@ -631,6 +640,11 @@ impl From<TopUpError> for Problem {
                 "/monthlyCapMinor",
                 "range",
                 format!("must be {price_minor} or more: the pack costs that much once"),
+            ),
+            TopUpError::OtherCurrency { currency } => Self::invalid().field(
+                "/packId",
+                "currency",
+                format!("must be sold in {currency} until the month (UTC) ends: automatic purchases of this month are"),
             ),
             TopUpError::Purchase(error) => error.into(),
         }

@@ -231,7 +231,7 @@ pub struct TopUpBody {
     /// Whole credits.
     #[schema(example = 500, minimum = 1)]
     threshold: i64,
-    /// One of `GET /api/credits/packs`.
+    /// One of `GET /api/credits/packs`; in the currency of the month's automatic purchases, if there are any.
     pack_id: CreditPackId,
     /// In minor units of the pack's currency, taxes included: at least what the pack costs.
     #[schema(example = 50000, minimum = 1)]
