@@ -188,6 +188,29 @@ async fn a_card_that_is_left_at_checkout_is_the_organizations_until_another_is()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn only_cards_are_offered_to_be_left_and_what_is_none_does_not_stay() {
+    let agency = Agency::open().await;
+    let shop = &agency.shop;
+    let plain = shop.buy("plain", "starter").await;
+    assert_eq!(shop.provider.object(&plain.session).unwrap()["payment_method_types"], json!([]));
+    let order = pay_and_leave_card(shop, "kept").await;
+    assert_eq!(shop.provider.object(&order.session).unwrap()["payment_method_types"], json!(["card"]));
+    let method = text(&shop.provider.object(&shop.intent(&order)).unwrap()["payment_method"]).to_owned();
+    shop.provider.tamper(&method, |method| {
+        method["type"] = json!("sepa_debit");
+        method.as_object_mut().unwrap().remove("card");
+    });
+    shop.deliver_all().await;
+    assert_eq!(agency.get(CARD).await.expect_status(200)["paymentMethod"], json!(method));
+    agency.rule(100, "starter", 50_000).await;
+    agency.top_up().await;
+    agency.get(CARD).await.expect_problem(404, "not-found");
+    assert_eq!(shop.provider.object(&method).unwrap()["customer"], Value::Null);
+    assert_eq!(agency.standing().await["offReason"], "card_removed");
+    agency.expect_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_wish_for_the_card_is_part_of_what_was_asked_for_and_its_absence_is_not() {
     let agency = Agency::open().await;
     let shop = &agency.shop;

@@ -12,7 +12,7 @@ use super::{OffReason, TopUpError, db};
 use crate::audit::{self, Actor, Subject};
 use crate::credits::purchases::{self, Payments, Purchase};
 use crate::credits::stripe::StripeError;
-use crate::credits::stripe::objects::{self, Reference};
+use crate::credits::stripe::objects::{self, PaymentMethod, Reference};
 use crate::cx::OpsCx;
 
 /// Removing a card at the provider is tried again so late.
@@ -156,22 +156,49 @@ pub async fn keep(
 pub async fn remove(cx: &OpsCx, by: UserId, organization: OrganizationId) -> Result<(), TopUpError> {
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
-    let Some(method) = db::card_remove(&mut tx, organization, now).await? else { return Ok(()) };
-    db::removal_insert(&mut tx, organization, &method, now + REMOVAL_RETRY, now).await?;
-    if let Some(mut rule) = db::rule_lock(&mut tx, organization).await?
-        && rule.is_enabled
-    {
-        super::switch_off(&mut tx, &mut rule, OffReason::CardRemoved, now).await?;
-    }
-    let data = json!({ "paymentMethod": method });
-    let subject = Subject::organization(organization);
-    audit::record(&mut tx, now, Actor::User(by), "credit_payment_method_remove", subject, data).await?;
+    let Some(method) = remove_in(&mut tx, Actor::User(by), organization, now).await? else { return Ok(()) };
     tx.commit().await?;
     cx.outbox_news.notify_one();
     if let Some(payments) = &cx.payments {
         removal_do(cx, payments, &method).await?;
     }
     Ok(())
+}
+
+async fn remove_in(
+    tx: &mut PgConnection,
+    by: Actor,
+    organization: OrganizationId,
+    now: DateTime<Utc>,
+) -> Result<Option<String>, sqlx::Error> {
+    let Some(method) = db::card_remove(tx, organization, now).await? else { return Ok(None) };
+    db::removal_insert(tx, organization, &method, now + REMOVAL_RETRY, now).await?;
+    if let Some(mut rule) = db::rule_lock(tx, organization).await?
+        && rule.is_enabled
+    {
+        super::switch_off(tx, &mut rule, OffReason::CardRemoved, now).await?;
+    }
+    let data = json!({ "paymentMethod": method });
+    let subject = Subject::organization(organization);
+    audit::record(tx, now, by, "credit_payment_method_remove", subject, data).await?;
+    Ok(Some(method))
+}
+
+/// Takes from an organization what turned out to be no card, unless another one has taken its place.
+async fn drop_no_card(cx: &OpsCx, payments: &Payments, no_card: &Card) -> Result<(), sqlx::Error> {
+    let now = cx.clock.now();
+    let mut tx = cx.master.begin().await?;
+    let known = db::card_lock(&mut tx, no_card.organization_id).await?;
+    if known.is_none_or(|known| known.method_ref != no_card.method_ref) {
+        return Ok(());
+    }
+    let method = remove_in(&mut tx, Actor::System, no_card.organization_id, now).await?;
+    tx.commit().await?;
+    cx.outbox_news.notify_one();
+    match method {
+        Some(method) => removal_do(cx, payments, &method).await,
+        None => Ok(()),
+    }
 }
 
 /// Removes at the provider what was removed here.
@@ -197,11 +224,16 @@ async fn removal_do(cx: &OpsCx, payments: &Payments, method: &str) -> Result<(),
     db::removal_delete(&mut *cx.master.acquire().await?, method).await
 }
 
-/// Asks what the cards are of which only the reference is known.
+/// Asks what the cards are of which only the reference is known. What is none, such as a bank account that somebody paid from,
+/// is charged by nobody later, and does not stay.
 pub async fn describe(cx: &OpsCx, payments: &Payments, limit: i64) -> Result<(), sqlx::Error> {
     let unknown = db::cards_undescribed(&mut *cx.master.acquire().await?, limit).await?;
     for mut card in unknown {
         let theirs = match payments.stripe.payment_method_get(&card.method_ref).await {
+            Ok(PaymentMethod { card: None, .. }) => {
+                drop_no_card(cx, payments, &card).await?;
+                continue;
+            }
             Ok(theirs) => theirs.card,
             // The next payment with it says what is wrong with it.
             Err(StripeError::Refused { status: 404, .. } | StripeError::Malformed { .. }) => None,
