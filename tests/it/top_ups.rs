@@ -230,6 +230,43 @@ async fn a_wish_for_the_card_is_part_of_what_was_asked_for_and_its_absence_is_no
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_card_that_is_replaced_is_removed_at_the_provider() {
+    let agency = Agency::open().await;
+    let shop = &agency.shop;
+    let is_attached = |method: &str| shop.provider.object(method).unwrap()["customer"].is_string();
+    let first = agency.card(GOOD).await;
+    let second = agency.card(GOOD).await;
+    assert_eq!((is_attached(&first), is_attached(&second)), (false, true));
+    // The same once more stays.
+    agency.put(CARD, json!({ "paymentMethod": second })).await.expect_status(200);
+    agency.top_up().await;
+    assert!(is_attached(&second));
+
+    // While the provider is away it is kept in mind, and cannot come back meanwhile.
+    let third = agency.take_down(&shop.owner, GOOD).await;
+    shop.provider.fail_next((0..4).map(|_| ApiFault::Before(500)));
+    agency.put(CARD, json!({ "paymentMethod": third })).await.expect_status(200);
+    assert!(is_attached(&second));
+    let back = agency.put(CARD, json!({ "paymentMethod": second })).await;
+    back.expect_problem(409, "payment-method-being-removed");
+    agency.pass(TimeDelta::minutes(6));
+    agency.top_up().await;
+    assert_eq!((is_attached(&second), is_attached(&third)), (false, true));
+
+    // By one that a purchase leaves, too.
+    let order = pay_and_leave_card(shop, "kept").await;
+    shop.deliver_all().await;
+    agency.top_up().await;
+    let kept = text(&shop.provider.object(&shop.intent(&order)).unwrap()["payment_method"]).to_owned();
+    assert_eq!(agency.get(CARD).await.expect_status(200)["paymentMethod"], json!(kept));
+    assert_eq!((is_attached(&third), is_attached(&kept)), (false, true));
+    shop.deliver_all().await;
+    agency.top_up().await;
+    assert!(is_attached(&kept));
+    agency.expect_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_a_card_of_the_organizations_own_is_taken() {
     let agency = Agency::open().await;
     let (shop, api) = (&agency.shop, &agency.shop.owner.api);
@@ -551,10 +588,24 @@ async fn a_card_that_is_declined_three_times_switches_the_rule_off_until_a_manag
     assert_eq!((off.len(), &off[0]["reason"], &off[0]["failure"]), (1, &json!("declined"), &json!("card_declined")));
     assert_eq!(standing["spentThisMonthMinor"], 0);
 
+    // The card that was declined, set once more, is no other one.
+    let declined = agency.card(DECLINED).await;
+    agency.rule(500, "starter", 50_000).await;
+    agency.top_up().await;
+    let before = agency.standing().await;
+    agency.put(CARD, json!({ "paymentMethod": declined })).await.expect_status(200);
+    agency.top_up().await;
+    let standing = agency.standing().await;
+    assert_eq!((&standing["consecutiveDeclines"], &standing["heldBackBy"]), (&json!(1), &json!("declined")));
+    assert_eq!((agency.payments(), &standing["nextAttemptAt"]), (4, &before["nextAttemptAt"]));
+    let mut off = agency.rule_body(500, "starter", 50_000);
+    off["isEnabled"] = json!(false);
+    agency.put(RULE, off).await.expect_status(200);
+
     // Another card alone does not switch it on; a manager does, and nothing of before counts.
     agency.card(GOOD).await;
     agency.top_up().await;
-    assert_eq!(agency.payments(), 3);
+    assert_eq!(agency.payments(), 4);
     agency.card(DECLINED).await;
     agency.rule(500, "starter", 50_000).await;
     agency.top_up().await;

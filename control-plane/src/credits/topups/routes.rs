@@ -123,8 +123,8 @@ pub struct PaymentMethodBody {
 
 /// Set the card
 ///
-/// The payment provider is asked whether it is the organization's; then it takes the place of the one before, and what was
-/// declined before is forgotten.
+/// The payment provider is asked whether it is the organization's; then it takes the place of the one before, which is removed at
+/// the payment provider, and what was declined before is forgotten. The same card once more changes nothing.
 #[utoipa::path(put, path = "/api/credits/payment-method", tag = "credits", operation_id = "credit_payment_method_set", security(("bearer" = [])), params(OrganizationQuery),
     request_body = PaymentMethodBody,
     responses((status = 200, body = PaymentMethodView), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
