@@ -52,6 +52,8 @@ create table top_up_rules (
     last_failure         text,
     -- The month in which the next pack would have been too much.
     capped_month         date,
+    -- The day (UTC) on which enough was tried.
+    limited_day          date,
     created_at           timestamptz not null,
     updated_at           timestamptz not null,
     constraint top_up_rules_threshold_check check (threshold > 0),

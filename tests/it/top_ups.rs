@@ -525,6 +525,38 @@ async fn a_month_is_paid_in_one_currency() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn after_ten_purchases_a_rule_waits_for_the_next_day() {
+    let agency = Agency::open().await;
+    let shop = &agency.shop;
+    agency.card(DECLINED).await;
+    agency.rule(50_000, "starter", 1_000_000).await;
+    // What fails is counted with what does not.
+    agency.top_up().await;
+    agency.card(GOOD).await;
+    for _ in 0..12 {
+        agency.top_up().await;
+    }
+    assert_eq!((agency.payments(), agency.charges()), (10, 9));
+    let standing = agency.standing().await;
+    let tomorrow = (shop.app.clock.now().date_naive() + Days::new(1)).and_time(NaiveTime::MIN).and_utc();
+    let next: chrono::DateTime<chrono::Utc> = text(&standing["nextAttemptAt"]).parse().unwrap();
+    assert_eq!(
+        (&standing["heldBackBy"], &standing["isCapped"], next),
+        (&json!("daily_limit"), &json!(false), tomorrow)
+    );
+    // Setting the rule does not make the day longer, and it is told once.
+    agency.rule(50_000, "starter", 1_000_000).await;
+    agency.top_up().await;
+    assert_eq!(agency.payments(), 10);
+    let told = agency.told("credits.top_up_capped").await;
+    assert_eq!((told.len(), &told[0]["reason"], &told[0]["attempts"]), (1, &json!("daily_limit"), &json!(10)));
+    agency.pass(tomorrow - shop.app.clock.now() + TimeDelta::minutes(1));
+    agency.top_up().await;
+    assert_eq!((agency.charges(), &agency.standing().await["heldBackBy"]), (10, &Value::Null));
+    agency.expect_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn credits_that_have_expired_do_not_count() {
     let agency = Agency::open().await;
     let shop = &agency.shop;

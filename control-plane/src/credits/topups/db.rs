@@ -205,7 +205,7 @@ pub async fn rule_find(conn: &mut PgConnection, organization: OrganizationId) ->
         Rule,
         r#"select organization_id as "organization_id: OrganizationId", threshold, pack_id as "pack_id: CreditPackId",
                   monthly_cap_minor, is_enabled, off_reason as "off_reason: OffReason", consecutive_declines, declined_at,
-                  last_failure, capped_month, created_at, updated_at
+                  last_failure, capped_month, limited_day, created_at, updated_at
            from top_up_rules
            where organization_id = $1"#,
         organization.as_uuid(),
@@ -220,7 +220,7 @@ pub async fn rule_lock(conn: &mut PgConnection, organization: OrganizationId) ->
         Rule,
         r#"select organization_id as "organization_id: OrganizationId", threshold, pack_id as "pack_id: CreditPackId",
                   monthly_cap_minor, is_enabled, off_reason as "off_reason: OffReason", consecutive_declines, declined_at,
-                  last_failure, capped_month, created_at, updated_at
+                  last_failure, capped_month, limited_day, created_at, updated_at
            from top_up_rules
            where organization_id = $1
            for update"#,
@@ -236,7 +236,7 @@ pub async fn rule_take(conn: &mut PgConnection, organization: OrganizationId) ->
         Rule,
         r#"select organization_id as "organization_id: OrganizationId", threshold, pack_id as "pack_id: CreditPackId",
                   monthly_cap_minor, is_enabled, off_reason as "off_reason: OffReason", consecutive_declines, declined_at,
-                  last_failure, capped_month, created_at, updated_at
+                  last_failure, capped_month, limited_day, created_at, updated_at
            from top_up_rules
            where organization_id = $1
            for update skip locked"#,
@@ -250,13 +250,14 @@ pub async fn rule_take(conn: &mut PgConnection, organization: OrganizationId) ->
 pub async fn rule_save(conn: &mut PgConnection, rule: &Rule) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "insert into top_up_rules (organization_id, threshold, pack_id, monthly_cap_minor, is_enabled, off_reason, consecutive_declines,
-            declined_at, last_failure, capped_month, created_at, updated_at)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+            declined_at, last_failure, capped_month, limited_day, created_at, updated_at)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
          on conflict on constraint top_up_rules_pkey do update
          set threshold = excluded.threshold, pack_id = excluded.pack_id, monthly_cap_minor = excluded.monthly_cap_minor,
              is_enabled = excluded.is_enabled, off_reason = excluded.off_reason,
              consecutive_declines = excluded.consecutive_declines, declined_at = excluded.declined_at,
-             last_failure = excluded.last_failure, capped_month = excluded.capped_month, updated_at = excluded.updated_at",
+             last_failure = excluded.last_failure, capped_month = excluded.capped_month,
+             limited_day = excluded.limited_day, updated_at = excluded.updated_at",
         rule.organization_id.as_uuid(),
         rule.threshold,
         rule.pack_id.as_uuid(),
@@ -267,6 +268,7 @@ pub async fn rule_save(conn: &mut PgConnection, rule: &Rule) -> Result<(), sqlx:
         rule.declined_at,
         rule.last_failure,
         rule.capped_month,
+        rule.limited_day,
         rule.created_at,
         rule.updated_at,
     )
@@ -302,12 +304,14 @@ pub async fn rule_remove(conn: &mut PgConnection, organization: OrganizationId) 
 }
 
 /// Organizations whose rule has something to do: the credits are short and none are owed, or the pack is not sold any more, and
-/// nothing is under way, waits after a decline, or is capped this month. `declined_before` is for a first decline, and for further ones.
+/// nothing is under way, waits after a decline, or has had enough this month or this day. `declined_before` is for a first
+/// decline, and for further ones.
 pub async fn rules_due(
     conn: &mut PgConnection,
     now: DateTime<Utc>,
     declined_before: [DateTime<Utc>; 2],
     month: NaiveDate,
+    day: NaiveDate,
     limit: i64,
 ) -> Result<Vec<OrganizationId>, sqlx::Error> {
     sqlx::query_scalar!(
@@ -318,7 +322,7 @@ pub async fn rules_due(
            where r.is_enabled
              and (k.retired_at is not null or (
                  (a.available < r.threshold or a.next_expiry_at <= $1) and a.debt = 0
-                 and r.capped_month is distinct from $4
+                 and r.capped_month is distinct from $4 and r.limited_day is distinct from $5
                  and (r.consecutive_declines = 0 or r.declined_at <= case r.consecutive_declines when 1 then $2::timestamptz else $3::timestamptz end)
              ))
              and not exists (
@@ -327,11 +331,12 @@ pub async fn rules_due(
                    and p.state in ('created', 'open', 'processing', 'requires_action')
              )
            order by a.changed_at
-           limit $5"#,
+           limit $6"#,
         now,
         declined_before[0],
         declined_before[1],
         month,
+        day,
         limit,
     )
     .fetch_all(conn)
@@ -373,6 +378,21 @@ pub async fn month_used(
     .fetch_one(conn)
     .await?;
     Ok((row.spent, row.count))
+}
+
+/// How many automatic purchases there were since a moment, those counted that came to nothing.
+pub async fn tried_since(
+    conn: &mut PgConnection,
+    organization: OrganizationId,
+    since: DateTime<Utc>,
+) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"select count(*) as "count!" from purchases where organization_id = $1 and is_auto and created_at >= $2"#,
+        organization.as_uuid(),
+        since,
+    )
+    .fetch_one(conn)
+    .await
 }
 
 /// Another currency that automatic purchases of a month cost something in, those counted that are under way.

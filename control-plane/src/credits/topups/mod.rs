@@ -13,6 +13,7 @@
 //!   again. An organization that owes credits is not sold any by itself either, so that no debt is paid with a card unasked.
 //! - A calendar month (UTC) costs no more than the cap, purchases under way counted. What was written down in a month is asked
 //!   for in that month only, and a month in which one currency was paid is not capped in another.
+//! - Nobody is charged more than [`MAX_A_DAY`] times on one day, whatever goes round in a circle.
 
 pub mod cards;
 pub mod db;
@@ -42,11 +43,13 @@ pub const FAILED: &str = "credits.top_up_failed";
 pub const NEEDS_AUTHENTICATION: &str = "credits.top_up_needs_authentication";
 /// Nothing is bought any more.
 pub const OFF: &str = "credits.top_up_off";
-/// The next pack would cost more than the month may; once a month.
+/// The next pack would cost more than the month may, or was tried for too often on one day; once for each.
 pub const CAPPED: &str = "credits.top_up_capped";
 
 /// So many payments that are declined in a row switch a rule off.
 pub const MAX_DECLINES: i32 = 3;
+/// So many automatic purchases of one organization are tried on one day (UTC), those counted that come to nothing.
+pub const MAX_A_DAY: i64 = 10;
 /// A purchase whose outcome is not known is looked at so soon: long after every call for it has ended.
 const RETRY: Duration = Duration::minutes(1);
 /// The provider knows a key for a day at least.
@@ -99,6 +102,8 @@ pub struct Rule {
     pub last_failure: Option<String>,
     /// The month in which the next pack would have been too much.
     pub capped_month: Option<NaiveDate>,
+    /// The day on which enough was tried.
+    pub limited_day: Option<NaiveDate>,
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
 }
@@ -145,6 +150,8 @@ pub enum Hindrance {
     Declined,
     /// One more pack would cost more than the month may.
     MonthlyCap,
+    /// Ten purchases were tried today.
+    DailyLimit,
 }
 
 /// A rule, and how it stands.
@@ -212,6 +219,7 @@ enum Outcome {
     /// The provider's answer is not known yet.
     Unanswered,
     Capped,
+    Limited,
     SwitchedOff,
 }
 
@@ -224,6 +232,7 @@ impl Outcome {
             Self::NeedsAuthentication => "needs_authentication",
             Self::Unanswered => "unanswered",
             Self::Capped => "capped",
+            Self::Limited => "limited",
             Self::SwitchedOff => "switched_off",
         }
     }
@@ -231,6 +240,12 @@ impl Outcome {
     fn count(self) {
         metrics::counter!("tenantry_top_ups_total", "outcome" => self.as_str()).increment(1);
     }
+}
+
+/// Where the day (UTC) of a moment begins, and the next one.
+fn day_of(moment: DateTime<Utc>) -> [DateTime<Utc>; 2] {
+    let begin = moment.date_naive().and_time(NaiveTime::MIN).and_utc();
+    [begin, begin + Duration::days(1)]
 }
 
 /// A rule that is to hold from now on.
@@ -270,6 +285,7 @@ pub async fn set(cx: &OpsCx, by: UserId, organization: OrganizationId, new: &New
         declined_at: None,
         last_failure: None,
         capped_month: None,
+        limited_day: None,
         created_at: known.map_or(now, |known| known.created_at),
         updated_at: now,
     };
@@ -296,8 +312,9 @@ pub async fn find(cx: &OpsCx, organization: OrganizationId) -> Result<TopUp, Top
         None => None,
     };
     let backoffs = cx.payments.as_ref().map(|payments| payments.top_up_backoffs);
-    let next_attempt_at =
-        backoffs.and_then(|backoffs| rule.waits_until(backoffs)).filter(|&until| rule.is_enabled && until > now);
+    let after_decline = backoffs.and_then(|backoffs| rule.waits_until(backoffs)).filter(|&until| until > now);
+    let after_day = rule.limited_day.filter(|&day| day == now.date_naive()).map(|_| day_of(now)[1]);
+    let next_attempt_at = after_decline.max(after_day).filter(|_| rule.is_enabled);
     let is_capped = rule.is_enabled && rule.capped_month == Some(month.first);
     let balance = super::db::balance_find(&mut connection, organization).await?;
     let held_back_by = if !rule.is_enabled {
@@ -306,6 +323,8 @@ pub async fn find(cx: &OpsCx, organization: OrganizationId) -> Result<TopUp, Top
         Some(Hindrance::Debt)
     } else if is_capped {
         Some(Hindrance::MonthlyCap)
+    } else if rule.limited_day == Some(now.date_naive()) {
+        Some(Hindrance::DailyLimit)
     } else {
         next_attempt_at.map(|_| Hindrance::Declined)
     };
@@ -428,12 +447,19 @@ async fn order(cx: &OpsCx, payments: &Payments, organization: OrganizationId) ->
     let is_waiting = rule.waits_until(payments.top_up_backoffs).is_some_and(|until| until > now);
     let month = Month::of(now);
     let is_wanted = balance.available < rule.threshold && balance.debt == 0;
-    if !is_wanted || is_waiting || rule.capped_month == Some(month.first) {
+    let has_had_enough = rule.capped_month == Some(month.first) || rule.limited_day == Some(now.date_naive());
+    if !is_wanted || is_waiting || has_had_enough {
         return Ok(None);
     }
     let (spent, count) = db::month_used(&mut tx, organization, &pack.currency, &month).await?;
     if spent + pack.price_minor > rule.monthly_cap_minor {
         cap(&mut tx, &mut rule, &pack, spent, &month, now).await?;
+        tx.commit().await?;
+        cx.outbox_news.notify_one();
+        return Ok(None);
+    }
+    if db::tried_since(&mut tx, organization, day_of(now)[0]).await? >= MAX_A_DAY {
+        limit(&mut tx, &mut rule, &pack, now).await?;
         tx.commit().await?;
         cx.outbox_news.notify_one();
         return Ok(None);
@@ -475,12 +501,23 @@ async fn cap(
     (rule.capped_month, rule.updated_at) = (Some(month.first), now);
     db::rule_save(tx, rule).await?;
     let data = json!({
-        "packId": pack.id, "priceMinor": pack.price_minor, "spentMinor": spent_minor, "monthlyCapMinor": rule.monthly_cap_minor,
-        "currency": pack.currency, "until": month.end,
+        "reason": "monthly_cap", "packId": pack.id, "priceMinor": pack.price_minor, "spentMinor": spent_minor,
+        "monthlyCapMinor": rule.monthly_cap_minor, "currency": pack.currency, "until": month.end,
     });
     let key = format!("top-up-capped:{}", month.first.format("%Y-%m"));
     webhooks::tell(tx, rule.organization_id, CAPPED, &key, data, now).await?;
     Outcome::Capped.count();
+    Ok(())
+}
+
+/// Remembers that enough was tried today, and tells of it once a day.
+async fn limit(tx: &mut PgConnection, rule: &mut Rule, pack: &Pack, now: DateTime<Utc>) -> Result<(), sqlx::Error> {
+    (rule.limited_day, rule.updated_at) = (Some(now.date_naive()), now);
+    db::rule_save(tx, rule).await?;
+    let data = json!({ "reason": "daily_limit", "packId": pack.id, "attempts": MAX_A_DAY, "until": day_of(now)[1] });
+    webhooks::tell(tx, rule.organization_id, CAPPED, &format!("top-up-limited:{}", now.date_naive()), data, now)
+        .await?;
+    Outcome::Limited.count();
     Ok(())
 }
 

@@ -182,7 +182,7 @@ pub struct TopUpView {
     /// Whether one more would cost more than the month may.
     is_capped: bool,
     /// Why nothing is bought now though it is on, however few credits there are: credits are owed (`debt`: buy a pack, which repays
-    /// them, and it goes on), a payment was `declined`, or there is the `monthly_cap`. Null when nothing stands in the way.
+    /// them, and it goes on), a payment was `declined`, or there is the `monthly_cap` or the `daily_limit` of ten. Null when nothing stands in the way.
     held_back_by: Option<Hindrance>,
     /// The automatic purchase that is under way.
     in_flight: Option<PurchaseView>,
@@ -243,10 +243,11 @@ pub struct TopUpBody {
 /// Set the automatic top-up
 ///
 /// When the available credits fall below the threshold, the pack is bought with the organization's card, within the monthly
-/// cap. A payment that is declined is tried again an hour later, then six hours later; after a third decline in a row the
-/// top-up is off. It is off, too, when money of an automatic purchase is given back (`refunded`) or `disputed`, until it is set
-/// again; and while credits are owed nothing is bought. Setting it forgets what was declined before. The organization is told by `credits.top_up_failed`,
-/// `credits.top_up_needs_authentication`, `credits.top_up_capped` (once a month) and `credits.top_up_off`.
+/// cap and at most ten times a day (UTC), tries that fail counted. A payment that is declined is tried again an hour later, then
+/// six hours later; after a third decline in a row the top-up is off. It is off, too, when money of an automatic purchase is given
+/// back (`refunded`) or `disputed`, until it is set again; and while credits are owed nothing is bought. Setting it forgets what
+/// was declined before. The organization is told by `credits.top_up_failed`, `credits.top_up_needs_authentication`,
+/// `credits.top_up_capped` (once a month for the cap, once a day for ten tries) and `credits.top_up_off`.
 #[utoipa::path(put, path = "/api/credits/top-up", tag = "credits", operation_id = "credit_top_up_set", security(("bearer" = [])), params(OrganizationQuery),
     request_body = TopUpBody,
     responses((status = 200, body = TopUpView), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
