@@ -112,6 +112,24 @@ pub async fn visit_done(
     Ok(done.rows_affected() == 1)
 }
 
+/// Writes down whose orders were counted in a visit whose copy could not be written; false when the store was claimed anew
+/// meanwhile.
+pub async fn visit_counted(
+    conn: &mut PgConnection,
+    visit: &Visit,
+    orders_counted_until: NaiveDate,
+) -> Result<bool, sqlx::Error> {
+    let done = sqlx::query!(
+        "update store_visits set orders_counted_until = $3 where store_id = $1 and as_of = $2",
+        visit.store_id.as_uuid(),
+        visit.as_of,
+        orders_counted_until,
+    )
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
 pub async fn visit_failed(
     conn: &mut PgConnection,
     visit: &Visit,
