@@ -33,7 +33,7 @@ use crate::http::errors::chain;
 /// How many stores a node visits at one time: a small part of the connections that it may have.
 const AT_ONCE: usize = 4;
 /// How many it claims at one time: looking for them costs as much as visiting some.
-const CLAIMED: i64 = 32;
+const CLAIMED: u8 = 32;
 /// How often it claims in one round.
 const MAX_CLAIMS: usize = 8;
 /// The longest that one visit may take.
@@ -122,13 +122,15 @@ impl VisitError {
 /// Visits stores where there is something to do. Takes no input and may run on any number of nodes at once.
 pub async fn round(cx: &OpsCx) -> Result<(), sqlx::Error> {
     for _ in 0..MAX_CLAIMS {
-        let claimed = db::visits_claim(&mut *cx.master.acquire().await?, &Wanted::at(cx.clock.now()), CLAIMED).await?;
-        if claimed.is_empty() {
-            break;
-        }
+        let wanted = Wanted::at(cx.clock.now());
+        let claimed = db::visits_claim(&mut *cx.master.acquire().await?, &wanted, CLAIMED.into()).await?;
+        let was_all = claimed.len() < usize::from(CLAIMED);
         let mut visits = stream::iter(claimed).map(|visit| visit_within_limit(cx, visit)).buffer_unordered(AT_ONCE);
         while let Some(ended) = visits.next().await {
             ended?;
+        }
+        if was_all {
+            break;
         }
     }
     report(cx).await
