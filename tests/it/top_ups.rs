@@ -917,10 +917,11 @@ async fn debt_is_not_repaid_with_a_card_that_nobody_took_out() {
     assert_eq!((&standing["isEnabled"], &standing["heldBackBy"]), (&json!(true), &json!("debt")));
     assert_eq!((agency.charges(), agency.states().await), (charges, Vec::new()));
     // Whoever repays it has it go on.
-    give(&shop.app, &agency.store, 150).await;
+    shop.buy("more", "starter").await;
     assert_eq!(agency.standing().await["heldBackBy"], Value::Null);
+    shop.spend("some", 100).await;
     agency.top_up().await;
-    assert_eq!((agency.charges(), shop.amounts().await), (charges + 1, [550, 0, 0]));
+    assert_eq!((agency.charges(), shop.amounts().await), (charges + 2, [800, 0, 0]));
     agency.expect_sound().await;
 }
 
