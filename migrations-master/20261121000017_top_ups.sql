@@ -52,11 +52,15 @@ create table top_up_rules (
     last_failure         text,
     -- The month in which the next pack would have been too much.
     capped_month         date,
+    -- The day (UTC) on which enough was tried.
+    limited_day          date,
     created_at           timestamptz not null,
     updated_at           timestamptz not null,
     constraint top_up_rules_threshold_check check (threshold > 0),
     constraint top_up_rules_cap_check check (monthly_cap_minor > 0),
-    constraint top_up_rules_off_reason_check check (off_reason in ('by_manager', 'declined', 'card_removed', 'pack_retired')),
+    constraint top_up_rules_off_reason_check check (
+        off_reason in ('by_manager', 'declined', 'card_removed', 'pack_retired', 'refunded', 'disputed')
+    ),
     constraint top_up_rules_off_check check (is_enabled = (off_reason is null)),
     constraint top_up_rules_declines_check check (consecutive_declines >= 0 and (consecutive_declines = 0 or declined_at is not null))
 );

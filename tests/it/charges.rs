@@ -569,6 +569,38 @@ async fn orders_are_counted_once_out_of_the_store_itself_when_their_day_is_over(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_cannot_be_written_keeps_no_order_from_being_counted() {
+    let fleet = Fleet::with(true, &["--store-visit-poll-ms", "50", "--usage-flush-ms", "100000000"]).await;
+    let store = fleet.app.active_store(&fleet.owner, "tea").await;
+    give(&fleet.app, &store, 1000).await;
+    fleet.pass_days(1);
+    let day = fleet.today();
+    let shop = fleet.app.storefront_of(&store);
+    let variant = variant_of(&shop, "harbour-breakfast", 0).await;
+    let cart = Cart::with(&shop, &variant, 1).await;
+    cart.complete("order", checkout_body()).await.expect_status(201);
+    // As its owner may do, while master knows the table to be there.
+    let database: String = sqlx::query_scalar("select database_name from store_databases where store_id = $1")
+        .bind(store_id(&store).as_uuid())
+        .fetch_one(&mut fleet.app.master().await)
+        .await
+        .unwrap();
+    let mut inside = PgConnection::connect(&fleet.app.cluster.url(&database)).await.unwrap();
+    inside.execute("drop table tenantry.credit_copy").await.unwrap();
+    inside.close().await.unwrap();
+    fleet.pass_days(1);
+    fleet.counted(&store, day, json!({ "orders": 1 })).await;
+    // And the copy is still told to be in the way.
+    eventually("the failure", || async {
+        let failing = "select count(*) from store_visits where failures > 0 and error = 'refused'";
+        (count(&fleet.app, failing).await == 1).then_some(())
+    })
+    .await;
+    assert_eq!(fleet.counts(&store, day).await, json!({ "orders": 1 }));
+    fleet.expect_proven().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn prices_hold_from_a_day_that_has_not_begun() {
     let fleet = Fleet::set().await;
     let store = fleet.store("tea").await;

@@ -188,6 +188,29 @@ async fn a_card_that_is_left_at_checkout_is_the_organizations_until_another_is()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn only_cards_are_offered_to_be_left_and_what_is_none_does_not_stay() {
+    let agency = Agency::open().await;
+    let shop = &agency.shop;
+    let plain = shop.buy("plain", "starter").await;
+    assert_eq!(shop.provider.object(&plain.session).unwrap()["payment_method_types"], json!([]));
+    let order = pay_and_leave_card(shop, "kept").await;
+    assert_eq!(shop.provider.object(&order.session).unwrap()["payment_method_types"], json!(["card"]));
+    let method = text(&shop.provider.object(&shop.intent(&order)).unwrap()["payment_method"]).to_owned();
+    shop.provider.tamper(&method, |method| {
+        method["type"] = json!("sepa_debit");
+        method.as_object_mut().unwrap().remove("card");
+    });
+    shop.deliver_all().await;
+    assert_eq!(agency.get(CARD).await.expect_status(200)["paymentMethod"], json!(method));
+    agency.rule(100, "starter", 50_000).await;
+    agency.top_up().await;
+    agency.get(CARD).await.expect_problem(404, "not-found");
+    assert_eq!(shop.provider.object(&method).unwrap()["customer"], Value::Null);
+    assert_eq!(agency.standing().await["offReason"], "card_removed");
+    agency.expect_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_wish_for_the_card_is_part_of_what_was_asked_for_and_its_absence_is_not() {
     let agency = Agency::open().await;
     let shop = &agency.shop;
@@ -204,6 +227,43 @@ async fn a_wish_for_the_card_is_part_of_what_was_asked_for_and_its_absence_is_no
     let expected = Sha256::digest(asked.to_string()).to_vec();
     let kept = sqlx::query("select request_hash from purchases").fetch_one(&mut shop.app.master().await).await.unwrap();
     assert_eq!(kept.get::<Vec<u8>, _>(0), expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_card_that_is_replaced_is_removed_at_the_provider() {
+    let agency = Agency::open().await;
+    let shop = &agency.shop;
+    let is_attached = |method: &str| shop.provider.object(method).unwrap()["customer"].is_string();
+    let first = agency.card(GOOD).await;
+    let second = agency.card(GOOD).await;
+    assert_eq!((is_attached(&first), is_attached(&second)), (false, true));
+    // The same once more stays.
+    agency.put(CARD, json!({ "paymentMethod": second })).await.expect_status(200);
+    agency.top_up().await;
+    assert!(is_attached(&second));
+
+    // While the provider is away it is kept in mind, and cannot come back meanwhile.
+    let third = agency.take_down(&shop.owner, GOOD).await;
+    shop.provider.fail_next((0..4).map(|_| ApiFault::Before(500)));
+    agency.put(CARD, json!({ "paymentMethod": third })).await.expect_status(200);
+    assert!(is_attached(&second));
+    let back = agency.put(CARD, json!({ "paymentMethod": second })).await;
+    back.expect_problem(409, "payment-method-being-removed");
+    agency.pass(TimeDelta::minutes(6));
+    agency.top_up().await;
+    assert_eq!((is_attached(&second), is_attached(&third)), (false, true));
+
+    // By one that a purchase leaves, too.
+    let order = pay_and_leave_card(shop, "kept").await;
+    shop.deliver_all().await;
+    agency.top_up().await;
+    let kept = text(&shop.provider.object(&shop.intent(&order)).unwrap()["payment_method"]).to_owned();
+    assert_eq!(agency.get(CARD).await.expect_status(200)["paymentMethod"], json!(kept));
+    assert_eq!((is_attached(&third), is_attached(&kept)), (false, true));
+    shop.deliver_all().await;
+    agency.top_up().await;
+    assert!(is_attached(&kept));
+    agency.expect_sound().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -405,6 +465,98 @@ async fn packs_follow_one_another_up_to_the_cap_of_the_month_and_not_beyond() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_one_month_was_to_pay_another_does_not() {
+    let agency = Agency::open().await;
+    let shop = &agency.shop;
+    agency.card(GOOD).await;
+    agency.rule(400, "starter", 2500).await;
+    let now = shop.app.clock.now();
+    let first = (now.date_naive().with_day(1).unwrap() + Months::new(1)).and_time(NaiveTime::MIN).and_utc();
+    agency.pass(first - now - TimeDelta::minutes(5));
+    shop.provider.fail_next([ApiFault::Before(503)]);
+    agency.top_up().await;
+    assert_eq!(agency.states().await, ["created"]);
+    // It would be paid in the month that then pays for another one, too.
+    agency.pass(TimeDelta::minutes(10));
+    agency.top_up().await;
+    assert_eq!((agency.payments(), agency.states().await), (0, vec!["created".to_owned()]));
+    agency.pass(TimeDelta::hours(26));
+    agency.top_up().await;
+    agency.top_up().await;
+    assert_eq!((agency.charges(), agency.states().await), (1, vec!["expired".to_owned(), "completed".to_owned()]));
+    assert_eq!(agency.standing().await["spentThisMonthMinor"], 2500);
+    agency.expect_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_month_is_paid_in_one_currency() {
+    let agency = Agency::open().await;
+    let shop = &agency.shop;
+    let pack = kernel::CreditPackId::new(shop.app.clock.now());
+    sqlx::query(
+        "insert into credit_packs (id, code, version, name, credits, price_minor, currency, tax_code, created_at)
+         values ($1, 'yonder', 1, 'Yonder', 500, 2500, 'USD', 'txcd_10000000', now())",
+    )
+    .bind(pack.as_uuid())
+    .execute(&mut shop.app.master().await)
+    .await
+    .unwrap();
+    let put = async |pack: Value| {
+        agency.put(RULE, json!({ "threshold": 400, "packId": pack, "monthlyCapMinor": 2500 })).await
+    };
+    let starter = &shop.packs["starter"]["id"];
+    agency.card(DECLINED).await;
+    put(starter.clone()).await.expect_status(200);
+    agency.top_up().await;
+    // What was not paid is in no currency.
+    put(json!(pack)).await.expect_status(200);
+    put(starter.clone()).await.expect_status(200);
+    agency.card(GOOD).await;
+    agency.top_up().await;
+    assert_eq!(agency.charges(), 1);
+    put(json!(pack)).await.expect_field(422, "invalid-input", "/packId");
+    // Neither is the rule forgotten by being removed.
+    shop.owner.api.delete(RULE).await.expect_status(204);
+    put(json!(pack)).await.expect_field(422, "invalid-input", "/packId");
+    put(starter.clone()).await.expect_status(200);
+    agency.pass(TimeDelta::days(31));
+    put(json!(pack)).await.expect_status(200);
+    agency.expect_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_ten_purchases_a_rule_waits_for_the_next_day() {
+    let agency = Agency::open().await;
+    let shop = &agency.shop;
+    agency.card(DECLINED).await;
+    agency.rule(50_000, "starter", 1_000_000).await;
+    // What fails is counted with what does not.
+    agency.top_up().await;
+    agency.card(GOOD).await;
+    for _ in 0..12 {
+        agency.top_up().await;
+    }
+    assert_eq!((agency.payments(), agency.charges()), (10, 9));
+    let standing = agency.standing().await;
+    let tomorrow = (shop.app.clock.now().date_naive() + Days::new(1)).and_time(NaiveTime::MIN).and_utc();
+    let next: chrono::DateTime<chrono::Utc> = text(&standing["nextAttemptAt"]).parse().unwrap();
+    assert_eq!(
+        (&standing["heldBackBy"], &standing["isCapped"], next),
+        (&json!("daily_limit"), &json!(false), tomorrow)
+    );
+    // Setting the rule does not make the day longer, and it is told once.
+    agency.rule(50_000, "starter", 1_000_000).await;
+    agency.top_up().await;
+    assert_eq!(agency.payments(), 10);
+    let told = agency.told("credits.top_up_capped").await;
+    assert_eq!((told.len(), &told[0]["reason"], &told[0]["attempts"]), (1, &json!("daily_limit"), &json!(10)));
+    agency.pass(tomorrow - shop.app.clock.now() + TimeDelta::minutes(1));
+    agency.top_up().await;
+    assert_eq!((agency.charges(), &agency.standing().await["heldBackBy"]), (10, &Value::Null));
+    agency.expect_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn credits_that_have_expired_do_not_count() {
     let agency = Agency::open().await;
     let shop = &agency.shop;
@@ -468,10 +620,24 @@ async fn a_card_that_is_declined_three_times_switches_the_rule_off_until_a_manag
     assert_eq!((off.len(), &off[0]["reason"], &off[0]["failure"]), (1, &json!("declined"), &json!("card_declined")));
     assert_eq!(standing["spentThisMonthMinor"], 0);
 
+    // The card that was declined, set once more, is no other one.
+    let declined = agency.card(DECLINED).await;
+    agency.rule(500, "starter", 50_000).await;
+    agency.top_up().await;
+    let before = agency.standing().await;
+    agency.put(CARD, json!({ "paymentMethod": declined })).await.expect_status(200);
+    agency.top_up().await;
+    let standing = agency.standing().await;
+    assert_eq!((&standing["consecutiveDeclines"], &standing["heldBackBy"]), (&json!(1), &json!("declined")));
+    assert_eq!((agency.payments(), &standing["nextAttemptAt"]), (4, &before["nextAttemptAt"]));
+    let mut off = agency.rule_body(500, "starter", 50_000);
+    off["isEnabled"] = json!(false);
+    agency.put(RULE, off).await.expect_status(200);
+
     // Another card alone does not switch it on; a manager does, and nothing of before counts.
     agency.card(GOOD).await;
     agency.top_up().await;
-    assert_eq!(agency.payments(), 3);
+    assert_eq!(agency.payments(), 4);
     agency.card(DECLINED).await;
     agency.rule(500, "starter", 50_000).await;
     agency.top_up().await;
@@ -612,6 +778,150 @@ async fn after_a_day_a_payment_is_looked_for_and_never_asked_for_again() {
     agency.top_up().await;
     assert_eq!((agency.charges(), agency.available().await), (2, 500));
     assert_eq!(agency.states().await, ["completed", "expired", "completed"]);
+    agency.expect_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_down_is_not_asked_for_once_it_is_not_wanted_any_more() {
+    let agency = Agency::open().await;
+    let shop = &agency.shop;
+    let order = || async {
+        shop.provider.fail_next([ApiFault::Before(503)]);
+        agency.top_up().await;
+        assert_eq!(agency.standing().await["inFlight"]["state"], "created");
+    };
+    let expect_nothing_asked = || async {
+        let before = agency.payments();
+        agency.pass(TimeDelta::seconds(61));
+        agency.top_up().await;
+        purchases::jobs::sweep(&shop.app.cx).await.unwrap();
+        assert_eq!((agency.payments(), agency.charges(), agency.available().await), (before, 0, 0));
+    };
+    let give_up = async |states: &[&str]| {
+        agency.pass(TimeDelta::hours(26));
+        agency.top_up().await;
+        assert_eq!(agency.states().await, states);
+    };
+
+    // The card is removed, and the provider has not heard of that: it could be charged.
+    let removed = agency.card(GOOD).await;
+    agency.rule(400, "starter", 50_000).await;
+    order().await;
+    shop.provider.fail_next((0..4).map(|_| ApiFault::Before(503)));
+    shop.owner.api.delete(CARD).await.expect_status(204);
+    assert!(shop.provider.object(&removed).unwrap()["customer"].is_string());
+    expect_nothing_asked().await;
+    give_up(&["expired"]).await;
+
+    // The rule is off, or gone.
+    agency.card(GOOD).await;
+    agency.rule(400, "starter", 50_000).await;
+    order().await;
+    let mut off = agency.rule_body(400, "starter", 50_000);
+    off["isEnabled"] = json!(false);
+    agency.put(RULE, off).await.expect_status(200);
+    expect_nothing_asked().await;
+    shop.owner.api.delete(RULE).await.expect_status(204);
+    expect_nothing_asked().await;
+    give_up(&["expired"; 2]).await;
+
+    // Another card is in its place: with that one the rule decides anew when what was written down is over.
+    agency.rule(400, "starter", 50_000).await;
+    order().await;
+    let other = agency.card(GOOD).await;
+    expect_nothing_asked().await;
+    give_up(&["expired", "expired", "expired", "completed"]).await;
+    assert_eq!((agency.payments(), agency.charges(), agency.available().await), (1, 1, 500));
+    assert_eq!(shop.provider.objects("payment_intent")[0]["payment_method"], json!(other));
+
+    // What was asked for before is followed, whatever became of the card.
+    shop.spend("all", 500).await;
+    shop.provider.fail_next([ApiFault::After500]);
+    agency.top_up().await;
+    shop.owner.api.delete(CARD).await.expect_status(204);
+    agency.pass(TimeDelta::seconds(61));
+    agency.top_up().await;
+    assert_eq!((agency.payments(), agency.charges(), agency.available().await), (2, 2, 500));
+    agency.expect_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn money_that_goes_back_or_is_disputed_is_not_asked_for_again() {
+    let agency = Agency::open().await;
+    let shop = &agency.shop;
+    let intent = |nth: usize| text(&shop.provider.objects("payment_intent")[nth]["id"]).to_owned();
+    let expect_off = async |reason: &str, charges: usize| {
+        for _ in 0..2 {
+            agency.top_up().await;
+        }
+        let standing = agency.standing().await;
+        assert_eq!((&standing["isEnabled"], &standing["offReason"]), (&json!(false), &json!(reason)));
+        assert_eq!((&standing["heldBackBy"], agency.charges()), (&Value::Null, charges));
+        let told = agency.told("credits.top_up_off").await;
+        assert_eq!(told.last().map(|told| &told["reason"]), Some(&json!(reason)));
+    };
+    agency.card(GOOD).await;
+
+    // In the provider's dashboard.
+    agency.rule(400, "starter", 50_000).await;
+    agency.top_up().await;
+    shop.provider.refund(&intent(0), 2500).unwrap();
+    shop.deliver_all().await;
+    assert_eq!(agency.available().await, 0);
+    expect_off("refunded", 1).await;
+
+    // By ops, a part of it.
+    agency.rule(400, "starter", 50_000).await;
+    agency.top_up().await;
+    let purchases = agency.get("/api/credits/purchases").await.expect_status(200);
+    let path = format!("/api/ops/credits/purchases/{}/refund", text(&purchases["data"][0]["id"]));
+    let ops = shop.app.owner("ops").await;
+    control_plane::identity::admin_grant(&shop.app.cx, control_plane::audit::Actor::Cli, &ops.email).await.unwrap();
+    ops.api.with("idempotency-key", "a").post(&path, json!({ "amountMinor": 1250 })).await.expect_status(201);
+    assert_eq!(agency.available().await, 250);
+    expect_off("refunded", 2).await;
+
+    // Disputed, and once more when it is lost.
+    agency.rule(400, "starter", 50_000).await;
+    agency.top_up().await;
+    let dispute = shop.provider.dispute_open(&intent(2), None).unwrap();
+    shop.deliver_all().await;
+    expect_off("disputed", 3).await;
+    shop.provider.dispute_close(&dispute, false).unwrap();
+    shop.deliver_all().await;
+    assert_eq!(agency.told("credits.top_up_off").await.len(), 3);
+
+    // What somebody bought themselves says nothing about the rule.
+    let order = shop.buy("by-hand", "growth").await;
+    agency.rule(400, "starter", 50_000).await;
+    shop.provider.refund(&shop.intent(&order), 1150).unwrap();
+    shop.deliver_all().await;
+    assert_eq!(agency.standing().await["isEnabled"], true);
+    agency.expect_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn debt_is_not_repaid_with_a_card_that_nobody_took_out() {
+    let agency = Agency::open().await;
+    let shop = &agency.shop;
+    agency.card(GOOD).await;
+    let order = shop.buy("by-hand", "starter").await;
+    shop.spend("all", 500).await;
+    agency.rule(400, "starter", 50_000).await;
+    shop.provider.refund(&shop.intent(&order), 500).unwrap();
+    shop.deliver_all().await;
+    assert_eq!(shop.amounts().await, [0, 0, 100]);
+    let charges = agency.charges();
+    agency.top_up().await;
+    let standing = agency.standing().await;
+    assert_eq!((&standing["isEnabled"], &standing["heldBackBy"]), (&json!(true), &json!("debt")));
+    assert_eq!((agency.charges(), agency.states().await), (charges, Vec::new()));
+    // Whoever repays it has it go on.
+    shop.buy("more", "starter").await;
+    assert_eq!(agency.standing().await["heldBackBy"], Value::Null);
+    shop.spend("some", 100).await;
+    agency.top_up().await;
+    assert_eq!((agency.charges(), shop.amounts().await), (charges + 2, [800, 0, 0]));
     agency.expect_sound().await;
 }
 

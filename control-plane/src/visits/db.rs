@@ -7,8 +7,9 @@ use tenant_schema::credit_copy::{CreditState, SINCE_VERSION};
 
 use super::{Visit, Wanted};
 
-/// Claims stores whose copies do not say what they should, or whose orders are to be counted. Those that failed come last, so
-/// that others do not wait for them; those that another node has claimed are passed over.
+/// Claims stores whose copies do not say what they should, or whose orders are to be counted. Those with nothing but orders come
+/// after the copies, because after midnight they are all stores, and those that failed come last, so that others do not wait for
+/// them. Those that another node has claimed are passed over.
 pub async fn visits_claim(conn: &mut PgConnection, wanted: &Wanted, limit: i64) -> Result<Vec<Visit>, sqlx::Error> {
     sqlx::query_as!(
         Visit,
@@ -36,20 +37,19 @@ pub async fn visits_claim(conn: &mut PgConnection, wanted: &Wanted, limit: i64) 
                      when l.budget_left <= a.available then l.budget_left
                  end as spendable
              ) c
-             where v.next_visit_at <= $1
-               and (
-                   v.orders_counted_until < $3
-                   -- The last visit failed, or whoever made it died: nobody knows what it left.
-                   or v.as_of is distinct from v.done_as_of
-                   or (
-                       d.schema_version >= $6
-                       and (
-                           v.written_at is null or v.written_at <= $4
-                           or (v.state, v.spendable, v.month) is distinct from (c.state, c.spendable, $2)
-                       )
-                   )
-               )
-             order by v.failures > 0, v.next_visit_at
+             cross join lateral (
+                 -- The last visit failed, or whoever made it died: nobody knows what it left.
+                 select v.as_of is distinct from v.done_as_of
+                     or (
+                         d.schema_version >= $6
+                         and (
+                             v.written_at is null or v.written_at <= $4
+                             or (v.state, v.spendable, v.month) is distinct from (c.state, c.spendable, $2)
+                         )
+                     ) as is_different
+             ) w
+             where v.next_visit_at <= $1 and (w.is_different or v.orders_counted_until < $3)
+             order by v.failures > 0, w.is_different desc, v.next_visit_at
              limit $7
              for update of v skip locked
          )
@@ -106,6 +106,24 @@ pub async fn visit_done(
         written_at,
         orders_counted_until,
         next_visit_at,
+    )
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Writes down whose orders were counted in a visit whose copy could not be written; false when the store was claimed anew
+/// meanwhile.
+pub async fn visit_counted(
+    conn: &mut PgConnection,
+    visit: &Visit,
+    orders_counted_until: NaiveDate,
+) -> Result<bool, sqlx::Error> {
+    let done = sqlx::query!(
+        "update store_visits set orders_counted_until = $3 where store_id = $1 and as_of = $2",
+        visit.store_id.as_uuid(),
+        visit.as_of,
+        orders_counted_until,
     )
     .execute(conn)
     .await?;

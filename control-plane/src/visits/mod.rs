@@ -11,7 +11,7 @@
 //! - A node claims a store by the moment that the visit speaks of; of a store every such moment is later than the one before.
 //!   The copy takes no older moment than it has, so that a node that was held up overwrites nothing newer.
 //! - Orders are counted out of the orders themselves when their day is over, in the commit that says so: none is lost and none
-//!   counted twice, whoever dies.
+//!   counted twice, whoever dies; and whatever becomes of the copy.
 //! - A database that does not answer is left alone for longer and longer, and costs others one visit's time limit at most. One
 //!   whose schema is older than the copy is left out until it is migrated; its orders are counted.
 
@@ -33,7 +33,7 @@ use crate::http::errors::chain;
 /// How many stores a node visits at one time: a small part of the connections that it may have.
 const AT_ONCE: usize = 4;
 /// How many it claims at one time: looking for them costs as much as visiting some.
-const CLAIMED: i64 = 32;
+const CLAIMED: u8 = 32;
 /// How often it claims in one round.
 const MAX_CLAIMS: usize = 8;
 /// The longest that one visit may take.
@@ -122,13 +122,15 @@ impl VisitError {
 /// Visits stores where there is something to do. Takes no input and may run on any number of nodes at once.
 pub async fn round(cx: &OpsCx) -> Result<(), sqlx::Error> {
     for _ in 0..MAX_CLAIMS {
-        let claimed = db::visits_claim(&mut *cx.master.acquire().await?, &Wanted::at(cx.clock.now()), CLAIMED).await?;
-        if claimed.is_empty() {
-            break;
-        }
+        let wanted = Wanted::at(cx.clock.now());
+        let claimed = db::visits_claim(&mut *cx.master.acquire().await?, &wanted, CLAIMED.into()).await?;
+        let was_all = claimed.len() < usize::from(CLAIMED);
         let mut visits = stream::iter(claimed).map(|visit| visit_within_limit(cx, visit)).buffer_unordered(AT_ONCE);
         while let Some(ended) = visits.next().await {
             ended?;
+        }
+        if was_all {
+            break;
         }
     }
     report(cx).await
@@ -167,23 +169,39 @@ async fn make_visit(cx: &OpsCx, visit: &Visit) -> Result<(), VisitError> {
     let lease = cx.stores.lease(&route).await?;
     let mut connection = lease.acquire().await?;
     let written_at = cx.clock.now();
-    if visit.has_copy && !write_copy(cx, &mut connection, visit, written_at).await? {
-        return Ok(());
-    }
-    let (orders, counted_until) = count_orders(cx, &mut connection, visit).await.map_err(VisitError::Store)?;
+    // A copy that cannot be written, because its table is locked or was dropped, keeps no order from being counted.
+    let copied = if visit.has_copy {
+        match write_copy(cx, &mut connection, visit, written_at).await {
+            Ok(false) => return Ok(()),
+            Err(error @ VisitError::Master(_)) => return Err(error),
+            outcome => outcome.map(drop),
+        }
+    } else {
+        Ok(())
+    };
+    let (orders, counted_until) = match count_orders(cx, &mut connection, visit).await {
+        Ok(counted) => counted,
+        // What was in the way first says more.
+        Err(error) => return copied.and(Err(VisitError::Store(error))),
+    };
     drop(connection);
     let now = cx.clock.now();
     // Nobody comes back for the next change at once: what a busy store may spend changes all the time.
     let next = now + chrono::Duration::from_std(cx.limits.store_visit_poll).unwrap_or(LONGEST_PAUSE);
     let mut tx = cx.master.begin().await?;
-    if !db::visit_done(&mut tx, visit, written_at, counted_until, next).await? {
+    let is_last = match copied {
+        Ok(()) => db::visit_done(&mut tx, visit, written_at, counted_until, next).await?,
+        Err(_) => db::visit_counted(&mut tx, visit, counted_until).await?,
+    };
+    if !is_last {
         return Ok(());
     }
     for (day, quantity) in orders {
         let key = format!("{}:{day}", charges::ORDERS);
         charges::usage_add_in(&mut tx, visit.store_id, day, charges::ORDERS, quantity, &key, now).await?;
     }
-    Ok(tx.commit().await?)
+    tx.commit().await?;
+    copied
 }
 
 /// Writes the copy; false when a later visit has been there.

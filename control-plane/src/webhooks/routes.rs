@@ -138,8 +138,9 @@ pub struct EndpointCreateBody {
     /// All when left out. Of credits: `credits.balance_low`, `credits.budget_reached`, `credits.purchase_completed`,
     /// `credits.purchase_ended` (it came to nothing), `credits.purchase_refunded`, `credits.dispute_opened`,
     /// `credits.dispute_closed`, `credits.top_up_failed` (the card was declined), `credits.top_up_needs_authentication` (the bank
-    /// asks for the card's owner), `credits.top_up_capped`, `credits.top_up_off`. Of stores: `store.charge_unpaid`,
-    /// `store.read_only`, `store.read_only_lifted`. Of webhooks: `webhook.endpoint_disabled`, `webhook.test`.
+    /// asks for the card's owner), `credits.top_up_capped`, `credits.top_up_off` (nothing is bought any more: `reason` says
+    /// why, `refunded` and `disputed` among others). Of stores: `store.charge_unpaid`, `store.read_only`,
+    /// `store.read_only_lifted`. Of webhooks: `webhook.endpoint_disabled`, `webhook.test`.
     #[schema(example = json!(["credits.balance_low"]))]
     pub event_types: Option<Vec<String>>,
 }

@@ -15,7 +15,7 @@ use super::{Dispute, DisputeState, Purchase, PurchaseState, db};
 use crate::audit::{self, Actor, Subject};
 use crate::credits::packs;
 use crate::credits::stripe::objects::{self, Charge, PaymentIntent, Reference, Session};
-use crate::credits::topups::{self, cards};
+use crate::credits::topups::{self, OffReason, cards};
 use crate::credits::{CreditError, LotKind, NewLot, TransactionKind, db as ledger, request_hash};
 
 /// Why a fact is not followed.
@@ -524,6 +524,9 @@ async fn settle_refunds(tx: &mut PgConnection, purchase: &mut Purchase, now: Dat
         let dedupe = format!("refund:{}:{}:{money}", purchase.id, purchase.refund_steps);
         tell(tx, purchase, "credits.purchase_refunded", &dedupe, data, now).await?;
     }
+    if purchase.is_auto && money > before.1 {
+        topups::follow_reversal(tx, purchase, OffReason::Refunded, now).await?;
+    }
     Ok(())
 }
 
@@ -646,6 +649,9 @@ async fn settle_dispute(
         let data =
             json!({ "purchaseId": purchase.id, "disputedMinor": dispute.amount_minor, "disputedCredits": credits });
         tell(tx, purchase, "credits.dispute_opened", &format!("dispute:{}:open", dispute.id), data, now).await?;
+        if purchase.is_auto {
+            topups::follow_reversal(tx, purchase, OffReason::Disputed, now).await?;
+        }
     }
     let (Some(opening), None) = (dispute.opening_id, dispute.closing_id) else { return Ok(()) };
     if dispute.state == DisputeState::Open {

@@ -466,6 +466,8 @@ fn session_form(payments: &Payments, purchase: &Purchase, pack: &Pack, customer:
     form.extend(purchase.cancel_url.clone().map(|url| ("cancel_url", url)));
     if purchase.saves_card {
         form.push(("payment_intent_data[setup_future_usage]", "off_session".to_owned()));
+        // Nothing else is charged while nobody is there.
+        form.push(("payment_method_types[0]", "card".to_owned()));
     }
     form
 }

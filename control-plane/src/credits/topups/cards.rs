@@ -1,5 +1,6 @@
 //! The card that an organization pays with while nobody is there. The provider keeps it; we keep its reference and what of it
-//! may be shown, and ask the provider whose it is before we take it.
+//! may be shown, and ask the provider whose it is before we take it. One that is replaced is removed there: nobody can be charged
+//! with it any more.
 
 use chrono::{DateTime, Utc};
 use kernel::{OrganizationId, UserId};
@@ -12,7 +13,7 @@ use super::{OffReason, TopUpError, db};
 use crate::audit::{self, Actor, Subject};
 use crate::credits::purchases::{self, Payments, Purchase};
 use crate::credits::stripe::StripeError;
-use crate::credits::stripe::objects::{self, Reference};
+use crate::credits::stripe::objects::{self, PaymentMethod, Reference};
 use crate::cx::OpsCx;
 
 /// Removing a card at the provider is tried again so late.
@@ -89,12 +90,11 @@ pub async fn set(cx: &OpsCx, by: UserId, organization: OrganizationId, method: &
         return Err(TopUpError::CardUnknown);
     }
     let payments = purchases::payments(cx)?;
-    let mut connection = cx.master.acquire().await?;
-    let customer = purchases::db::customer_find(&mut connection, organization).await?.ok_or(TopUpError::CardUnknown)?;
-    if db::removal_is_pending(&mut connection, method).await? {
+    let customer = purchases::db::customer_find(&mut *cx.master.acquire().await?, organization).await?;
+    let customer = customer.ok_or(TopUpError::CardUnknown)?;
+    if db::removal_is_pending(&mut *cx.master.acquire().await?, method).await? {
         return Err(TopUpError::CardGoing);
     }
-    drop(connection);
     let theirs = match payments.stripe.payment_method_get(method).await {
         Err(error) if error.is_missing() => return Err(TopUpError::CardUnknown),
         outcome => outcome?,
@@ -109,13 +109,40 @@ pub async fn set(cx: &OpsCx, by: UserId, organization: OrganizationId, method: &
     let mut card = named(organization, method, &customer, now);
     card.describe(theirs.card);
     let mut tx = cx.master.begin().await?;
+    let old = db::card_lock(&mut tx, organization).await?.map(|old| old.method_ref);
+    // Once more, now that nobody can replace it or take it away.
+    if db::removal_is_pending(&mut tx, method).await? {
+        return Err(TopUpError::CardGoing);
+    }
     db::card_set(&mut tx, &card, now).await?;
-    db::rule_forgive(&mut tx, organization, now).await?;
+    let replaced = follow_change(&mut tx, &card, old, now + REMOVAL_RETRY, now).await?;
     let data = json!({ "paymentMethod": method });
     let subject = Subject::organization(organization);
     audit::record(&mut tx, now, Actor::User(by), "credit_payment_method_set", subject, data).await?;
     tx.commit().await?;
+    if let Some(replaced) = replaced {
+        removal_do(cx, payments, &replaced).await?;
+    }
     Ok(card)
+}
+
+/// When another card was there before, that one is to be removed at the provider, and what was declined is forgotten. The same
+/// card once more is still the one that was declined. The card that is to be removed.
+async fn follow_change(
+    tx: &mut PgConnection,
+    card: &Card,
+    old: Option<String>,
+    removed_at: DateTime<Utc>,
+    now: DateTime<Utc>,
+) -> Result<Option<String>, sqlx::Error> {
+    if old.as_ref() == Some(&card.method_ref) {
+        return Ok(None);
+    }
+    if let Some(old) = &old {
+        db::removal_insert(tx, card.organization_id, old, removed_at, now).await?;
+    }
+    db::rule_forgive(tx, card.organization_id, now).await?;
+    Ok(old)
 }
 
 fn named(organization_id: OrganizationId, method: &str, customer: &str, set_at: DateTime<Utc>) -> Card {
@@ -142,10 +169,11 @@ pub async fn keep(
 ) -> Result<(), sqlx::Error> {
     let (Some(customer), Some(paid_at)) = (&purchase.customer_ref, purchase.completed_at) else { return Ok(()) };
     let card = named(purchase.organization_id, method, customer, paid_at);
+    let old = db::card_lock(tx, purchase.organization_id).await?.map(|old| old.method_ref);
     if !db::card_keep(tx, &card, now).await? {
         return Ok(());
     }
-    db::rule_forgive(tx, purchase.organization_id, now).await?;
+    follow_change(tx, &card, old, now, now).await?;
     let data = json!({ "paymentMethod": method, "purchaseId": purchase.id });
     let subject = Subject::organization(purchase.organization_id);
     audit::record(tx, now, Actor::System, "credit_payment_method_set", subject, data).await
@@ -156,22 +184,49 @@ pub async fn keep(
 pub async fn remove(cx: &OpsCx, by: UserId, organization: OrganizationId) -> Result<(), TopUpError> {
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
-    let Some(method) = db::card_remove(&mut tx, organization, now).await? else { return Ok(()) };
-    db::removal_insert(&mut tx, organization, &method, now + REMOVAL_RETRY, now).await?;
-    if let Some(mut rule) = db::rule_lock(&mut tx, organization).await?
-        && rule.is_enabled
-    {
-        super::switch_off(&mut tx, &mut rule, OffReason::CardRemoved, now).await?;
-    }
-    let data = json!({ "paymentMethod": method });
-    let subject = Subject::organization(organization);
-    audit::record(&mut tx, now, Actor::User(by), "credit_payment_method_remove", subject, data).await?;
+    let Some(method) = remove_in(&mut tx, Actor::User(by), organization, now).await? else { return Ok(()) };
     tx.commit().await?;
     cx.outbox_news.notify_one();
     if let Some(payments) = &cx.payments {
         removal_do(cx, payments, &method).await?;
     }
     Ok(())
+}
+
+async fn remove_in(
+    tx: &mut PgConnection,
+    by: Actor,
+    organization: OrganizationId,
+    now: DateTime<Utc>,
+) -> Result<Option<String>, sqlx::Error> {
+    let Some(method) = db::card_remove(tx, organization, now).await? else { return Ok(None) };
+    db::removal_insert(tx, organization, &method, now + REMOVAL_RETRY, now).await?;
+    if let Some(mut rule) = db::rule_lock(tx, organization).await?
+        && rule.is_enabled
+    {
+        super::switch_off(tx, &mut rule, OffReason::CardRemoved, now).await?;
+    }
+    let data = json!({ "paymentMethod": method });
+    let subject = Subject::organization(organization);
+    audit::record(tx, now, by, "credit_payment_method_remove", subject, data).await?;
+    Ok(Some(method))
+}
+
+/// Takes from an organization what turned out to be no card, unless another one has taken its place.
+async fn drop_no_card(cx: &OpsCx, payments: &Payments, no_card: &Card) -> Result<(), sqlx::Error> {
+    let now = cx.clock.now();
+    let mut tx = cx.master.begin().await?;
+    let known = db::card_lock(&mut tx, no_card.organization_id).await?;
+    if known.is_none_or(|known| known.method_ref != no_card.method_ref) {
+        return Ok(());
+    }
+    let method = remove_in(&mut tx, Actor::System, no_card.organization_id, now).await?;
+    tx.commit().await?;
+    cx.outbox_news.notify_one();
+    match method {
+        Some(method) => removal_do(cx, payments, &method).await,
+        None => Ok(()),
+    }
 }
 
 /// Removes at the provider what was removed here.
@@ -197,11 +252,16 @@ async fn removal_do(cx: &OpsCx, payments: &Payments, method: &str) -> Result<(),
     db::removal_delete(&mut *cx.master.acquire().await?, method).await
 }
 
-/// Asks what the cards are of which only the reference is known.
+/// Asks what the cards are of which only the reference is known. What is none, such as a bank account that somebody paid from,
+/// is charged by nobody later, and does not stay.
 pub async fn describe(cx: &OpsCx, payments: &Payments, limit: i64) -> Result<(), sqlx::Error> {
     let unknown = db::cards_undescribed(&mut *cx.master.acquire().await?, limit).await?;
     for mut card in unknown {
         let theirs = match payments.stripe.payment_method_get(&card.method_ref).await {
+            Ok(PaymentMethod { card: None, .. }) => {
+                drop_no_card(cx, payments, &card).await?;
+                continue;
+            }
             Ok(theirs) => theirs.card,
             // The next payment with it says what is wrong with it.
             Err(StripeError::Refused { status: 404, .. } | StripeError::Malformed { .. }) => None,

@@ -21,6 +21,21 @@ pub async fn card_find(conn: &mut PgConnection, organization: OrganizationId) ->
     .await
 }
 
+/// The card of an organization, which nobody else changes until the transaction ends; waits for whoever does.
+pub async fn card_lock(conn: &mut PgConnection, organization: OrganizationId) -> Result<Option<Card>, sqlx::Error> {
+    sqlx::query_as!(
+        Card,
+        r#"select organization_id as "organization_id: OrganizationId", method_ref as "method_ref!", customer_ref as "customer_ref!",
+                  brand, last4, exp_month, exp_year, is_described, set_at
+           from payment_cards
+           where organization_id = $1 and method_ref is not null
+           for update"#,
+        organization.as_uuid(),
+    )
+    .fetch_optional(conn)
+    .await
+}
+
 /// Makes a card the organization's.
 pub async fn card_set(conn: &mut PgConnection, card: &Card, now: DateTime<Utc>) -> Result<(), sqlx::Error> {
     sqlx::query!(
@@ -190,7 +205,7 @@ pub async fn rule_find(conn: &mut PgConnection, organization: OrganizationId) ->
         Rule,
         r#"select organization_id as "organization_id: OrganizationId", threshold, pack_id as "pack_id: CreditPackId",
                   monthly_cap_minor, is_enabled, off_reason as "off_reason: OffReason", consecutive_declines, declined_at,
-                  last_failure, capped_month, created_at, updated_at
+                  last_failure, capped_month, limited_day, created_at, updated_at
            from top_up_rules
            where organization_id = $1"#,
         organization.as_uuid(),
@@ -205,7 +220,7 @@ pub async fn rule_lock(conn: &mut PgConnection, organization: OrganizationId) ->
         Rule,
         r#"select organization_id as "organization_id: OrganizationId", threshold, pack_id as "pack_id: CreditPackId",
                   monthly_cap_minor, is_enabled, off_reason as "off_reason: OffReason", consecutive_declines, declined_at,
-                  last_failure, capped_month, created_at, updated_at
+                  last_failure, capped_month, limited_day, created_at, updated_at
            from top_up_rules
            where organization_id = $1
            for update"#,
@@ -221,7 +236,7 @@ pub async fn rule_take(conn: &mut PgConnection, organization: OrganizationId) ->
         Rule,
         r#"select organization_id as "organization_id: OrganizationId", threshold, pack_id as "pack_id: CreditPackId",
                   monthly_cap_minor, is_enabled, off_reason as "off_reason: OffReason", consecutive_declines, declined_at,
-                  last_failure, capped_month, created_at, updated_at
+                  last_failure, capped_month, limited_day, created_at, updated_at
            from top_up_rules
            where organization_id = $1
            for update skip locked"#,
@@ -235,13 +250,14 @@ pub async fn rule_take(conn: &mut PgConnection, organization: OrganizationId) ->
 pub async fn rule_save(conn: &mut PgConnection, rule: &Rule) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "insert into top_up_rules (organization_id, threshold, pack_id, monthly_cap_minor, is_enabled, off_reason, consecutive_declines,
-            declined_at, last_failure, capped_month, created_at, updated_at)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+            declined_at, last_failure, capped_month, limited_day, created_at, updated_at)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
          on conflict on constraint top_up_rules_pkey do update
          set threshold = excluded.threshold, pack_id = excluded.pack_id, monthly_cap_minor = excluded.monthly_cap_minor,
              is_enabled = excluded.is_enabled, off_reason = excluded.off_reason,
              consecutive_declines = excluded.consecutive_declines, declined_at = excluded.declined_at,
-             last_failure = excluded.last_failure, capped_month = excluded.capped_month, updated_at = excluded.updated_at",
+             last_failure = excluded.last_failure, capped_month = excluded.capped_month,
+             limited_day = excluded.limited_day, updated_at = excluded.updated_at",
         rule.organization_id.as_uuid(),
         rule.threshold,
         rule.pack_id.as_uuid(),
@@ -252,6 +268,7 @@ pub async fn rule_save(conn: &mut PgConnection, rule: &Rule) -> Result<(), sqlx:
         rule.declined_at,
         rule.last_failure,
         rule.capped_month,
+        rule.limited_day,
         rule.created_at,
         rule.updated_at,
     )
@@ -286,13 +303,15 @@ pub async fn rule_remove(conn: &mut PgConnection, organization: OrganizationId) 
     Ok(done.rows_affected() == 1)
 }
 
-/// Organizations whose rule has something to do: the credits are short, or the pack is not sold any more, and nothing is under
-/// way, waits after a decline, or is capped this month. `declined_before` is for a first decline, and for further ones.
+/// Organizations whose rule has something to do: the credits are short and none are owed, or the pack is not sold any more, and
+/// nothing is under way, waits after a decline, or has had enough this month or this day. `declined_before` is for a first
+/// decline, and for further ones.
 pub async fn rules_due(
     conn: &mut PgConnection,
     now: DateTime<Utc>,
     declined_before: [DateTime<Utc>; 2],
     month: NaiveDate,
+    day: NaiveDate,
     limit: i64,
 ) -> Result<Vec<OrganizationId>, sqlx::Error> {
     sqlx::query_scalar!(
@@ -302,8 +321,8 @@ pub async fn rules_due(
            join credit_packs k on k.id = r.pack_id
            where r.is_enabled
              and (k.retired_at is not null or (
-                 (a.available < r.threshold or a.next_expiry_at <= $1)
-                 and r.capped_month is distinct from $4
+                 (a.available < r.threshold or a.next_expiry_at <= $1) and a.debt = 0
+                 and r.capped_month is distinct from $4 and r.limited_day is distinct from $5
                  and (r.consecutive_declines = 0 or r.declined_at <= case r.consecutive_declines when 1 then $2::timestamptz else $3::timestamptz end)
              ))
              and not exists (
@@ -312,11 +331,12 @@ pub async fn rules_due(
                    and p.state in ('created', 'open', 'processing', 'requires_action')
              )
            order by a.changed_at
-           limit $5"#,
+           limit $6"#,
         now,
         declined_before[0],
         declined_before[1],
         month,
+        day,
         limit,
     )
     .fetch_all(conn)
@@ -358,6 +378,42 @@ pub async fn month_used(
     .fetch_one(conn)
     .await?;
     Ok((row.spent, row.count))
+}
+
+/// How many automatic purchases there were since a moment, those counted that came to nothing.
+pub async fn tried_since(
+    conn: &mut PgConnection,
+    organization: OrganizationId,
+    since: DateTime<Utc>,
+) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"select count(*) as "count!" from purchases where organization_id = $1 and is_auto and created_at >= $2"#,
+        organization.as_uuid(),
+        since,
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// Another currency that automatic purchases of a month cost something in, those counted that are under way.
+pub async fn month_other_currency(
+    conn: &mut PgConnection,
+    organization: OrganizationId,
+    currency: &str,
+    month: &Month,
+) -> Result<Option<String>, sqlx::Error> {
+    sqlx::query_scalar!(
+        "select currency from purchases
+         where organization_id = $1 and is_auto and created_at >= $3 and created_at < $4
+           and currency <> $2 and state not in ('failed', 'expired')
+         limit 1",
+        organization.as_uuid(),
+        currency,
+        month.begin,
+        month.end,
+    )
+    .fetch_optional(conn)
+    .await
 }
 
 /// Automatic purchases under way that are to be looked at.

@@ -24,7 +24,8 @@ pub async fn top_up(cx: &OpsCx) -> Result<(), sqlx::Error> {
     each(under_way, |id| async move { Ok(super::take_up(cx, payments, id).await?) }).await?;
     let declined_before = payments.top_up_backoffs.map(|backoff| now - backoff);
     let mut connection = cx.master.acquire().await?;
-    let due = db::rules_due(&mut connection, now, declined_before, Month::of(now).first, BATCH).await?;
+    let due =
+        db::rules_due(&mut connection, now, declined_before, Month::of(now).first, now.date_naive(), BATCH).await?;
     drop(connection);
     each(due, |organization| super::buy(cx, payments, organization)).await?;
     tend_cards(cx, payments).await

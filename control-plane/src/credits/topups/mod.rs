@@ -5,9 +5,15 @@
 //! - It is written down with everything that is asked of the provider before the provider is asked. Whoever takes it up again
 //!   looks first whether the payment is there, and asks under the same key, so that there is one charge. What could not be
 //!   asked for within a day comes to nothing.
+//! - Nobody asks for what is not wanted any more: with a card that is not the organization's now, or for a rule that is off or
+//!   gone. What was asked for before is still looked for.
 //! - That the provider does not answer says nothing about the card: only what it refuses counts as a decline. After a decline
 //!   the rule waits, after [`MAX_DECLINES`] in a row it is off, and the organization is told of each.
-//! - A calendar month (UTC) costs no more than the cap, purchases under way counted.
+//! - When money of an automatic purchase goes back, or is disputed, the rule is off: it would buy what was given back at once
+//!   again. An organization that owes credits is not sold any by itself either, so that no debt is paid with a card unasked.
+//! - A calendar month (UTC) costs no more than the cap, purchases under way counted. What was written down in a month is asked
+//!   for in that month only, and a month in which one currency was paid is not capped in another.
+//! - Nobody is charged more than [`MAX_A_DAY`] times on one day, whatever goes round in a circle.
 
 pub mod cards;
 pub mod db;
@@ -38,11 +44,13 @@ pub const FAILED: &str = "credits.top_up_failed";
 pub const NEEDS_AUTHENTICATION: &str = "credits.top_up_needs_authentication";
 /// Nothing is bought any more.
 pub const OFF: &str = "credits.top_up_off";
-/// The next pack would cost more than the month may; once a month.
+/// The next pack would cost more than the month may, or was tried for too often on one day; once for each.
 pub const CAPPED: &str = "credits.top_up_capped";
 
 /// So many payments that are declined in a row switch a rule off.
 pub const MAX_DECLINES: i32 = 3;
+/// So many automatic purchases of one organization are tried on one day (UTC), those counted that come to nothing.
+pub const MAX_A_DAY: i64 = 10;
 /// A purchase whose outcome is not known is looked at so soon: long after every call for it has ended.
 const RETRY: Duration = Duration::minutes(1);
 /// The provider knows a key for a day at least.
@@ -61,6 +69,10 @@ pub enum OffReason {
     CardRemoved,
     /// The pack is not sold any more.
     PackRetired,
+    /// Money of an automatic purchase went back.
+    Refunded,
+    /// Somebody says that they did not buy an automatic purchase.
+    Disputed,
 }
 
 impl OffReason {
@@ -70,6 +82,8 @@ impl OffReason {
             Self::Declined => "declined",
             Self::CardRemoved => "card_removed",
             Self::PackRetired => "pack_retired",
+            Self::Refunded => "refunded",
+            Self::Disputed => "disputed",
         }
     }
 }
@@ -89,6 +103,8 @@ pub struct Rule {
     pub last_failure: Option<String>,
     /// The month in which the next pack would have been too much.
     pub capped_month: Option<NaiveDate>,
+    /// The day on which enough was tried.
+    pub limited_day: Option<NaiveDate>,
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
 }
@@ -125,6 +141,20 @@ impl Month {
     }
 }
 
+/// Why a rule that is on buys nothing now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Hindrance {
+    /// Credits are owed: a pack would repay them first, and nobody asked for that.
+    Debt,
+    /// The last payment was declined a moment ago.
+    Declined,
+    /// One more pack would cost more than the month may.
+    MonthlyCap,
+    /// Ten purchases were tried today.
+    DailyLimit,
+}
+
 /// A rule, and how it stands.
 #[derive(Debug)]
 pub struct TopUp {
@@ -133,6 +163,7 @@ pub struct TopUp {
     /// What this month's automatic purchases cost, those counted that are under way.
     pub spent_this_month_minor: i64,
     pub is_capped: bool,
+    pub held_back_by: Option<Hindrance>,
     /// Until when nothing is tried after a decline.
     pub next_attempt_at: Option<DateTime<Utc>>,
     pub in_flight: Option<Purchase>,
@@ -155,6 +186,8 @@ pub enum TopUpError {
     NoRule,
     #[error("the cap is below the price of the pack, {price_minor}")]
     CapBelowPrice { price_minor: i64 },
+    #[error("this month's automatic purchases are in {currency}")]
+    OtherCurrency { currency: String },
     #[error(transparent)]
     Purchase(#[from] PurchaseError),
 }
@@ -187,6 +220,7 @@ enum Outcome {
     /// The provider's answer is not known yet.
     Unanswered,
     Capped,
+    Limited,
     SwitchedOff,
 }
 
@@ -199,6 +233,7 @@ impl Outcome {
             Self::NeedsAuthentication => "needs_authentication",
             Self::Unanswered => "unanswered",
             Self::Capped => "capped",
+            Self::Limited => "limited",
             Self::SwitchedOff => "switched_off",
         }
     }
@@ -206,6 +241,12 @@ impl Outcome {
     fn count(self) {
         metrics::counter!("tenantry_top_ups_total", "outcome" => self.as_str()).increment(1);
     }
+}
+
+/// Where the day (UTC) of a moment begins, and the next one.
+fn day_of(moment: DateTime<Utc>) -> [DateTime<Utc>; 2] {
+    let begin = moment.date_naive().and_time(NaiveTime::MIN).and_utc();
+    [begin, begin + Duration::days(1)]
 }
 
 /// A rule that is to hold from now on.
@@ -230,6 +271,10 @@ pub async fn set(cx: &OpsCx, by: UserId, organization: OrganizationId, new: &New
     }
     db::card_find(&mut tx, organization).await?.ok_or(TopUpError::CardNeeded)?;
     let known = db::rule_lock(&mut tx, organization).await?;
+    // One cap cannot be held against two currencies.
+    if let Some(currency) = db::month_other_currency(&mut tx, organization, &pack.currency, &Month::of(now)).await? {
+        return Err(TopUpError::OtherCurrency { currency });
+    }
     let rule = Rule {
         organization_id: organization,
         threshold,
@@ -241,6 +286,7 @@ pub async fn set(cx: &OpsCx, by: UserId, organization: OrganizationId, new: &New
         declined_at: None,
         last_failure: None,
         capped_month: None,
+        limited_day: None,
         created_at: known.map_or(now, |known| known.created_at),
         updated_at: now,
     };
@@ -267,13 +313,26 @@ pub async fn find(cx: &OpsCx, organization: OrganizationId) -> Result<TopUp, Top
         None => None,
     };
     let backoffs = cx.payments.as_ref().map(|payments| payments.top_up_backoffs);
-    let next_attempt_at =
-        backoffs.and_then(|backoffs| rule.waits_until(backoffs)).filter(|&until| rule.is_enabled && until > now);
+    let after_decline = backoffs.and_then(|backoffs| rule.waits_until(backoffs)).filter(|&until| until > now);
+    let after_day = rule.limited_day.filter(|&day| day == now.date_naive()).map(|_| day_of(now)[1]);
+    let next_attempt_at = after_decline.max(after_day).filter(|_| rule.is_enabled);
     let is_capped = rule.is_enabled && rule.capped_month == Some(month.first);
-    Ok(TopUp { rule, pack, spent_this_month_minor, is_capped, next_attempt_at, in_flight })
+    let balance = super::db::balance_find(&mut connection, organization).await?;
+    let held_back_by = if !rule.is_enabled {
+        None
+    } else if balance.is_some_and(|(balance, _)| balance.debt > 0) {
+        Some(Hindrance::Debt)
+    } else if is_capped {
+        Some(Hindrance::MonthlyCap)
+    } else if rule.limited_day == Some(now.date_naive()) {
+        Some(Hindrance::DailyLimit)
+    } else {
+        next_attempt_at.map(|_| Hindrance::Declined)
+    };
+    Ok(TopUp { rule, pack, spent_this_month_minor, is_capped, held_back_by, next_attempt_at, in_flight })
 }
 
-/// Removes the rule of an organization. What is under way goes on.
+/// Removes the rule of an organization. What was asked for goes on.
 pub async fn remove(cx: &OpsCx, by: UserId, organization: OrganizationId) -> Result<(), TopUpError> {
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
@@ -346,6 +405,20 @@ pub async fn follow_failure(tx: &mut PgConnection, purchase: &Purchase, now: Dat
     }
 }
 
+/// Money of an automatic purchase went back, or is disputed: nothing more is bought until a manager says so. The caller holds the
+/// rows of the purchase and of the account.
+pub async fn follow_reversal(
+    tx: &mut PgConnection,
+    purchase: &Purchase,
+    reason: OffReason,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    match db::rule_lock(tx, purchase.organization_id).await? {
+        Some(mut rule) if rule.is_enabled => switch_off(tx, &mut rule, reason, now).await,
+        _ => Ok(()),
+    }
+}
+
 /// Writes an automatic purchase down, if the rule wants one now. Of many that ask at once one does.
 async fn order(cx: &OpsCx, payments: &Payments, organization: OrganizationId) -> Result<Option<Purchase>, TopUpError> {
     // What has expired is booked before, by itself: under the rule's lock nothing waits for the account's.
@@ -374,12 +447,20 @@ async fn order(cx: &OpsCx, payments: &Payments, organization: OrganizationId) ->
         super::db::balance_find(&mut tx, organization).await?.ok_or(CreditError::OrganizationNotFound)?;
     let is_waiting = rule.waits_until(payments.top_up_backoffs).is_some_and(|until| until > now);
     let month = Month::of(now);
-    if balance.available >= rule.threshold || is_waiting || rule.capped_month == Some(month.first) {
+    let is_wanted = balance.available < rule.threshold && balance.debt == 0;
+    let has_had_enough = rule.capped_month == Some(month.first) || rule.limited_day == Some(now.date_naive());
+    if !is_wanted || is_waiting || has_had_enough {
         return Ok(None);
     }
     let (spent, count) = db::month_used(&mut tx, organization, &pack.currency, &month).await?;
     if spent + pack.price_minor > rule.monthly_cap_minor {
         cap(&mut tx, &mut rule, &pack, spent, &month, now).await?;
+        tx.commit().await?;
+        cx.outbox_news.notify_one();
+        return Ok(None);
+    }
+    if db::tried_since(&mut tx, organization, day_of(now)[0]).await? >= MAX_A_DAY {
+        limit(&mut tx, &mut rule, &pack, now).await?;
         tx.commit().await?;
         cx.outbox_news.notify_one();
         return Ok(None);
@@ -421,8 +502,8 @@ async fn cap(
     (rule.capped_month, rule.updated_at) = (Some(month.first), now);
     db::rule_save(tx, rule).await?;
     let data = json!({
-        "packId": pack.id, "priceMinor": pack.price_minor, "spentMinor": spent_minor, "monthlyCapMinor": rule.monthly_cap_minor,
-        "currency": pack.currency, "until": month.end,
+        "reason": "monthly_cap", "packId": pack.id, "priceMinor": pack.price_minor, "spentMinor": spent_minor,
+        "monthlyCapMinor": rule.monthly_cap_minor, "currency": pack.currency, "until": month.end,
     });
     let key = format!("top-up-capped:{}", month.first.format("%Y-%m"));
     webhooks::tell(tx, rule.organization_id, CAPPED, &key, data, now).await?;
@@ -430,13 +511,40 @@ async fn cap(
     Ok(())
 }
 
+/// Remembers that enough was tried today, and tells of it once a day.
+async fn limit(tx: &mut PgConnection, rule: &mut Rule, pack: &Pack, now: DateTime<Utc>) -> Result<(), sqlx::Error> {
+    (rule.limited_day, rule.updated_at) = (Some(now.date_naive()), now);
+    db::rule_save(tx, rule).await?;
+    let data = json!({ "reason": "daily_limit", "packId": pack.id, "attempts": MAX_A_DAY, "until": day_of(now)[1] });
+    webhooks::tell(tx, rule.organization_id, CAPPED, &format!("top-up-limited:{}", now.date_naive()), data, now)
+        .await?;
+    Outcome::Limited.count();
+    Ok(())
+}
+
 /// Buys for an organization, if its rule wants that now.
 async fn buy(cx: &OpsCx, payments: &Payments, organization: OrganizationId) -> Result<(), TopUpError> {
-    if let Some(purchase) = order(cx, payments, organization).await? {
+    if let Some(purchase) = order(cx, payments, organization).await?
+        && is_still_wanted(cx, &purchase).await?
+    {
         let learned = ask(cx, payments, &purchase).await?;
         withdraw_if_stuck(cx, payments, learned).await?;
     }
     Ok(())
+}
+
+/// Whether a purchase may be asked for that was written down before: the card is still the organization's, the rule on, and
+/// the month the one whose cap it was held against.
+async fn is_still_wanted(cx: &OpsCx, purchase: &Purchase) -> Result<bool, sqlx::Error> {
+    let organization = purchase.organization_id;
+    let mut tx = cx.master.begin().await?;
+    // Under their locks: whoever is changing them is waited for.
+    let card = db::card_lock(&mut tx, organization).await?;
+    let rule = db::rule_lock(&mut tx, organization).await?;
+    tx.commit().await?;
+    let is_of_this_card = card.is_some_and(|card| Some(&card.method_ref) == purchase.payment_method.as_ref());
+    let is_of_this_month = Month::of(purchase.created_at) == Month::of(cx.clock.now());
+    Ok(is_of_this_card && is_of_this_month && rule.is_some_and(|rule| rule.is_enabled))
 }
 
 /// Takes up an automatic purchase whose outcome is not known, unless somebody else is at it.
@@ -464,7 +572,7 @@ pub(super) async fn take_up(cx: &OpsCx, payments: &Payments, id: PurchaseId) -> 
     let may_ask = purchase.payment_intent.is_none() && asked_at + KEY_KEPT > now;
     let purchase = match known {
         Some(intent) => purchases::learn(cx, id, &Learned { intent: Some(&intent), ..Learned::default() }).await?,
-        None if may_ask => ask(cx, payments, &purchase).await?,
+        None if may_ask && is_still_wanted(cx, &purchase).await? => ask(cx, payments, &purchase).await?,
         None if asked_at + GIVE_UP > now => purchase,
         None => purchases::learn_nothing(cx, id).await?,
     };
@@ -570,6 +678,11 @@ impl From<TopUpError> for Problem {
                 "/monthlyCapMinor",
                 "range",
                 format!("must be {price_minor} or more: the pack costs that much once"),
+            ),
+            TopUpError::OtherCurrency { currency } => Self::invalid().field(
+                "/packId",
+                "currency",
+                format!("must be sold in {currency} until the month (UTC) ends: automatic purchases of this month are"),
             ),
             TopUpError::Purchase(error) => error.into(),
         }

@@ -12,7 +12,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::cards::{self, Card, Setup};
-use super::{NewRule, OffReason, TopUp};
+use super::{Hindrance, NewRule, OffReason, TopUp};
 use crate::credits::organization_of;
 use crate::credits::purchases::routes::PurchaseView;
 use crate::credits::routes::{OrganizationQuery, managed};
@@ -123,8 +123,8 @@ pub struct PaymentMethodBody {
 
 /// Set the card
 ///
-/// The payment provider is asked whether it is the organization's; then it takes the place of the one before, and what was
-/// declined before is forgotten.
+/// The payment provider is asked whether it is the organization's; then it takes the place of the one before, which is removed at
+/// the payment provider, and what was declined before is forgotten. The same card once more changes nothing.
 #[utoipa::path(put, path = "/api/credits/payment-method", tag = "credits", operation_id = "credit_payment_method_set", security(("bearer" = [])), params(OrganizationQuery),
     request_body = PaymentMethodBody,
     responses((status = 200, body = PaymentMethodView), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
@@ -142,7 +142,8 @@ async fn credit_payment_method_set(
 
 /// Remove the card
 ///
-/// It is removed at the payment provider too, and the automatic top-up is off.
+/// It is removed at the payment provider too, and the automatic top-up is off. A purchase that was not asked for at the payment
+/// provider yet is not asked for any more.
 #[utoipa::path(delete, path = "/api/credits/payment-method", tag = "credits", operation_id = "credit_payment_method_remove", security(("bearer" = [])), params(OrganizationQuery),
     responses((status = 204), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
         (status = 403, body = ProblemBody), (status = 404, body = ProblemBody)))]
@@ -180,6 +181,9 @@ pub struct TopUpView {
     spent_this_month_minor: i64,
     /// Whether one more would cost more than the month may.
     is_capped: bool,
+    /// Why nothing is bought now though it is on, however few credits there are: credits are owed (`debt`: buy a pack, which repays
+    /// them, and it goes on), a payment was `declined`, or there is the `monthly_cap` or the `daily_limit` of ten. Null when nothing stands in the way.
+    held_back_by: Option<Hindrance>,
     /// The automatic purchase that is under way.
     in_flight: Option<PurchaseView>,
     updated_at: DateTime<Utc>,
@@ -187,7 +191,7 @@ pub struct TopUpView {
 
 impl TopUpView {
     fn new(cx: &Cx, of: TopUp) -> Self {
-        let TopUp { rule, pack, spent_this_month_minor, is_capped, next_attempt_at, in_flight } = of;
+        let TopUp { rule, pack, spent_this_month_minor, is_capped, held_back_by, next_attempt_at, in_flight } = of;
         Self {
             organization_id: rule.organization_id,
             threshold: rule.threshold,
@@ -201,6 +205,7 @@ impl TopUpView {
             next_attempt_at,
             spent_this_month_minor,
             is_capped,
+            held_back_by,
             in_flight: in_flight.map(|purchase| PurchaseView::new(cx, purchase)),
             updated_at: rule.updated_at,
         }
@@ -226,7 +231,7 @@ pub struct TopUpBody {
     /// Whole credits.
     #[schema(example = 500, minimum = 1)]
     threshold: i64,
-    /// One of `GET /api/credits/packs`.
+    /// One of `GET /api/credits/packs`; in the currency of the month's automatic purchases, if there are any.
     pack_id: CreditPackId,
     /// In minor units of the pack's currency, taxes included: at least what the pack costs.
     #[schema(example = 50000, minimum = 1)]
@@ -238,9 +243,11 @@ pub struct TopUpBody {
 /// Set the automatic top-up
 ///
 /// When the available credits fall below the threshold, the pack is bought with the organization's card, within the monthly
-/// cap. A payment that is declined is tried again an hour later, then six hours later; after a third decline in a row the
-/// top-up is off. Setting it forgets what was declined before. The organization is told by `credits.top_up_failed`,
-/// `credits.top_up_needs_authentication`, `credits.top_up_capped` (once a month) and `credits.top_up_off`.
+/// cap and at most ten times a day (UTC), tries that fail counted. A payment that is declined is tried again an hour later, then
+/// six hours later; after a third decline in a row the top-up is off. It is off, too, when money of an automatic purchase is given
+/// back (`refunded`) or `disputed`, until it is set again; and while credits are owed nothing is bought. Setting it forgets what
+/// was declined before. The organization is told by `credits.top_up_failed`, `credits.top_up_needs_authentication`,
+/// `credits.top_up_capped` (once a month for the cap, once a day for ten tries) and `credits.top_up_off`.
 #[utoipa::path(put, path = "/api/credits/top-up", tag = "credits", operation_id = "credit_top_up_set", security(("bearer" = [])), params(OrganizationQuery),
     request_body = TopUpBody,
     responses((status = 200, body = TopUpView), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
@@ -260,7 +267,7 @@ async fn credit_top_up_set(
 
 /// Remove the automatic top-up
 ///
-/// A purchase that is under way goes on.
+/// A purchase that the payment provider was asked for goes on; one that it could not be asked for yet comes to nothing.
 #[utoipa::path(delete, path = "/api/credits/top-up", tag = "credits", operation_id = "credit_top_up_remove", security(("bearer" = [])), params(OrganizationQuery),
     responses((status = 204), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
         (status = 403, body = ProblemBody), (status = 404, body = ProblemBody)))]

@@ -214,6 +214,7 @@ fn known_parameters(path: &[&str]) -> &'static [&'static str] {
             "metadata[",
             "payment_intent_data[metadata][",
             "payment_intent_data[setup_future_usage]",
+            "payment_method_types[",
             "line_items[0][quantity]",
             "line_items[0][price_data][currency]",
             "line_items[0][price_data][unit_amount]",

@@ -351,6 +351,7 @@ impl World {
         let metadata = params.map("metadata");
         let intent_metadata = params.map("payment_intent_data[metadata]");
         let future_usage = params.take("payment_intent_data[setup_future_usage]");
+        let types = params.list("payment_method_types");
         let total = quantity * amount;
         let (id, created) = (self.id("cs_test"), self.now());
         let url = format!("{}/c/pay/{id}", self.base_url);
@@ -358,7 +359,7 @@ impl World {
             "id": id, "object": "checkout.session", "amount_subtotal": total, "amount_total": total, "cancel_url": cancel_url,
             "client_reference_id": reference, "created": created, "currency": currency.to_lowercase(), "customer": customer,
             "expires_at": created + SESSION_S, "livemode": false, "metadata": metadata, "mode": "payment",
-            "payment_intent": null, "payment_status": "unpaid", "status": "open", "success_url": success_url,
+            "payment_intent": null, "payment_method_types": types, "payment_status": "unpaid", "status": "open", "success_url": success_url,
             "total_details": { "amount_discount": 0, "amount_shipping": 0, "amount_tax": 0 }, "url": url,
             // Not Stripe's: what the page shows, and what the payment is made with.
             "test": { "name": name, "intent_metadata": intent_metadata, "setup_future_usage": future_usage },
