@@ -1,17 +1,13 @@
-//! Faults stay where they are: a burst, a dead backend, a store's own database, master, a moved or changed credential.
+//! Faults stay where they are: a burst, a dead backend, a store's own database, a request that ends when it likes.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use http::Method;
-use integration_tests::{
-    ChaosProxy, Client, Owner, Process, Response, TestApp, TestAppOptions, database_name, eventually, within,
-};
+use integration_tests::{Client, Owner, Process, Response, TestApp, TestAppOptions, database_name, eventually, within};
 use kernel::StoreId;
-use secrecy::SecretString;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tenancy::{Cause, Credential};
@@ -25,9 +21,9 @@ pub(crate) const PRODUCTS: &str = "/store/v1/products";
 /// A served store that sells one thing, which no other store sells.
 pub(crate) struct Shop {
     pub(crate) id: StoreId,
-    hostname: String,
+    pub(crate) hostname: String,
     /// The name of its database and of the role that enters it, when they are managed.
-    database: String,
+    pub(crate) database: String,
     sells: String,
 }
 
@@ -100,7 +96,7 @@ pub(crate) async fn at_once(count: usize, client: &Client, path: &'static str) -
 }
 
 /// The server's processes that work for nodes in this store database.
-async fn backends(admin: &mut PgConnection, database: &str) -> BTreeSet<i32> {
+pub(crate) async fn backends(admin: &mut PgConnection, database: &str) -> BTreeSet<i32> {
     let pids: Vec<i32> =
         sqlx::query_scalar("select pid from pg_stat_activity where datname = $1 and usename <> current_user")
             .bind(database)
@@ -128,21 +124,21 @@ pub(crate) async fn run(admin: &mut PgConnection, sql: &str) {
 }
 
 /// A metric of a node; 0 while it was never counted.
-async fn metric(node: &Process, name: &str) -> f64 {
+pub(crate) async fn metric(node: &Process, name: &str) -> f64 {
     let metrics = Client::new(node.internal_address, "localhost").get("/metrics").await.text();
     let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     value.map_or(0.0, |value| value.parse().expect("a number"))
 }
 
 /// Starts one more node on the test's master, and waits until it hears of changes.
-async fn second_node(app: &TestApp, environment: &[(&str, &str)]) -> Process {
+pub(crate) async fn second_node(app: &TestApp, environment: &[(&str, &str)]) -> Process {
     let patient =
         [("STORE_ACQUIRE_TIMEOUT_MS", "20000"), ("STORE_CONNECT_TIMEOUT_MS", "20000"), ("REQUEST_TIMEOUT_MS", "50000")];
     listening_node(&app.master.url(), &[&patient, environment].concat()).await
 }
 
 /// Starts a node and waits until it hears of changes.
-async fn listening_node(master_url: &str, environment: &[(&str, &str)]) -> Process {
+pub(crate) async fn listening_node(master_url: &str, environment: &[(&str, &str)]) -> Process {
     let node = Process::serve(master_url, environment).await;
     eventually("the node listens", || async {
         (metric(&node, "tenantry_listener_connected").await > 0.0).then_some(())
@@ -159,14 +155,14 @@ pub(crate) async fn patient_app(more: &[&str]) -> TestApp {
     TestApp::start_with(TestAppOptions { arguments, ..TestAppOptions::default() }).await
 }
 
-async fn suspend(root: &Owner, shop: &Shop) {
+pub(crate) async fn suspend(root: &Owner, shop: &Shop) {
     root.api
         .post(&format!("/api/ops/stores/{}/suspend", shop.id), json!({ "reason": "a test" }))
         .await
         .expect_status(200);
 }
 
-async fn resume(root: &Owner, shop: &Shop) {
+pub(crate) async fn resume(root: &Owner, shop: &Shop) {
     root.api.post(&format!("/api/ops/stores/{}/resume", shop.id), Value::Null).await.expect_status(200);
 }
 
@@ -368,7 +364,7 @@ async fn new_password(app: &TestApp, shop: &Shop) -> String {
 }
 
 /// The sealed credential of a store as its row holds it, what is in it, and its version.
-async fn credential(app: &TestApp, shop: &Shop) -> (Vec<u8>, Credential, i32) {
+pub(crate) async fn credential(app: &TestApp, shop: &Shop) -> (Vec<u8>, Credential, i32) {
     let mut master = app.master().await;
     let (bytes, version): (Vec<u8>, i32) =
         sqlx::query_as("select sealed, credential_version from store_databases where store_id = $1")
@@ -379,20 +375,6 @@ async fn credential(app: &TestApp, shop: &Shop) -> (Vec<u8>, Credential, i32) {
     master.close().await.expect("it closes");
     let sealed = Sealed::from_bytes(bytes.clone()).expect("it is sealed");
     (bytes, Credential::open(&app.cx.keys, &sealed, shop.id, version).expect("it opens"), version)
-}
-
-/// Writes a sealed credential into the row of a store, past every operation.
-async fn put_credential(app: &TestApp, shop: &Shop, sealed: &[u8], version: i32) {
-    let mut master = app.master().await;
-    let done = sqlx::query("update store_databases set sealed = $2, credential_version = $3 where store_id = $1")
-        .bind(shop.id.as_uuid())
-        .bind(sealed)
-        .bind(version)
-        .execute(&mut master)
-        .await
-        .expect("the row is changed");
-    assert_eq!(done.rows_affected(), 1);
-    master.close().await.expect("it closes");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -456,193 +438,6 @@ async fn a_locked_table_costs_one_store_only() {
     run(&mut holder, "rollback").await;
     ill.expect_served(&to_ill.get(PRODUCTS).await);
     holder.close().await.expect("it closes");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn known_stores_are_served_while_master_is_down() {
-    let app = patient_app(&[]).await;
-    let owner = app.owner("ada").await;
-    let (warm, cold) = (Shop::open(&app, &owner, "warm").await, Shop::open(&app, &owner, "cold").await);
-    let condemned = Shop::open(&app, &owner, "condemned").await;
-    let node = second_node(&app, &[]).await;
-    let at = |shop: &Shop| node.storefront(&shop.hostname);
-    let api = node.api().with_token(text(&owner.registered["tokens"], "accessToken"));
-    let internal = Client::new(node.internal_address, "localhost");
-    for shop in [&warm, &condemned] {
-        shop.expect_served(&at(shop).get(PRODUCTS).await);
-    }
-    // No such page: the route is known from now on, and no database was asked.
-    at(&cold).get("/no-such-page").await.expect_problem(404, "not-found");
-    let connects = metric(&node, "tenantry_connects_total{result=\"ok\"}").await;
-    assert!(connects <= 2.0, "{connects} connections were opened: the cold store is not cold");
-    assert_eq!(internal.get("/health/ready").await.expect_status(200)["status"], "ready");
-
-    let (mut admin, mut inside) = (app.cluster.admin().await, app.master().await);
-    run(&mut admin, &format!("alter database {} allow_connections false", app.master.database)).await;
-    terminate(&mut inside, &app.master.database).await;
-
-    for _ in 0..3 {
-        for shop in [&warm, &cold, &condemned] {
-            shop.expect_served(&at(shop).get(PRODUCTS).await);
-        }
-    }
-    let refused = api.post("/api/stores/create", json!({ "name": "Never", "slug": "never" })).await;
-    refused.expect_problem(503, "control-plane-unavailable");
-    assert!(!refused.header("retry-after").is_empty());
-    let refused = api.post("/api/auth/login", json!({ "email": owner.email, "password": owner.password })).await;
-    refused.expect_problem(503, "control-plane-unavailable");
-    let stranger = node.storefront("stranger.stores.localhost").get(PRODUCTS).await;
-    stranger.expect_problem(503, "directory-unavailable");
-    assert!(!stranger.header("retry-after").is_empty());
-    assert_eq!(
-        internal.get("/health/ready").await.expect_status(200),
-        json!({ "status": "degraded", "master": "down" })
-    );
-    assert_eq!(internal.get("/health/live").await.expect_status(200)["status"], "live");
-
-    // Nobody is there to hear of it.
-    let closed = sqlx::query("update stores set status = 'suspended' where id = $1")
-        .bind(condemned.id.as_uuid())
-        .execute(&mut inside)
-        .await
-        .expect("it is suspended");
-    assert_eq!(closed.rows_affected(), 1);
-    run(&mut admin, &format!("alter database {} allow_connections true", app.master.database)).await;
-
-    eventually("the suspended store is closed", || async {
-        (at(&condemned).get(PRODUCTS).await.status != 200).then_some(())
-    })
-    .await;
-    at(&condemned).get(PRODUCTS).await.expect_problem(503, "store-suspended");
-    for shop in [&warm, &cold] {
-        shop.expect_served(&at(shop).get(PRODUCTS).await);
-    }
-    assert_eq!(internal.get("/health/ready").await.expect_status(200)["status"], "ready");
-    api.post("/api/stores/create", json!({ "name": "Now", "slug": "now" })).await.expect_status(201);
-    // The workers are back, too: a store is prepared from start to end.
-    Shop::open(&app, &owner, "later").await;
-    inside.close().await.expect("it closes");
-    node.kill().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_route_past_its_time_is_served_while_master_is_down_and_not_for_ever() {
-    let app = patient_app(&[]).await;
-    let owner = app.owner("ada").await;
-    let shop = Shop::open(&app, &owner, "stale").await;
-    // Every request of these nodes asks master; without an answer one believes its memory, the other does not.
-    let believing = second_node(&app, &[("ROUTE_TTL_MS", "0")]).await;
-    let strict = second_node(&app, &[("ROUTE_TTL_MS", "0"), ("ROUTE_MAX_STALE_MS", "0")]).await;
-    let (believing, strict) =
-        ((believing.storefront(&shop.hostname), believing), (strict.storefront(&shop.hostname), strict));
-    for client in [&believing.0, &strict.0] {
-        shop.expect_served(&client.get(PRODUCTS).await);
-    }
-    let (mut admin, mut inside) = (app.cluster.admin().await, app.master().await);
-    run(&mut admin, &format!("alter database {} allow_connections false", app.master.database)).await;
-    terminate(&mut inside, &app.master.database).await;
-
-    for response in at_once(20, &believing.0, PRODUCTS).await {
-        shop.expect_served(&response);
-    }
-    shop.expect_refused(&strict.0.get(PRODUCTS).await, &["directory-unavailable"]);
-    run(&mut admin, &format!("alter database {} allow_connections true", app.master.database)).await;
-    shop.expect_served(&believing.0.get(PRODUCTS).await);
-    shop.expect_served(&strict.0.get(PRODUCTS).await);
-    inside.close().await.expect("it closes");
-    believing.1.kill().await;
-    strict.1.kill().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_credential_in_another_stores_row_does_not_open() {
-    let app = patient_app(&[]).await;
-    let owner = app.owner("ada").await;
-    let (source, target) = (Shop::open(&app, &owner, "source").await, Shop::open(&app, &owner, "target").await);
-    for shop in [&source, &target] {
-        shop.expect_served(&shop.at(&app).get(PRODUCTS).await);
-    }
-    let (own, _, own_version) = credential(&app, &target).await;
-    let (foreign, opened, foreign_version) = credential(&app, &source).await;
-    assert_eq!(own_version, foreign_version, "the two differ in nothing but the store");
-
-    // A node that knows neither store: all that it can go by is the row.
-    put_credential(&app, &target, &foreign, foreign_version).await;
-    let node = second_node(&app, &[]).await;
-    for response in at_once(10, &node.storefront(&target.hostname), PRODUCTS).await {
-        target.expect_refused(&response, &["store-database-unavailable"]);
-    }
-    source.expect_served(&node.storefront(&source.hostname).get(PRODUCTS).await);
-    // The node with an open pool may go on with what it had, which was the store's own.
-    let response = target.at(&app).get(PRODUCTS).await;
-    if response.status == 200 {
-        target.expect_served(&response);
-    }
-    // It does not when the version says that what it has is void.
-    let (version, at_version) = (foreign_version + 1, opened.seal(&app.cx.keys, source.id, foreign_version + 1));
-    put_credential(&app, &source, at_version.as_bytes(), version).await;
-    put_credential(&app, &target, at_version.as_bytes(), version).await;
-    eventually("the node has heard of it", || async {
-        let response = target.at(&app).get(PRODUCTS).await;
-        if response.status == 200 {
-            target.expect_served(&response);
-            return None;
-        }
-        target.expect_refused(&response, &["store-database-unavailable"]);
-        Some(())
-    })
-    .await;
-    source.expect_served(&source.at(&app).get(PRODUCTS).await);
-
-    // Its own credential at another version does not open either; at its own it does, on both nodes.
-    put_credential(&app, &target, &own, own_version + 7).await;
-    let fresh = second_node(&app, &[]).await;
-    target.expect_refused(&fresh.storefront(&target.hostname).get(PRODUCTS).await, &["store-database-unavailable"]);
-    put_credential(&app, &target, &own, own_version).await;
-    for client in [target.at(&app), node.storefront(&target.hostname), fresh.storefront(&target.hostname)] {
-        eventually("the store is served again", || async { (client.get(PRODUCTS).await.status == 200).then_some(()) })
-            .await;
-        target.expect_served(&client.get(PRODUCTS).await);
-    }
-    node.kill().await;
-    fresh.kill().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_rotated_credential_takes_over_without_a_restart() {
-    let app = patient_app(&[]).await;
-    let owner = app.owner("ada").await;
-    let shop = Shop::open(&app, &owner, "rotated").await;
-    let client = shop.at(&app);
-    shop.expect_served(&client.get(PRODUCTS).await);
-    let mut admin = app.cluster.admin().await;
-    let old = backends(&mut admin, &shop.database).await;
-    assert!(!old.is_empty(), "the store has a pool");
-
-    let (_, mut credential, version) = credential(&app, &shop).await;
-    run(&mut admin, &format!("alter role \"{}\" password 'rotated-password'", shop.database)).await;
-    credential.password = SecretString::from("rotated-password");
-    let sealed = credential.seal(&app.cx.keys, shop.id, version + 1);
-    put_credential(&app, &shop, sealed.as_bytes(), version + 1).await;
-
-    // Served all the while, until the old sessions are gone and new ones have come.
-    let database = shop.database.as_str();
-    eventually("the old pool is gone", || async {
-        shop.expect_served(&client.get(PRODUCTS).await);
-        let mut admin = app.cluster.admin().await;
-        let now = backends(&mut admin, database).await;
-        admin.close().await.expect("it closes");
-        (!now.is_empty() && now.is_disjoint(&old)).then_some(())
-    })
-    .await;
-    for response in at_once(20, &client, PRODUCTS).await {
-        shop.expect_served(&response);
-    }
-    let known = eventually("no pool drains", || async {
-        app.cx.stores.explain(shop.id).await.filter(|known| known.draining == 0)
-    })
-    .await;
-    assert!(known.last_error.is_none(), "{known:?}");
 }
 
 /// A request by hand, which ends when the test says.
@@ -721,39 +516,6 @@ async fn a_request_without_a_query_holds_no_connection() {
     last.write(rest).await;
     let answer = last.read_until(&shop.sells).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_node_notices_that_master_went_silent_and_hears_of_changes_again() {
-    let app = patient_app(&[]).await;
-    let (owner, root) = (app.owner("ada").await, app.admin().await);
-    let shop = Shop::open(&app, &owner, "unheard").await;
-    let proxy = ChaosProxy::to(SocketAddr::from((Ipv4Addr::LOCALHOST, app.cluster.port()))).await;
-    let port = |port: u16| format!(":{port}/");
-    let through_proxy = app.master.url().replace(&port(app.cluster.port()), &port(proxy.port));
-    // What it knows of a store it believes for as long as it hears nothing else.
-    let believing = [("ROUTE_TTL_MS", "3600000"), ("ROUTE_MAX_STALE_MS", "7200000")];
-    let node = listening_node(&through_proxy, &believing).await;
-    let there = node.storefront(&shop.hostname);
-    shop.expect_served(&there.get(PRODUCTS).await);
-    let is_listening = || async { metric(&node, "tenantry_listener_connected").await > 0.0 };
-
-    proxy.stall();
-    suspend(&root, &shop).await;
-    eventually("the node notices", || async { (!is_listening().await).then_some(()) }).await;
-    shop.expect_served(&there.get(PRODUCTS).await);
-
-    proxy.mend();
-    eventually("the node listens again", || async { is_listening().await.then_some(()) }).await;
-    shop.expect_refused(&there.get(PRODUCTS).await, &["store-suspended"]);
-    for _ in 0..2 {
-        resume(&root, &shop).await;
-        eventually("the node serves", || async { (there.get(PRODUCTS).await.status == 200).then_some(()) }).await;
-        suspend(&root, &shop).await;
-        eventually("the node refuses", || async { (there.get(PRODUCTS).await.status != 200).then_some(()) }).await;
-        shop.expect_refused(&there.get(PRODUCTS).await, &["store-suspended"]);
-    }
-    node.kill().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

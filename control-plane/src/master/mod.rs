@@ -210,7 +210,7 @@ async fn apply(connection: &mut PgConnection) -> Result<(), MasterError> {
 fn is_lock_timeout(error: &sqlx::migrate::MigrateError) -> bool {
     use sqlx::migrate::MigrateError::{Execute, ExecuteMigration};
     let (Execute(cause) | ExecuteMigration(cause, _)) = error else { return false };
-    cause.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "55P03")
+    cause.as_database_error().is_some_and(|error| error.code().as_deref() == Some("55P03"))
 }
 
 /// Whoever else has a login on the server, such as a store whose database is there too, shall not even connect. It is done
