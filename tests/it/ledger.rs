@@ -12,7 +12,7 @@ use control_plane::credits::{
 };
 use devkit::payments::{TestPayments, TestPaymentsOptions};
 use http::Method;
-use integration_tests::{Cli, Client, Owner, Process, TestApp, TestAppOptions, TestDatabase, cluster};
+use integration_tests::{Cli, Client, Owner, Process, TestApp, TestAppOptions, TestDatabase, cluster, eventually};
 use kernel::{Clock as _, CreditHoldId, CreditLotId, CreditTransactionId, OrganizationId, StoreId, UserId};
 use proptest::collection::vec;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
@@ -617,20 +617,28 @@ async fn top_up_by_itself(owner: &Owner, provider: &TestPayments) {
     let starter = packs["data"].as_array().unwrap().iter().find(|pack| pack["code"] == "starter").unwrap();
     let rule = json!({ "threshold": TOP_UP_BELOW, "packId": starter["id"], "monthlyCapMinor": TOP_UP_CAP });
     put("/api/credits/top-up", rule).await;
+    // Before anything can be owed.
+    eventually("the first pack", || async {
+        let balance = owner.api.get("/api/credits/balance").await.expect_status(200);
+        (balance["available"].as_i64() >= Some(500)).then_some(())
+    })
+    .await;
 }
 
 /// Waits until nothing more is bought; fails unless what the provider was paid is what was bought, and within the cap.
 async fn expect_paid_once(master: &TestDatabase, provider: &TestPayments) {
     let bought = "select coalesce(sum(p.amount_minor) filter (where p.state = 'completed'), 0)::bigint,
-                         count(*) filter (where p.state in ('created', 'open', 'processing', 'requires_action')), a.available
+                         count(*) filter (where p.state in ('created', 'open', 'processing', 'requires_action')), a.available, a.debt
                   from top_up_rules r join credit_accounts a using (organization_id)
                   left join purchases p on p.organization_id = r.organization_id and p.is_auto
-                  group by r.organization_id, a.available";
+                  group by r.organization_id, a.available, a.debt";
     let paid = within_long("the end of what is bought", async {
         loop {
-            let all: Vec<(i64, i64, i64)> = sqlx::query_as(bought).fetch_all(&mut master.admin().await).await.unwrap();
-            let is_over = |(paid, under_way, available): &(i64, i64, i64)| {
-                *under_way == 0 && (*paid >= TOP_UP_CAP || *available >= TOP_UP_BELOW)
+            let all: Vec<(i64, i64, i64, i64)> =
+                sqlx::query_as(bought).fetch_all(&mut master.admin().await).await.unwrap();
+            // Who is in debt buys nothing by itself.
+            let is_over = |(paid, under_way, available, debt): &(i64, i64, i64, i64)| {
+                *under_way == 0 && (*paid >= TOP_UP_CAP || *available >= TOP_UP_BELOW || *debt > 0)
             };
             if all.len() == 2 && all.iter().all(is_over) {
                 break all.into_iter().map(|(paid, ..)| paid).collect::<Vec<_>>();
