@@ -7,6 +7,21 @@ use sqlx::PgConnection;
 use super::{Attempt, Delivery, DeliveryState, DisabledReason, Endpoint, Event};
 use crate::identity::MemberRole;
 
+/// Reads endpoints, in whole: says which.
+macro_rules! endpoint {
+    ($which:tt, $($argument:expr),* $(,)?) => {
+        sqlx::query_as!(
+            Endpoint,
+            r#"select id as "id: WebhookEndpointId", organization_id as "organization_id: OrganizationId", url, description,
+                      event_types, secret_version, previous_until, is_enabled,
+                      disabled_reason as "disabled_reason: DisabledReason", failing_since, created_at, updated_at
+               from webhook_endpoints
+               "# + $which,
+            $($argument),*
+        )
+    };
+}
+
 /// Tells an organization of something, once per key; false when it was told before.
 pub async fn event_insert(
     conn: &mut PgConnection,
@@ -123,28 +138,13 @@ pub async fn endpoint_insert(conn: &mut PgConnection, endpoint: &Endpoint, seale
 }
 
 pub async fn endpoint_find(conn: &mut PgConnection, id: WebhookEndpointId) -> Result<Option<Endpoint>, sqlx::Error> {
-    sqlx::query_as!(
-        Endpoint,
-        r#"select id as "id: WebhookEndpointId", organization_id as "organization_id: OrganizationId", url, description,
-                  event_types, secret_version, previous_until, is_enabled,
-                  disabled_reason as "disabled_reason: DisabledReason", failing_since, created_at, updated_at
-           from webhook_endpoints
-           where id = $1"#,
-        id.as_uuid(),
-    )
-    .fetch_optional(conn)
-    .await
+    endpoint!(r#"where id = $1"#, id.as_uuid(),).fetch_optional(conn).await
 }
 
 /// An endpoint, locked until the transaction ends.
 pub async fn endpoint_lock(conn: &mut PgConnection, id: WebhookEndpointId) -> Result<Option<Endpoint>, sqlx::Error> {
-    sqlx::query_as!(
-        Endpoint,
-        r#"select id as "id: WebhookEndpointId", organization_id as "organization_id: OrganizationId", url, description,
-                  event_types, secret_version, previous_until, is_enabled,
-                  disabled_reason as "disabled_reason: DisabledReason", failing_since, created_at, updated_at
-           from webhook_endpoints
-           where id = $1
+    endpoint!(
+        r#"where id = $1
            for update"#,
         id.as_uuid(),
     )
@@ -172,13 +172,8 @@ pub async fn endpoint_role(
 
 /// The endpoints of an organization, newest first.
 pub async fn endpoints(conn: &mut PgConnection, organization: OrganizationId) -> Result<Vec<Endpoint>, sqlx::Error> {
-    sqlx::query_as!(
-        Endpoint,
-        r#"select id as "id: WebhookEndpointId", organization_id as "organization_id: OrganizationId", url, description,
-                  event_types, secret_version, previous_until, is_enabled,
-                  disabled_reason as "disabled_reason: DisabledReason", failing_since, created_at, updated_at
-           from webhook_endpoints
-           where organization_id = $1
+    endpoint!(
+        r#"where organization_id = $1
            order by id desc"#,
         organization.as_uuid(),
     )

@@ -11,6 +11,25 @@ use super::recon::{CashEntry, CashKind, Difference, RunKind};
 use super::refunds::{PurchaseRefund, RefundState};
 use super::{Dispute, DisputeState, Purchase, PurchaseState};
 
+/// Reads purchases, in whole: says which.
+macro_rules! purchase {
+    ($which:tt, $($argument:expr),* $(,)?) => {
+        sqlx::query_as!(
+            Purchase,
+            r#"select id as "id: PurchaseId", organization_id as "organization_id: OrganizationId", user_id as "user_id: UserId",
+                      pack_id as "pack_id: CreditPackId", pack_version, credits, bonus_credits, amount_minor, tax_minor, currency,
+                      state as "state: PurchaseState", is_auto, saves_card, payment_method, customer_ref, checkout_session, checkout_url, payment_intent,
+                      charge_ref, failure, success_url, cancel_url, request_hash, idempotency_key, called_at,
+                      transaction_id as "transaction_id: CreditTransactionId", paid_lot_id as "paid_lot_id: CreditLotId",
+                      bonus_lot_id as "bonus_lot_id: CreditLotId", charge_refunded_minor, refunded_minor, refunded_credits,
+                      refunded_bonus, refund_steps, next_check_at, created_at, updated_at, completed_at
+               from purchases
+               "# + $which,
+            $($argument),*
+        )
+    };
+}
+
 /// Who an organization is to the provider.
 pub async fn customer_find(
     conn: &mut PgConnection,
@@ -117,36 +136,13 @@ pub async fn purchase_of_key(
 }
 
 pub async fn purchase_find(conn: &mut PgConnection, id: PurchaseId) -> Result<Option<Purchase>, sqlx::Error> {
-    sqlx::query_as!(
-        Purchase,
-        r#"select id as "id: PurchaseId", organization_id as "organization_id: OrganizationId", user_id as "user_id: UserId",
-                  pack_id as "pack_id: CreditPackId", pack_version, credits, bonus_credits, amount_minor, tax_minor, currency,
-                  state as "state: PurchaseState", is_auto, saves_card, payment_method, customer_ref, checkout_session, checkout_url, payment_intent,
-                  charge_ref, failure, success_url, cancel_url, request_hash, idempotency_key, called_at,
-                  transaction_id as "transaction_id: CreditTransactionId", paid_lot_id as "paid_lot_id: CreditLotId",
-                  bonus_lot_id as "bonus_lot_id: CreditLotId", charge_refunded_minor, refunded_minor, refunded_credits,
-                  refunded_bonus, refund_steps, next_check_at, created_at, updated_at, completed_at
-           from purchases
-           where id = $1"#,
-        id.as_uuid(),
-    )
-    .fetch_optional(conn)
-    .await
+    purchase!(r#"where id = $1"#, id.as_uuid(),).fetch_optional(conn).await
 }
 
 /// A purchase that nobody else changes until the transaction ends.
 pub async fn purchase_lock(conn: &mut PgConnection, id: PurchaseId) -> Result<Option<Purchase>, sqlx::Error> {
-    sqlx::query_as!(
-        Purchase,
-        r#"select id as "id: PurchaseId", organization_id as "organization_id: OrganizationId", user_id as "user_id: UserId",
-                  pack_id as "pack_id: CreditPackId", pack_version, credits, bonus_credits, amount_minor, tax_minor, currency,
-                  state as "state: PurchaseState", is_auto, saves_card, payment_method, customer_ref, checkout_session, checkout_url, payment_intent,
-                  charge_ref, failure, success_url, cancel_url, request_hash, idempotency_key, called_at,
-                  transaction_id as "transaction_id: CreditTransactionId", paid_lot_id as "paid_lot_id: CreditLotId",
-                  bonus_lot_id as "bonus_lot_id: CreditLotId", charge_refunded_minor, refunded_minor, refunded_credits,
-                  refunded_bonus, refund_steps, next_check_at, created_at, updated_at, completed_at
-           from purchases
-           where id = $1
+    purchase!(
+        r#"where id = $1
            for update"#,
         id.as_uuid(),
     )
@@ -161,17 +157,8 @@ pub async fn purchases(
     before: Option<PurchaseId>,
     limit: i64,
 ) -> Result<Vec<Purchase>, sqlx::Error> {
-    sqlx::query_as!(
-        Purchase,
-        r#"select id as "id: PurchaseId", organization_id as "organization_id: OrganizationId", user_id as "user_id: UserId",
-                  pack_id as "pack_id: CreditPackId", pack_version, credits, bonus_credits, amount_minor, tax_minor, currency,
-                  state as "state: PurchaseState", is_auto, saves_card, payment_method, customer_ref, checkout_session, checkout_url, payment_intent,
-                  charge_ref, failure, success_url, cancel_url, request_hash, idempotency_key, called_at,
-                  transaction_id as "transaction_id: CreditTransactionId", paid_lot_id as "paid_lot_id: CreditLotId",
-                  bonus_lot_id as "bonus_lot_id: CreditLotId", charge_refunded_minor, refunded_minor, refunded_credits,
-                  refunded_bonus, refund_steps, next_check_at, created_at, updated_at, completed_at
-           from purchases
-           where organization_id = $1 and ($2::uuid is null or id < $2)
+    purchase!(
+        r#"where organization_id = $1 and ($2::uuid is null or id < $2)
            order by id desc
            limit $3"#,
         organization.as_uuid(),

@@ -7,6 +7,21 @@ use sqlx::PgConnection;
 use super::cards::Card;
 use super::{Month, OffReason, Rule};
 
+/// Reads rules, in whole: says which.
+macro_rules! rule {
+    ($which:tt, $($argument:expr),* $(,)?) => {
+        sqlx::query_as!(
+            Rule,
+            r#"select organization_id as "organization_id: OrganizationId", threshold, pack_id as "pack_id: CreditPackId",
+                      monthly_cap_minor, is_enabled, off_reason as "off_reason: OffReason", consecutive_declines, declined_at,
+                      last_failure, capped_month, limited_day, created_at, updated_at
+               from top_up_rules
+               "# + $which,
+            $($argument),*
+        )
+    };
+}
+
 /// The card of an organization, if it has one.
 pub async fn card_find(conn: &mut PgConnection, organization: OrganizationId) -> Result<Option<Card>, sqlx::Error> {
     sqlx::query_as!(
@@ -201,28 +216,13 @@ pub async fn removal_delete(conn: &mut PgConnection, method: &str) -> Result<(),
 }
 
 pub async fn rule_find(conn: &mut PgConnection, organization: OrganizationId) -> Result<Option<Rule>, sqlx::Error> {
-    sqlx::query_as!(
-        Rule,
-        r#"select organization_id as "organization_id: OrganizationId", threshold, pack_id as "pack_id: CreditPackId",
-                  monthly_cap_minor, is_enabled, off_reason as "off_reason: OffReason", consecutive_declines, declined_at,
-                  last_failure, capped_month, limited_day, created_at, updated_at
-           from top_up_rules
-           where organization_id = $1"#,
-        organization.as_uuid(),
-    )
-    .fetch_optional(conn)
-    .await
+    rule!(r#"where organization_id = $1"#, organization.as_uuid(),).fetch_optional(conn).await
 }
 
 /// A rule that nobody else changes until the transaction ends; waits for whoever does.
 pub async fn rule_lock(conn: &mut PgConnection, organization: OrganizationId) -> Result<Option<Rule>, sqlx::Error> {
-    sqlx::query_as!(
-        Rule,
-        r#"select organization_id as "organization_id: OrganizationId", threshold, pack_id as "pack_id: CreditPackId",
-                  monthly_cap_minor, is_enabled, off_reason as "off_reason: OffReason", consecutive_declines, declined_at,
-                  last_failure, capped_month, limited_day, created_at, updated_at
-           from top_up_rules
-           where organization_id = $1
+    rule!(
+        r#"where organization_id = $1
            for update"#,
         organization.as_uuid(),
     )
@@ -232,13 +232,8 @@ pub async fn rule_lock(conn: &mut PgConnection, organization: OrganizationId) ->
 
 /// The same, or nothing when somebody else has it.
 pub async fn rule_take(conn: &mut PgConnection, organization: OrganizationId) -> Result<Option<Rule>, sqlx::Error> {
-    sqlx::query_as!(
-        Rule,
-        r#"select organization_id as "organization_id: OrganizationId", threshold, pack_id as "pack_id: CreditPackId",
-                  monthly_cap_minor, is_enabled, off_reason as "off_reason: OffReason", consecutive_declines, declined_at,
-                  last_failure, capped_month, limited_day, created_at, updated_at
-           from top_up_rules
-           where organization_id = $1
+    rule!(
+        r#"where organization_id = $1
            for update skip locked"#,
         organization.as_uuid(),
     )
