@@ -1,6 +1,7 @@
 //! What a store, or a person, may spend in a calendar month (UTC), and where an organization's credits went.
 
 pub mod db;
+pub mod routes;
 
 use chrono::{DateTime, Utc};
 use kernel::{CreditBudgetId, OrganizationId, StoreId, UserId};
