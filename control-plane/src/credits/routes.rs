@@ -5,19 +5,18 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use chrono::{DateTime, Utc};
 use kernel::{CreditHoldId, CreditLotId, CreditTransactionId, OrganizationId, StoreId, UserId};
-use problem::{Json, Path, Problem, ProblemBody, Query};
+use problem::{Json, Problem, ProblemBody, Query};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::budgets;
 use super::prices::{self, Price, Wanted};
 use super::statement::{self, StatementForm, StatementFrame, StatementLine};
 use super::verify::Verification;
 use super::{
-    Balance, Decision, GrantTo, Hold, HoldEnd, HoldState, Lot, LotKind, NewGrant, Transaction, TransactionFilter,
-    TransactionKind, TransactionStatus,
+    Balance, Decision, GrantTo, Lot, LotKind, NewGrant, Transaction, TransactionFilter, TransactionKind,
+    TransactionStatus, budgets, holds,
 };
 use crate::audit::Actor;
 use crate::cx::{Cx, OpsCx};
@@ -30,16 +29,13 @@ const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 pub fn router() -> OpenApiRouter<Cx> {
     budgets::routes::router()
+        .merge(holds::routes::router())
         .routes(routes!(credit_balance))
         .routes(routes!(credit_transaction_list))
         .routes(routes!(credit_spend))
         .routes(routes!(credit_quote))
         .routes(routes!(credit_price_list))
         .routes(routes!(credit_statement))
-        .routes(routes!(credit_hold_create))
-        .routes(routes!(credit_hold_get))
-        .routes(routes!(credit_hold_capture))
-        .routes(routes!(credit_hold_void))
         .routes(routes!(ops_credit_grant))
         .routes(routes!(ops_credit_verify))
 }
@@ -159,7 +155,7 @@ pub struct TransactionView {
 
 impl TransactionView {
     /// As far as somebody may see it.
-    fn seen_by(by: &Principal, of: Transaction) -> Self {
+    pub fn seen_by(by: &Principal, of: Transaction) -> Self {
         let whole = Self::from(of);
         let balance_after = whole.balance_after.filter(|_| by.token_store.is_none());
         Self { balance_after, ..whole }
@@ -257,15 +253,8 @@ impl SpendBody {
     }
 }
 
-impl HoldBody {
-    /// What is to be reserved for.
-    pub fn wanted(&self) -> Wanted {
-        Wanted { amount: self.amount, service: self.service.clone(), quantity: self.quantity }
-    }
-}
-
 /// An answer of the ledger; repeated under the same key it says so in a header.
-fn decided<V: Serialize>(status: StatusCode, decision: Decision, view: impl FnOnce(Transaction) -> V) -> Response {
+pub fn decided<V: Serialize>(status: StatusCode, decision: Decision, view: impl FnOnce(Transaction) -> V) -> Response {
     let is_replay = !decision.is_new;
     let mut response = (status, Json(view(decision.transaction))).into_response();
     if is_replay {
@@ -291,133 +280,6 @@ async fn credit_spend(
 ) -> Result<Response, Problem> {
     let decision = super::spend(&cx, &by, &body, key.0.as_deref()).await?;
     Ok(decided(StatusCode::CREATED, decision, |of| TransactionView::seen_by(&by, of)))
-}
-
-#[derive(Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct HoldBody {
-    pub store_id: StoreId,
-    /// Whole credits, 1 to 1,000,000,000,000; or a service and its quantity.
-    #[schema(example = 100, minimum = 1)]
-    pub amount: Option<i64>,
-    /// One of `GET /api/credits/prices`, instead of an amount.
-    // Left out of what is hashed when it is left out: keys of before are still answered.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub service: Option<String>,
-    /// How many units of the service.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1)]
-    pub quantity: Option<i64>,
-    pub description: Option<String>,
-    /// When they are given back by themselves: 1 to 2,592,000 (30 days); 3,600 when left out.
-    #[schema(example = 3600)]
-    pub expires_in_seconds: Option<i64>,
-}
-
-/// Reserve credits
-///
-/// They count as spent against balance and budgets until the hold is captured, voided, or expires. The answer's `holdId` names
-/// it.
-#[utoipa::path(post, path = "/api/credits/holds", tag = "credits", operation_id = "credit_hold_create", security(("bearer" = [])),
-    params(("Idempotency-Key" = String, Header)), request_body = HoldBody,
-    responses((status = 201, body = TransactionView), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
-        (status = 402, body = ProblemBody), (status = 403, body = ProblemBody), (status = 422, body = ProblemBody)))]
-async fn credit_hold_create(
-    by: Principal,
-    State(cx): State<Cx>,
-    key: IdempotencyKey,
-    Json(body): Json<HoldBody>,
-) -> Result<Response, Problem> {
-    let decision = super::hold(&cx, &by, &body, key.0.as_deref()).await?;
-    Ok(decided(StatusCode::CREATED, decision, |of| TransactionView::seen_by(&by, of)))
-}
-
-/// Credits that are, or were, reserved.
-#[derive(Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct HoldView {
-    id: CreditHoldId,
-    store_id: Option<StoreId>,
-    amount: i64,
-    captured: i64,
-    state: HoldState,
-    service: Option<String>,
-    description: Option<String>,
-    expires_at: DateTime<Utc>,
-    created_at: DateTime<Utc>,
-}
-
-impl From<Hold> for HoldView {
-    fn from(of: Hold) -> Self {
-        let Hold {
-            id,
-            organization_id: _,
-            store_id,
-            amount,
-            captured,
-            state,
-            service,
-            description,
-            expires_at,
-            created_at,
-        } = of;
-        Self { id, store_id, amount, captured, state, service, description, expires_at, created_at }
-    }
-}
-
-/// One hold
-#[utoipa::path(get, path = "/api/credits/holds/{hold}", tag = "credits", operation_id = "credit_hold_get", security(("bearer" = [])),
-    params(("hold" = CreditHoldId, Path)),
-    responses((status = 200, body = HoldView), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody)))]
-async fn credit_hold_get(
-    by: Principal,
-    State(cx): State<Cx>,
-    Path(hold): Path<CreditHoldId>,
-) -> Result<Json<HoldView>, Problem> {
-    Ok(Json(super::hold_find(&cx, &by, hold).await?.into()))
-}
-
-#[derive(Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct CaptureBody {
-    /// At most what was held; the rest is given back.
-    #[schema(example = 80, minimum = 1)]
-    amount: i64,
-}
-
-/// Capture a hold
-///
-/// Spends so much of it and gives the rest back. A hold is ended once.
-#[utoipa::path(post, path = "/api/credits/holds/{hold}/capture", tag = "credits", operation_id = "credit_hold_capture", security(("bearer" = [])),
-    params(("hold" = CreditHoldId, Path), ("Idempotency-Key" = String, Header)), request_body = CaptureBody,
-    responses((status = 200, body = TransactionView), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
-        (status = 404, body = ProblemBody), (status = 409, body = ProblemBody), (status = 422, body = ProblemBody)))]
-async fn credit_hold_capture(
-    by: Principal,
-    State(cx): State<Cx>,
-    Path(hold): Path<CreditHoldId>,
-    key: IdempotencyKey,
-    Json(body): Json<CaptureBody>,
-) -> Result<Response, Problem> {
-    let decision = super::hold_end(&cx, &by, hold, HoldEnd::Capture(body.amount), key.0.as_deref()).await?;
-    Ok(decided(StatusCode::OK, decision, |of| TransactionView::seen_by(&by, of)))
-}
-
-/// Void a hold
-///
-/// Gives all of it back. A hold is ended once.
-#[utoipa::path(post, path = "/api/credits/holds/{hold}/void", tag = "credits", operation_id = "credit_hold_void", security(("bearer" = [])),
-    params(("hold" = CreditHoldId, Path), ("Idempotency-Key" = String, Header)),
-    responses((status = 200, body = TransactionView), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
-        (status = 404, body = ProblemBody), (status = 409, body = ProblemBody)))]
-async fn credit_hold_void(
-    by: Principal,
-    State(cx): State<Cx>,
-    Path(hold): Path<CreditHoldId>,
-    key: IdempotencyKey,
-) -> Result<Response, Problem> {
-    let decision = super::hold_end(&cx, &by, hold, HoldEnd::Void, key.0.as_deref()).await?;
-    Ok(decided(StatusCode::OK, decision, |of| TransactionView::seen_by(&by, of)))
 }
 
 #[derive(Deserialize, ToSchema)]
