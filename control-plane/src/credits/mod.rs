@@ -176,17 +176,9 @@ impl Decision {
         match (self.transaction.status, self.transaction.reason.as_deref()) {
             (TransactionStatus::Accepted, _) => Ok(self),
             (TransactionStatus::Rejected, reason) => {
-                let is_replay = !self.is_new;
-                let (required, available) = (self.transaction.amount, self.transaction.available_after);
-                Err(match reason.unwrap_or_default() {
-                    "insufficient-credits" => {
-                        CreditError::Insufficient { required, available: Some(available), is_replay }
-                    }
-                    "store-budget-exceeded" => CreditError::BudgetExceeded { of: "store", required, is_replay },
-                    "member-budget-exceeded" => CreditError::BudgetExceeded { of: "member", required, is_replay },
-                    "capture-exceeds-hold" => CreditError::CaptureExceedsHold,
-                    other => CreditError::HoldNotOpen { state: other.trim_start_matches("hold-").to_owned() },
-                })
+                let Transaction { amount, available_after, .. } = self.transaction;
+                let refused = CreditError::refused(reason.unwrap_or_default(), amount, available_after);
+                Err(if self.is_new { refused } else { CreditError::Replayed(Box::new(refused)) })
             }
         }
     }
@@ -233,9 +225,9 @@ pub struct NewLot {
 #[derive(Debug, thiserror::Error)]
 pub enum CreditError {
     #[error("{required} credits are needed, and there are fewer")]
-    Insufficient { required: i64, available: Option<i64>, is_replay: bool },
+    Insufficient { required: i64, available: Option<i64> },
     #[error("the monthly budget of the {of} does not allow {required} more")]
-    BudgetExceeded { of: &'static str, required: i64, is_replay: bool },
+    BudgetExceeded { of: &'static str, required: i64 },
     #[error("the hold is {state}")]
     HoldNotOpen { state: String },
     #[error("more is captured than was held")]
@@ -250,6 +242,9 @@ pub enum CreditError {
     OrganizationAmbiguous,
     #[error("only owners and admins of the organization may do this")]
     NotManager,
+    /// The ledger refused it when it was asked the first time; asked again, it says the same.
+    #[error("refused before: {0}")]
+    Replayed(Box<Self>),
     #[error("the Idempotency-Key was used for another request")]
     KeyReused,
     #[error("an Idempotency-Key is needed")]
@@ -269,12 +264,24 @@ pub enum CreditError {
 }
 
 impl CreditError {
+    /// What the ledger's reason for refusing a request means.
+    fn refused(reason: &str, required: i64, available: i64) -> Self {
+        match reason {
+            "insufficient-credits" => Self::Insufficient { required, available: Some(available) },
+            "store-budget-exceeded" => Self::BudgetExceeded { of: "store", required },
+            "member-budget-exceeded" => Self::BudgetExceeded { of: "member", required },
+            "capture-exceeds-hold" => Self::CaptureExceedsHold,
+            other => Self::HoldNotOpen { state: other.trim_start_matches("hold-").to_owned() },
+        }
+    }
+
     /// As far as somebody may know it: who has a token for one store is not told what the organization has.
     fn told_to(self, by: &Principal) -> Self {
         match self {
-            Self::Insufficient { required, is_replay, .. } if by.token_store.is_some() => {
-                Self::Insufficient { required, available: None, is_replay }
+            Self::Insufficient { required, .. } if by.token_store.is_some() => {
+                Self::Insufficient { required, available: None }
             }
+            Self::Replayed(refused) => Self::Replayed(Box::new(refused.told_to(by))),
             other => other,
         }
     }
@@ -533,41 +540,43 @@ pub async fn transactions(
 impl From<CreditError> for Problem {
     fn from(error: CreditError) -> Self {
         use StatusCode as S;
-        let replayed = |problem: Self, is_replay: bool| {
-            if is_replay { problem.header("idempotent-replayed", "true") } else { problem }
-        };
         match error {
-            CreditError::Insufficient { required, available, is_replay } => {
+            CreditError::Insufficient { required, available } => {
                 let problem = Self::new(S::PAYMENT_REQUIRED, "insufficient-credits", "There are not enough credits")
                     .member("required", required);
-                let problem = match available {
+                match available {
                     Some(available) => problem
-                        .detail(format!("{required} are needed, {available} are available. Buy more, then use a new key."))
+                        .detail(format!(
+                            "{required} are needed, {available} are available. Buy more, then use a new key."
+                        ))
                         .member("available", available)
                         .member("purchaseUrl", "/api/credits/packs"),
-                    None => problem.detail(format!("{required} are needed. Ask the organization that the store belongs to.")),
-                };
-                replayed(problem, is_replay)
+                    None => problem
+                        .detail(format!("{required} are needed. Ask the organization that the store belongs to.")),
+                }
             }
-            CreditError::BudgetExceeded { of, required, is_replay } => replayed(
-                Self::new(S::FORBIDDEN, "budget-exceeded", "The monthly budget does not allow this")
-                    .detail(format!("The budget of the {of} has less than {required} left this month. An owner or admin can raise it."))
-                    .member("budget", of)
-                    .member("required", required),
-                is_replay,
-            ),
-            CreditError::HoldNotOpen { state } => {
-                Self::new(S::CONFLICT, "hold-not-open", "The hold has ended").detail(format!("It is {state}.")).member("state", state)
-            }
+            CreditError::BudgetExceeded { of, required } => Self::new(
+                S::FORBIDDEN,
+                "budget-exceeded",
+                "The monthly budget does not allow this",
+            )
+            .detail(format!(
+                "The budget of the {of} has less than {required} left this month. An owner or admin can raise it."
+            ))
+            .member("budget", of)
+            .member("required", required),
+            CreditError::HoldNotOpen { state } => Self::new(S::CONFLICT, "hold-not-open", "The hold has ended")
+                .detail(format!("It is {state}."))
+                .member("state", state),
             CreditError::CaptureExceedsHold => Self::invalid().field("/amount", "range", "is more than was held"),
             CreditError::HoldNotFound | CreditError::OrganizationNotFound => Self::not_found(),
             CreditError::StoreNotFound => Self::not_found().detail("No store of yours has this id."),
-            CreditError::OrganizationAmbiguous => crate::http::errors::invalid_query(
-                "organizationId",
-                "say which of your organizations is meant",
-            ),
+            CreditError::OrganizationAmbiguous => {
+                crate::http::errors::invalid_query("organizationId", "say which of your organizations is meant")
+            }
             CreditError::NotManager => Self::new(S::FORBIDDEN, "forbidden", "Your role does not allow this")
                 .detail("Ask an owner or admin of the organization."),
+            CreditError::Replayed(refused) => Self::from(*refused).header(idempotency::REPLAYED, "true"),
             CreditError::KeyReused => idempotency::reused(),
             CreditError::KeyMissing => {
                 Self::new(S::BAD_REQUEST, "idempotency-key-required", "An Idempotency-Key is needed").field(

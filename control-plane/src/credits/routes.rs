@@ -1,7 +1,7 @@
 //! HTTP of credits.
 
 use axum::extract::State;
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use chrono::{DateTime, Utc};
 use kernel::{CreditHoldId, CreditLotId, CreditTransactionId, OrganizationId, StoreId, UserId};
@@ -21,11 +21,9 @@ use super::{
 use crate::audit::Actor;
 use crate::cx::{Cx, OpsCx};
 use crate::http::auth::{Ops, Person};
-use crate::idempotency::IdempotencyKey;
+use crate::idempotency::{self, IdempotencyKey};
 use crate::identity::Principal;
 use crate::ops::routes::{Page, PageMeta};
-
-const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 pub fn router() -> OpenApiRouter<Cx> {
     budgets::routes::router()
@@ -258,7 +256,7 @@ pub fn decided<V: Serialize>(status: StatusCode, decision: Decision, view: impl 
     let is_replay = !decision.is_new;
     let mut response = (status, Json(view(decision.transaction))).into_response();
     if is_replay {
-        response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+        response.headers_mut().insert(idempotency::REPLAYED, HeaderValue::from_static("true"));
     }
     response
 }
