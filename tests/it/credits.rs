@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Executor as _};
 use tokio::task::JoinSet;
 
+use crate::described;
 use crate::provisioning::store_id;
 use crate::scenes::{join, text};
 
@@ -102,6 +103,55 @@ async fn a_key_is_decided_once_and_its_decision_repeated_for_ever() {
     assert_eq!(again.header("idempotent-replayed"), "true");
     agency.keyed("three").post("/api/credits/spend", agency.body(71)).await.expect_status(201);
     assert_eq!(agency.amounts().await, [999, 0, 0]);
+    agency.expect_proven().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_the_organizations_and_every_decision_that_is_repeated_says_so() {
+    let agency = Agency::with(100).await;
+    let sam = agency.app.owner("sam").await;
+    join(&agency.app, &agency.owner, &sam, "staff").await;
+    let sams = |key: &str| sam.api.with("idempotency-key", key);
+    let first = agency.keyed("one").post("/api/credits/spend", agency.body(30)).await;
+    let again = sams("one").post("/api/credits/spend", agency.body(30)).await;
+    assert_eq!((again.expect_status(201), again.header("idempotent-replayed")), (first.json(), "true"));
+    described::check_replay("credit_spend", &again);
+    sams("one").post("/api/credits/spend", agency.body(31)).await.expect_problem(422, "idempotency-key-reused");
+
+    let hold = format!("/api/credits/holds/{}", agency.hold("held", 40).await);
+    let capture = format!("{hold}/capture");
+    let ends = [
+        (capture.as_str(), "credit_hold_capture", json!({ "amount": 41 }), 422),
+        (capture.as_str(), "credit_hold_capture", json!({ "amount": 40 }), 200),
+        (&format!("{hold}/void"), "credit_hold_void", Value::Null, 409),
+        ("/api/credits/holds", "credit_hold_create", agency.body(31), 402),
+        ("/api/credits/spend", "credit_spend", agency.body(31), 402),
+    ];
+    for (number, (path, operation, body, status)) in ends.into_iter().enumerate() {
+        let key = format!("end-{number}");
+        let decided = agency.keyed(&key).post(path, body.clone()).await;
+        assert_eq!(
+            (decided.status.as_u16(), decided.header("idempotent-replayed")),
+            (status, ""),
+            "{}",
+            decided.text()
+        );
+        let repeated = sams(&key).post(path, body).await;
+        assert_eq!((repeated.status, repeated.header("idempotent-replayed")), (decided.status, "true"));
+        assert_eq!(repeated.json()["detail"], decided.json()["detail"]);
+        described::check_replay(operation, &repeated);
+    }
+    assert_eq!(agency.amounts().await, [30, 0, 0]);
+
+    // Whoever reads the description finds what a key is wherever one is asked for.
+    let document = agency.app.api().get("/openapi.json").await.expect_status(200);
+    assert!(text(&document["info"]["description"]).contains("**Repeating a request.**"));
+    let operations =
+        document["paths"].as_object().unwrap().values().flat_map(|item| item.as_object().unwrap().values());
+    let parameters = operations.flat_map(|operation| operation["parameters"].as_array().into_iter().flatten());
+    let keys: Vec<&Value> = parameters.filter(|parameter| parameter["name"] == "Idempotency-Key").collect();
+    assert!(keys.len() >= 10, "{keys:?}");
+    assert!(keys.iter().all(|key| text(&key["description"]).contains("Repeating a request")), "{keys:?}");
     agency.expect_proven().await;
 }
 
