@@ -23,6 +23,7 @@ use crate::{catalog, charges, credits, idempotency, identity, ops, provisioning,
     ),
     tags(
         (name = "auth", description = "Register, log in, and who you are"),
+        (name = "organizations", description = "Who belongs to them"),
         (name = "stores", description = "Stores, their databases and products"),
         (name = "credits", description = "What an organization has bought, and where it went"),
         (name = "webhooks", description = "What an organization is told, and where"),
