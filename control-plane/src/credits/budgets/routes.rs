@@ -59,7 +59,8 @@ pub struct BudgetView {
     monthly_amount: i64,
     /// A hard one refuses, a soft one only tells.
     is_hard: bool,
-    /// Percentages that are told when they are reached.
+    /// Percentages that are told when they are reached, as `credits.budget_reached`: each once a month, however often credits of a
+    /// hold come back; once more when `monthlyAmount` is changed.
     alert_percents: Vec<i16>,
     /// Spent or held this month.
     used: i64,
