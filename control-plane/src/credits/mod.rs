@@ -409,8 +409,8 @@ pub async fn spend(
 pub struct Quote {
     pub cost: prices::Cost,
     pub balance: Balance,
-    /// Why it would be refused now; nothing when it would be done.
-    pub refusal: Option<String>,
+    /// How it would be refused now; nothing when it would be done.
+    pub refusal: Option<CreditError>,
 }
 
 /// What a spend would cost and leave, without doing it.
@@ -418,7 +418,7 @@ pub async fn quote(cx: &OpsCx, by: &Principal, store: StoreId, wanted: &prices::
     let store = store_of(cx, by, store).await?;
     let cost = prices::cost(cx, wanted).await?;
     let balance = balance(cx, store.organization_id).await?;
-    let refusal = if cost.amount > balance.available {
+    let reason = if cost.amount > balance.available {
         Some("insufficient-credits".to_owned())
     } else {
         let mut connection = cx.master.acquire().await?;
@@ -426,6 +426,7 @@ pub async fn quote(cx: &OpsCx, by: &Principal, store: StoreId, wanted: &prices::
         budgets::db::budget_refusal(&mut connection, organization, store.id, by.user.id, cost.amount, cx.clock.now())
             .await?
     };
+    let refusal = reason.map(|reason| CreditError::refused(&reason, cost.amount, balance.available));
     Ok(Quote { cost, balance, refusal })
 }
 
@@ -547,10 +548,12 @@ impl From<CreditError> for Problem {
                 match available {
                     Some(available) => problem
                         .detail(format!(
-                            "{required} are needed, {available} are available. Buy more, then use a new key."
+                            "{required} are needed, {available} are available. Buy a pack of `packsUrl` by a POST to `purchaseUrl`, then \
+                             use a new key."
                         ))
                         .member("available", available)
-                        .member("purchaseUrl", "/api/credits/packs"),
+                        .member("packsUrl", "/api/credits/packs")
+                        .member("purchaseUrl", "/api/credits/purchase"),
                     None => problem
                         .detail(format!("{required} are needed. Ask the organization that the store belongs to.")),
                 }

@@ -15,7 +15,7 @@ use super::prices::{self, Price, Wanted};
 use super::statement::{self, StatementForm, StatementFrame, StatementLine};
 use super::verify::Verification;
 use super::{
-    Balance, Decision, GrantTo, Lot, LotKind, NewGrant, Transaction, TransactionFilter, TransactionKind,
+    Balance, CreditError, Decision, GrantTo, Lot, LotKind, NewGrant, Transaction, TransactionFilter, TransactionKind,
     TransactionStatus, budgets, holds,
 };
 use crate::audit::Actor;
@@ -101,7 +101,7 @@ pub struct BalanceView {
 
 impl BalanceView {
     /// Reads what an organization has.
-    pub async fn read(cx: &OpsCx, organization_id: OrganizationId) -> Result<Self, super::CreditError> {
+    pub async fn read(cx: &OpsCx, organization_id: OrganizationId) -> Result<Self, CreditError> {
         let balance = super::balance(cx, organization_id).await?;
         let lots = super::lots(cx, organization_id).await?;
         Ok(Self { organization_id, amounts: balance.into(), lots: lots.into_iter().map(Into::into).collect() })
@@ -134,7 +134,8 @@ pub struct TransactionView {
     pub version: i64,
     pub kind: TransactionKind,
     pub status: TransactionStatus,
-    /// Why it was refused.
+    /// What the ledger refused it for, such as `insufficient-credits`, `store-budget-exceeded`, `member-budget-exceeded`,
+    /// `capture-exceeds-hold`, `hold-expired`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     pub amount: i64,
@@ -236,7 +237,7 @@ pub struct SpendBody {
     pub amount: Option<i64>,
     /// One of `GET /api/credits/prices`, instead of an amount.
     pub service: Option<String>,
-    /// How many units of the service.
+    /// How many of the price's `unit`, in whole ones.
     #[schema(minimum = 1)]
     pub quantity: Option<i64>,
     /// Shown in the list and on the statement.
@@ -268,7 +269,8 @@ pub fn decided<V: Serialize>(status: StatusCode, decision: Decision, view: impl 
 #[utoipa::path(post, path = "/api/credits/spend", tag = "credits", operation_id = "credit_spend", security(("bearer" = [])),
     params(("Idempotency-Key" = String, Header)), request_body = SpendBody,
     responses((status = 201, body = TransactionView), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
-        (status = 402, body = ProblemBody, description = "Not enough credits: `required`, `available` and where to buy"),
+        (status = 402, body = ProblemBody, description = "Not enough credits: `required`, `available`, and where to buy: `packsUrl` lists \
+            packs, a POST to `purchaseUrl` buys one"),
         (status = 403, body = ProblemBody), (status = 422, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn credit_spend(
     by: Principal,
@@ -362,8 +364,12 @@ pub struct QuoteView {
     available: Option<i64>,
     /// What would be available after it; null when it would be refused, and for a token that is good for one store.
     available_after: Option<i64>,
-    /// Why it would be refused now; null when it would be done.
-    refusal: Option<String>,
+    /// The `code` that a spend would be refused with now: `insufficient-credits` or `budget-exceeded`; null when it would be done.
+    #[schema(example = "budget-exceeded")]
+    refusal: Option<&'static str>,
+    /// Whose budget does not allow it, `store` or `member`, as the refusal of a spend says it; null when none is in the way.
+    #[schema(example = "store")]
+    budget: Option<&'static str>,
 }
 
 /// Quote an action
@@ -381,7 +387,12 @@ async fn credit_quote(
     let amount = quote.cost.amount;
     let available = by.token_store.is_none().then_some(quote.balance.available);
     let available_after = available.filter(|_| quote.refusal.is_none()).map(|available| available - amount);
-    Ok(Json(QuoteView { amount, price: quote.cost.price, available, available_after, refusal: quote.refusal }))
+    let budget = match quote.refusal {
+        Some(CreditError::BudgetExceeded { of, .. }) => Some(of),
+        _ => None,
+    };
+    let refusal = quote.refusal.map(|refusal| Problem::from(refusal).code());
+    Ok(Json(QuoteView { amount, price: quote.cost.price, available, available_after, refusal, budget }))
 }
 
 /// Prices
@@ -470,5 +481,5 @@ async fn credit_statement(
 /// The organization that somebody manages: owners and admins.
 pub async fn managed(cx: &Cx, by: &Principal, wanted: Option<OrganizationId>) -> Result<OrganizationId, Problem> {
     let (organization, role) = super::organization_of(cx, by.user.id, wanted).await?;
-    if role.is_manager() { Ok(organization) } else { Err(super::CreditError::NotManager.into()) }
+    if role.is_manager() { Ok(organization) } else { Err(CreditError::NotManager.into()) }
 }
