@@ -311,6 +311,14 @@ pub fn check_amount(amount: i64, pointer: &'static str) -> Result<i64, CreditErr
     }
 }
 
+/// How many a page of a list holds.
+fn check_limit(limit: Option<u8>) -> Result<u8, CreditError> {
+    match limit.unwrap_or(DEFAULT_LIMIT) {
+        limit @ 1..=MAX_LIMIT => Ok(limit),
+        _ => Err(CreditError::Query { name: "limit", detail: format!("must be 1 to {MAX_LIMIT}") }),
+    }
+}
+
 /// The name that a service or a pack has for programs.
 fn check_code(code: &str, pointer: &'static str) -> Result<String, CreditError> {
     let is_code = (2..=63).contains(&code.len())
@@ -527,9 +535,7 @@ pub async fn transactions(
     let scope = format!("{filter:?}");
     let cursors = Cursor::of(&["credit transactions", &organization.to_string(), &scope]);
     let before: Option<i64> = cursor.map(|text| cursors.decode(text)).transpose().map_err(|_| CreditError::Cursor)?;
-    let limit @ 1..=MAX_LIMIT = limit.unwrap_or(DEFAULT_LIMIT) else {
-        return Err(CreditError::Query { name: "limit", detail: format!("must be 1 to {MAX_LIMIT}") });
-    };
+    let limit = check_limit(limit)?;
     let mut connection = cx.master.acquire().await?;
     let mut found = db::transactions(&mut connection, organization, filter, before, i64::from(limit) + 1).await?;
     let has_more = found.len() > usize::from(limit);

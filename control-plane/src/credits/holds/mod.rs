@@ -1,15 +1,18 @@
 //! Credits that are reserved for a spend that is to come: captured, voided, or given back when their time is over.
+//!
+//! From that moment on a hold has expired, for whoever reads it and for whoever would end it. Its credits come back when that is
+//! booked, some seconds later.
 
 pub mod db;
 pub mod routes;
 
 use chrono::{DateTime, Utc};
-use kernel::{CreditHoldId, CreditTransactionId, OrganizationId, StoreId};
-use serde::Serialize;
+use kernel::{CreditHoldId, CreditTransactionId, Cursor, OrganizationId, StoreId};
+use serde::{Deserialize, Serialize};
 
 use super::{
-    CreditError, Decision, TransactionKind, check_amount, check_line, db as ledger, invalid, prices, request_hash,
-    store_of, user_key,
+    CreditError, Decision, TransactionKind, check_amount, check_limit, check_line, db as ledger, invalid, prices,
+    request_hash, store_of, user_key,
 };
 use crate::cx::OpsCx;
 use crate::identity::Principal;
@@ -19,14 +22,26 @@ pub const MAX_HOLD_S: i64 = 30 * 24 * 3600;
 const DEFAULT_HOLD_S: i64 = 3600;
 
 /// How a hold stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, sqlx::Type, utoipa::ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, utoipa::ToSchema)]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub enum HoldState {
     Open,
     Captured,
     Voided,
+    /// Its time is over. Its credits are available again some seconds later at most.
     Expired,
+}
+
+impl HoldState {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Captured => "captured",
+            Self::Voided => "voided",
+            Self::Expired => "expired",
+        }
+    }
 }
 
 /// Credits that are reserved.
@@ -82,7 +97,7 @@ pub async fn create(
 /// A hold that somebody is let at.
 pub async fn find(cx: &OpsCx, by: &Principal, id: CreditHoldId) -> Result<Hold, CreditError> {
     let mut connection = cx.master.acquire().await?;
-    let hold = db::hold_find(&mut connection, id).await?.ok_or(CreditError::HoldNotFound)?;
+    let hold = db::hold_find(&mut connection, id, cx.clock.now()).await?.ok_or(CreditError::HoldNotFound)?;
     drop(connection);
     let store = hold.store_id.ok_or(CreditError::HoldNotFound)?;
     match store_of(cx, by, store).await {
@@ -90,6 +105,33 @@ pub async fn find(cx: &OpsCx, by: &Principal, id: CreditHoldId) -> Result<Hold, 
         Err(CreditError::StoreNotFound) => Err(CreditError::HoldNotFound),
         Err(error) => Err(error),
     }
+}
+
+/// Which holds a list shows.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HoldFilter {
+    pub store: Option<StoreId>,
+    pub state: Option<HoldState>,
+}
+
+/// A page of an organization's holds, newest first, and the cursor of the next.
+pub async fn list(
+    cx: &OpsCx,
+    organization: OrganizationId,
+    filter: &HoldFilter,
+    cursor: Option<&str>,
+    limit: Option<u8>,
+) -> Result<(Vec<Hold>, Option<String>), CreditError> {
+    let cursors = Cursor::of(&["credit holds", &organization.to_string(), &format!("{filter:?}")]);
+    let before = cursor.map(|text| cursors.decode(text)).transpose().map_err(|_| CreditError::Cursor)?;
+    let limit = check_limit(limit)?;
+    let mut connection = cx.master.acquire().await?;
+    let now = cx.clock.now();
+    let mut found = db::holds(&mut connection, organization, filter, before, i64::from(limit) + 1, now).await?;
+    let has_more = found.len() > usize::from(limit);
+    found.truncate(usize::from(limit));
+    let next = found.last().filter(|_| has_more).map(|last| cursors.encode(&last.id));
+    Ok((found, next))
 }
 
 /// How a hold is ended.

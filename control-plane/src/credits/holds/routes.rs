@@ -4,23 +4,26 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use chrono::{DateTime, Utc};
-use kernel::{CreditHoldId, StoreId};
-use problem::{Json, Path, Problem, ProblemBody};
+use kernel::{CreditHoldId, OrganizationId, StoreId};
+use problem::{Json, Path, Problem, ProblemBody, Query};
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{Hold, HoldEnd, HoldState};
+use super::{Hold, HoldEnd, HoldFilter, HoldState};
+use crate::credits::organization_of;
 use crate::credits::prices::Wanted;
 use crate::credits::routes::{TransactionView, decided};
 use crate::cx::Cx;
+use crate::http::auth::Person;
 use crate::idempotency::IdempotencyKey;
 use crate::identity::Principal;
+use crate::ops::routes::{Page, PageMeta};
 
 pub fn router() -> OpenApiRouter<Cx> {
     OpenApiRouter::new()
-        .routes(routes!(credit_hold_create))
+        .routes(routes!(credit_hold_list, credit_hold_create))
         .routes(routes!(credit_hold_get))
         .routes(routes!(credit_hold_capture))
         .routes(routes!(credit_hold_void))
@@ -37,7 +40,7 @@ pub struct HoldBody {
     // Left out of what is hashed when it is left out: keys of before are still answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
-    /// How many units of the service.
+    /// How many of the price's `unit`, in whole ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1)]
     pub quantity: Option<i64>,
@@ -103,6 +106,35 @@ impl From<Hold> for HoldView {
         } = of;
         Self { id, store_id, amount, captured, state, service, description, expires_at, created_at }
     }
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct HoldListQuery {
+    /// May be left out by somebody with one organization.
+    organization_id: Option<OrganizationId>,
+    store_id: Option<StoreId>,
+    state: Option<HoldState>,
+    /// 1 to 100; 25 when left out.
+    limit: Option<u8>,
+    /// `meta.nextCursor` of the page before.
+    cursor: Option<String>,
+}
+
+/// Holds, newest first
+#[utoipa::path(get, path = "/api/credits/holds", tag = "credits", operation_id = "credit_hold_list", security(("bearer" = [])), params(HoldListQuery),
+    responses((status = 200, body = Page<HoldView>), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
+        (status = 403, body = ProblemBody), (status = 404, body = ProblemBody)))]
+async fn credit_hold_list(
+    Person(by): Person,
+    State(cx): State<Cx>,
+    Query(query): Query<HoldListQuery>,
+) -> Result<Json<Page<HoldView>>, Problem> {
+    let (organization, _) = organization_of(&cx, by.user.id, query.organization_id).await?;
+    let filter = HoldFilter { store: query.store_id, state: query.state };
+    let (found, next_cursor) = super::list(&cx, organization, &filter, query.cursor.as_deref(), query.limit).await?;
+    Ok(Json(Page { data: found.into_iter().map(Into::into).collect(), meta: PageMeta { next_cursor } }))
 }
 
 /// One hold
