@@ -68,6 +68,7 @@ const CASES: &[Case] = &[
     case("auth_login", Who::Anybody, 200),
     case("auth_refresh", Who::Anybody, 200),
     case("auth_me", Who::SignedIn, 200),
+    case("organization_member_list", Who::Manager, 200),
     case("store_list", Who::SignedIn, 200),
     case("store_create", Who::SignedIn, 201),
     case("store_get", Who::Member, 200),
@@ -84,14 +85,17 @@ const CASES: &[Case] = &[
     case("credit_transaction_list", Who::Member, 200),
     case("credit_quote", Who::Member, 200),
     case("credit_price_list", Who::SignedIn, 200),
+    case("credit_charge_price_list", Who::SignedIn, 200),
     case("credit_statement", Who::Member, 200),
     case("credit_allocation", Who::Member, 200),
     case("credit_budget_list", Who::Member, 200),
     case("credit_budget_set", Who::Manager, 200),
     case("credit_budget_remove", Who::Manager, 204),
     case("credit_alerts_set", Who::Manager, 204),
+    case("credit_alerts_get", Who::Member, 200),
     case("credit_spend", Who::Member, 201),
     case("credit_hold_create", Who::Member, 201),
+    case("credit_hold_list", Who::Member, 200),
     case("credit_hold_get", Who::Member, 200),
     case("credit_hold_capture", Who::Member, 200),
     case("credit_hold_void", Who::Member, 200),
@@ -404,6 +408,8 @@ impl Scene {
             | "credit_budget_list"
             | "credit_budget_set"
             | "credit_alerts_set"
+            | "credit_alerts_get"
+            | "credit_hold_list"
             | "credit_payment_method_setup"
             | "credit_payment_method_set"
             | "credit_payment_method_get"
@@ -422,6 +428,7 @@ impl Scene {
                 "?organizationId={}&from=2026-01-01T00:00:00Z&until=2027-01-01T00:00:00Z",
                 self.owner.organization_id()
             )),
+            "organization_member_list" => path = path.replace("{organization}", self.owner.organization_id()),
             "credit_hold_get" | "credit_hold_capture" => path = path.replace("{hold}", &self.holds[0]),
             "credit_hold_void" => path = path.replace("{hold}", &self.holds[1]),
             "credit_usage" => path.push_str(&format!("?storeId={store}")),

@@ -12,6 +12,7 @@ use sqlx::{Connection as _, Executor as _, PgConnection};
 use tokio::task::JoinSet;
 
 use crate::credits::give;
+use crate::described;
 use crate::provisioning::store_id;
 use crate::scenes::{Cart, checkout_body, count, store_path, text, variant_of};
 
@@ -633,4 +634,44 @@ async fn prices_hold_from_a_day_that_has_not_begun() {
     }
     let two = format!("{query}&from={}&until={}", today + Days::new(1), today + Days::new(3));
     assert_eq!(fleet.owner.api.get(&two).await.expect_status(200)["charged"], 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_signed_in_sees_what_stores_are_charged_and_what_is_announced() {
+    let fleet = Fleet::set().await;
+    fleet.price("metric:orders", 2, None).await;
+    fleet.price("metric:requests", 1, Some(1000)).await;
+    let store = fleet.store("tea").await;
+    let login = fleet.owner.login(json!({ "storeId": store["id"] })).await.expect_status(200);
+    let limited = fleet.owner.api.with_token(text(&login["tokens"]["accessToken"]));
+    let stranger = fleet.app.owner("eve").await;
+    let listed = async |api: &Client| {
+        let listed = api.get("/api/credits/charge-prices").await;
+        described::check("credit_charge_price_list", &listed);
+        listed.expect_status(200)["data"].clone()
+    };
+    let price = |service: &str, unit: &str, credits: i64, per: i64, from: NaiveDate| json!({ "service": service, "unit": unit, "credits": credits, "per": per, "validFrom": from });
+    let tomorrow = fleet.today() + Days::new(1);
+    let day = price("store-day", "day", 10, 1, tomorrow);
+    let counted = |from| {
+        [
+            price("metric:orders", "placed order", 2, 1, from),
+            price("metric:requests", "answered request", 1, 1000, from),
+        ]
+    };
+    let [orders, requests] = counted(tomorrow);
+    for api in [&fleet.owner.api, &stranger.api, &limited] {
+        assert_eq!(listed(api).await, json!([orders, requests, day]));
+    }
+
+    // What held before is over, and what costs nothing any more is gone.
+    fleet.pass_days(1);
+    fleet.price("metric:requests", 0, None).await;
+    fleet.price(charges::STORE_DAY, 12, None).await;
+    let next = fleet.today() + Days::new(1);
+    let (end, dearer) =
+        (price("metric:requests", "answered request", 0, 1, next), price("store-day", "day", 12, 1, next));
+    assert_eq!(listed(&stranger.api).await, json!([orders, requests, end, day, dearer]));
+    fleet.pass_days(1);
+    assert_eq!(listed(&stranger.api).await, json!([orders, dearer]));
 }

@@ -11,7 +11,7 @@ use tenant_schema::credit_copy::{self, CreditCopy, CreditState};
 
 use crate::credits::give;
 use crate::provisioning::store_id;
-use crate::scenes::text;
+use crate::scenes::{text, to_second_of_month};
 
 const VISITS: &[&str] = &["--store-visit-poll-ms", "50"];
 /// Tokens that outlive the days that these tests let pass.
@@ -34,11 +34,7 @@ impl Agency {
     async fn new() -> Self {
         let arguments = VISITS.iter().chain(LONG).map(|&text| text.to_owned()).collect();
         let app = TestApp::start_with(TestAppOptions { arguments, without_server: false }).await;
-        // Early on the second day of a month, so that a test that takes some minutes ends in the same day and month.
-        let now = app.clock.now();
-        let next = if now.month() == 12 { (now.year() + 1, 1) } else { (now.year(), now.month() + 1) };
-        let morning = NaiveDate::from_ymd_opt(next.0, next.1, 2).unwrap().and_hms_opt(3, 0, 0).unwrap().and_utc();
-        app.clock.advance(morning - now);
+        to_second_of_month(&app);
         let owner = app.owner("ada").await;
         Self { app, owner }
     }
@@ -258,7 +254,7 @@ async fn what_is_written_into_the_copy_decides_nothing_and_does_not_stay() {
         let key = format!("over-{number}");
         agency.keyed(&key).post("/api/credits/spend", body.clone()).await.expect_problem(403, "budget-exceeded");
         let quote = agency.owner.api.post("/api/credits/quote", body).await.expect_status(200);
-        assert_eq!(quote["refusal"], "store-budget-exceeded");
+        assert_eq!(quote["refusal"], "budget-exceeded");
         agency.spend(&tea, 1, &format!("within-{number}")).await;
         left -= 1;
         tea.expect("open", Some(left)).await;

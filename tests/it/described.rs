@@ -32,8 +32,8 @@ fn whatever_the_description_refers_to_is_in_it() {
     assert_eq!(lost, Vec::<&str>::new());
 }
 
-/// Fails unless the answer is one that the description has for this operation, in every member and every word of an enum.
-pub(crate) fn check(operation_id: &str, answer: &Response) {
+/// What the description has of such an answer.
+fn description_of(operation_id: &str, answer: &Response) -> &'static Value {
     let operations =
         document()["paths"].as_object().unwrap().values().flat_map(|item| item.as_object().unwrap().values());
     let operation = operations.into_iter().find(|operation| operation["operationId"] == operation_id);
@@ -41,6 +41,20 @@ pub(crate) fn check(operation_id: &str, answer: &Response) {
     let status = answer.status.as_u16().to_string();
     let described = &operation["responses"][&status];
     assert!(described.is_object(), "{operation_id} answers {status}, which is not described");
+    described
+}
+
+/// Fails unless the description says of such an answer that it may be a repeated one, and this one says that it is.
+pub(crate) fn check_replay(operation_id: &str, answer: &Response) {
+    let header = &description_of(operation_id, answer)["headers"]["idempotent-replayed"];
+    assert!(header.is_object(), "{operation_id} does not describe the header of a repeated {}", answer.status);
+    assert_eq!(answer.header("idempotent-replayed"), "true", "{operation_id}");
+}
+
+/// Fails unless the answer is one that the description has for this operation, in every member and every word of an enum.
+pub(crate) fn check(operation_id: &str, answer: &Response) {
+    let described = description_of(operation_id, answer);
+    let status = answer.status;
     let essence = answer.header("content-type").split(';').next().unwrap_or_default();
     let schema = match essence {
         "application/json" => &described["content"]["application/json"]["schema"],

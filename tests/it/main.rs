@@ -18,6 +18,7 @@ mod hosts;
 mod identity;
 mod imports;
 mod ledger;
+mod limits;
 mod localstripe;
 mod localstripe_flow;
 mod main_path;

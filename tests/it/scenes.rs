@@ -4,9 +4,10 @@
 
 use std::net::SocketAddr;
 
+use chrono::{Datelike as _, NaiveDate};
 use http::HeaderMap;
 use integration_tests::{Client, Owner, Response, TestApp, within};
-use kernel::{OrganizationId, UserId};
+use kernel::{Clock as _, OrganizationId, UserId};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -24,6 +25,14 @@ pub(crate) async fn join(app: &TestApp, owner: &Owner, person: &Owner, role: &st
     .execute(&mut app.master().await)
     .await
     .unwrap();
+}
+
+/// Early on the second day of a month, so that a test that takes some minutes ends in the same day and month.
+pub(crate) fn to_second_of_month(app: &TestApp) {
+    let now = app.clock.now();
+    let next = if now.month() == 12 { (now.year() + 1, 1) } else { (now.year(), now.month() + 1) };
+    let morning = NaiveDate::from_ymd_opt(next.0, next.1, 2).unwrap().and_hms_opt(3, 0, 0).unwrap().and_utc();
+    app.clock.advance(morning - now);
 }
 
 /// The path of a store in the API.

@@ -453,3 +453,20 @@ pub async fn prices(conn: &mut PgConnection) -> Result<Vec<Price>, sqlx::Error> 
     .fetch_all(conn)
     .await
 }
+
+/// The price of each service that holds on a day, and those that are to come.
+pub async fn prices_from(conn: &mut PgConnection, day: NaiveDate) -> Result<Vec<Price>, sqlx::Error> {
+    sqlx::query_as!(
+        Price,
+        "select service, valid_from, amount, per from charge_prices p
+         where valid_from > $1
+            or (amount > 0 and valid_from = (
+                select max(c.valid_from) from charge_prices c where c.service = p.service and c.valid_from <= $1
+            ))
+         order by service, valid_from
+         limit 1000",
+        day,
+    )
+    .fetch_all(conn)
+    .await
+}

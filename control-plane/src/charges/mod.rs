@@ -32,6 +32,8 @@ use crate::{stores, webhooks};
 
 /// The service that a day of an active store is.
 pub const STORE_DAY: &str = "store-day";
+/// What the service of something that is counted begins with; its name follows.
+const METRIC: &str = "metric:";
 /// Counted: requests to the store's hostname that it answered, with anything but an error of ours.
 pub const REQUESTS: &str = "requests";
 /// Counted: orders that were placed, also those that were cancelled later.
@@ -111,6 +113,18 @@ pub struct Price {
     pub valid_from: NaiveDate,
     pub amount: i64,
     pub per: i64,
+}
+
+impl Price {
+    /// What one of it is.
+    pub fn unit(&self) -> &str {
+        match self.service.strip_prefix(METRIC) {
+            Some(REQUESTS) => "answered request",
+            Some(ORDERS) => "placed order",
+            Some(metric) => metric,
+            None => "day",
+        }
+    }
 }
 
 /// Why an operation on charges was refused.
@@ -390,7 +404,7 @@ fn check_metric(name: &str) -> Option<&str> {
 
 /// What a charge can be for.
 fn check_service(service: &str) -> Result<(), ChargeError> {
-    if service == STORE_DAY || service.strip_prefix("metric:").and_then(check_metric).is_some() {
+    if service == STORE_DAY || service.strip_prefix(METRIC).and_then(check_metric).is_some() {
         return Ok(());
     }
     Err(invalid("/service", "unknown", "must be store-day, or metric: and the name of what is counted"))
@@ -431,6 +445,11 @@ pub async fn price_set(cx: &OpsCx, actor: Actor, new: &NewPrice) -> Result<Price
     audit::record(&mut tx, now, actor, "charge_price_set", Subject::default(), data).await?;
     tx.commit().await?;
     Ok(price)
+}
+
+/// What is charged for today, and what is announced.
+pub async fn prices(cx: &OpsCx) -> Result<Vec<Price>, ChargeError> {
+    Ok(db::prices_from(&mut *cx.master.acquire().await?, cx.clock.now().date_naive()).await?)
 }
 
 /// Every price that was ever set.

@@ -22,6 +22,7 @@ use crate::ops::routes::Page;
 pub fn router() -> OpenApiRouter<Cx> {
     OpenApiRouter::new()
         .routes(routes!(credit_usage))
+        .routes(routes!(credit_charge_price_list))
         .routes(routes!(ops_charge_price_list, ops_charge_price_set))
         .routes(routes!(ops_charges_waive))
 }
@@ -133,6 +134,47 @@ async fn credit_usage(
     Query(query): Query<UsageQuery>,
 ) -> Result<Json<UsageView>, Problem> {
     Ok(Json(super::usage(&cx, &by, query.store_id, query.from, query.until).await?.into()))
+}
+
+/// What a store is charged by itself, from a day on.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ChargePriceView {
+    /// `store-day`, a day (UTC) that a store is active in, if for a moment; or `metric:` and the name of what is counted of a store
+    /// on a day, as `counts` of `GET /api/credits/usage` has it.
+    #[schema(example = "metric:orders")]
+    service: String,
+    /// What is counted.
+    #[schema(example = "placed order")]
+    unit: String,
+    /// So many credits ...
+    credits: i64,
+    /// ... for every so many units of a store and day, begun ones in full.
+    per: i64,
+    /// The first day (UTC) that is charged so.
+    valid_from: NaiveDate,
+}
+
+impl From<Price> for ChargePriceView {
+    fn from(of: Price) -> Self {
+        let unit = of.unit().to_owned();
+        let Price { service, valid_from, amount, per } = of;
+        Self { service, unit, credits: amount, per, valid_from }
+    }
+}
+
+/// What stores are charged by themselves
+///
+/// Today, and from a later day on where it is announced; what is not here costs nothing. An active day is charged when it
+/// begins, what is counted of a day when the day is over.
+#[utoipa::path(get, path = "/api/credits/charge-prices", tag = "credits", operation_id = "credit_charge_price_list", security(("bearer" = [])),
+    responses((status = 200, body = Page<ChargePriceView>), (status = 401, body = ProblemBody)))]
+async fn credit_charge_price_list(
+    _by: Principal,
+    State(cx): State<Cx>,
+) -> Result<Json<Page<ChargePriceView>>, Problem> {
+    let prices = super::prices(&cx).await?;
+    Ok(Json(Page::whole(prices.into_iter().map(Into::into).collect())))
 }
 
 /// What a service costs from a day on.

@@ -9,8 +9,7 @@ use uuid::Uuid;
 
 use super::batch::Spend;
 use super::{
-    Balance, Decision, Hold, HoldState, Lot, LotKind, NewLot, Transaction, TransactionFilter, TransactionKind,
-    TransactionStatus,
+    Balance, Decision, Lot, LotKind, NewLot, Transaction, TransactionFilter, TransactionKind, TransactionStatus,
 };
 
 /// A decision as its row says it; named columns of a transaction, and whether it was made by this statement.
@@ -540,20 +539,6 @@ pub async fn outbox_insert(
     .execute(conn)
     .await?;
     Ok(())
-}
-
-/// A hold for a spend, not one that a dispute made.
-pub async fn hold_find(conn: &mut PgConnection, id: CreditHoldId) -> Result<Option<Hold>, sqlx::Error> {
-    sqlx::query_as!(
-        Hold,
-        r#"select id as "id: CreditHoldId", organization_id as "organization_id: OrganizationId", store_id as "store_id: StoreId",
-                  amount, captured, state as "state: HoldState", service, description, expires_at, created_at
-           from credit_holds
-           where id = $1 and kind = 'spend'"#,
-        id.as_uuid(),
-    )
-    .fetch_optional(conn)
-    .await
 }
 
 /// Open holds whose time is over, oldest first.

@@ -11,6 +11,7 @@
 pub mod batch;
 pub mod budgets;
 pub mod db;
+pub mod holds;
 pub mod jobs;
 pub mod packs;
 pub mod prices;
@@ -38,9 +39,6 @@ use batch::Spend;
 
 /// The most that one transaction moves: far from where sums overflow.
 pub const MAX_AMOUNT: i64 = 1_000_000_000_000;
-/// The longest that credits may be held, in seconds.
-pub const MAX_HOLD_S: i64 = 30 * 24 * 3600;
-const DEFAULT_HOLD_S: i64 = 3600;
 const DEFAULT_LIMIT: u8 = 25;
 const MAX_LIMIT: u8 = 100;
 
@@ -178,17 +176,9 @@ impl Decision {
         match (self.transaction.status, self.transaction.reason.as_deref()) {
             (TransactionStatus::Accepted, _) => Ok(self),
             (TransactionStatus::Rejected, reason) => {
-                let is_replay = !self.is_new;
-                let (required, available) = (self.transaction.amount, self.transaction.available_after);
-                Err(match reason.unwrap_or_default() {
-                    "insufficient-credits" => {
-                        CreditError::Insufficient { required, available: Some(available), is_replay }
-                    }
-                    "store-budget-exceeded" => CreditError::BudgetExceeded { of: "store", required, is_replay },
-                    "member-budget-exceeded" => CreditError::BudgetExceeded { of: "member", required, is_replay },
-                    "capture-exceeds-hold" => CreditError::CaptureExceedsHold,
-                    other => CreditError::HoldNotOpen { state: other.trim_start_matches("hold-").to_owned() },
-                })
+                let Transaction { amount, available_after, .. } = self.transaction;
+                let refused = CreditError::refused(reason.unwrap_or_default(), amount, available_after);
+                Err(if self.is_new { refused } else { CreditError::Replayed(Box::new(refused)) })
             }
         }
     }
@@ -231,39 +221,13 @@ pub struct NewLot {
     pub unit_cost_minor: i64,
 }
 
-/// How a hold stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, sqlx::Type, utoipa::ToSchema)]
-#[sqlx(type_name = "text", rename_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-pub enum HoldState {
-    Open,
-    Captured,
-    Voided,
-    Expired,
-}
-
-/// Credits that are reserved.
-#[derive(Debug, Clone)]
-pub struct Hold {
-    pub id: CreditHoldId,
-    pub organization_id: OrganizationId,
-    pub store_id: Option<StoreId>,
-    pub amount: i64,
-    pub captured: i64,
-    pub state: HoldState,
-    pub service: Option<String>,
-    pub description: Option<String>,
-    pub expires_at: DateTime<Utc>,
-    pub created_at: DateTime<Utc>,
-}
-
 /// Why a credit operation was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum CreditError {
     #[error("{required} credits are needed, and there are fewer")]
-    Insufficient { required: i64, available: Option<i64>, is_replay: bool },
+    Insufficient { required: i64, available: Option<i64> },
     #[error("the monthly budget of the {of} does not allow {required} more")]
-    BudgetExceeded { of: &'static str, required: i64, is_replay: bool },
+    BudgetExceeded { of: &'static str, required: i64 },
     #[error("the hold is {state}")]
     HoldNotOpen { state: String },
     #[error("more is captured than was held")]
@@ -278,6 +242,9 @@ pub enum CreditError {
     OrganizationAmbiguous,
     #[error("only owners and admins of the organization may do this")]
     NotManager,
+    /// The ledger refused it when it was asked the first time; asked again, it says the same.
+    #[error("refused before: {0}")]
+    Replayed(Box<Self>),
     #[error("the Idempotency-Key was used for another request")]
     KeyReused,
     #[error("an Idempotency-Key is needed")]
@@ -297,12 +264,24 @@ pub enum CreditError {
 }
 
 impl CreditError {
+    /// What the ledger's reason for refusing a request means.
+    fn refused(reason: &str, required: i64, available: i64) -> Self {
+        match reason {
+            "insufficient-credits" => Self::Insufficient { required, available: Some(available) },
+            "store-budget-exceeded" => Self::BudgetExceeded { of: "store", required },
+            "member-budget-exceeded" => Self::BudgetExceeded { of: "member", required },
+            "capture-exceeds-hold" => Self::CaptureExceedsHold,
+            other => Self::HoldNotOpen { state: other.trim_start_matches("hold-").to_owned() },
+        }
+    }
+
     /// As far as somebody may know it: who has a token for one store is not told what the organization has.
     fn told_to(self, by: &Principal) -> Self {
         match self {
-            Self::Insufficient { required, is_replay, .. } if by.token_store.is_some() => {
-                Self::Insufficient { required, available: None, is_replay }
+            Self::Insufficient { required, .. } if by.token_store.is_some() => {
+                Self::Insufficient { required, available: None }
             }
+            Self::Replayed(refused) => Self::Replayed(Box::new(refused.told_to(by))),
             other => other,
         }
     }
@@ -329,6 +308,14 @@ pub fn check_amount(amount: i64, pointer: &'static str) -> Result<i64, CreditErr
         Ok(amount)
     } else {
         Err(invalid(pointer, "range", format!("must be 1 to {MAX_AMOUNT} whole credits")))
+    }
+}
+
+/// How many a page of a list holds.
+fn check_limit(limit: Option<u8>) -> Result<u8, CreditError> {
+    match limit.unwrap_or(DEFAULT_LIMIT) {
+        limit @ 1..=MAX_LIMIT => Ok(limit),
+        _ => Err(CreditError::Query { name: "limit", detail: format!("must be 1 to {MAX_LIMIT}") }),
     }
 }
 
@@ -430,8 +417,8 @@ pub async fn spend(
 pub struct Quote {
     pub cost: prices::Cost,
     pub balance: Balance,
-    /// Why it would be refused now; nothing when it would be done.
-    pub refusal: Option<String>,
+    /// How it would be refused now; nothing when it would be done.
+    pub refusal: Option<CreditError>,
 }
 
 /// What a spend would cost and leave, without doing it.
@@ -439,7 +426,7 @@ pub async fn quote(cx: &OpsCx, by: &Principal, store: StoreId, wanted: &prices::
     let store = store_of(cx, by, store).await?;
     let cost = prices::cost(cx, wanted).await?;
     let balance = balance(cx, store.organization_id).await?;
-    let refusal = if cost.amount > balance.available {
+    let reason = if cost.amount > balance.available {
         Some("insufficient-credits".to_owned())
     } else {
         let mut connection = cx.master.acquire().await?;
@@ -447,93 +434,8 @@ pub async fn quote(cx: &OpsCx, by: &Principal, store: StoreId, wanted: &prices::
         budgets::db::budget_refusal(&mut connection, organization, store.id, by.user.id, cost.amount, cx.clock.now())
             .await?
     };
+    let refusal = reason.map(|reason| CreditError::refused(&reason, cost.amount, balance.available));
     Ok(Quote { cost, balance, refusal })
-}
-
-/// Reserves credits for a spend that is to come, once per key.
-pub async fn hold(
-    cx: &OpsCx,
-    by: &Principal,
-    body: &routes::HoldBody,
-    key: Option<&str>,
-) -> Result<Decision, CreditError> {
-    let key = user_key(key)?;
-    let description = check_line(body.description.as_deref(), "/description", 500)?;
-    let seconds = body.expires_in_seconds.unwrap_or(DEFAULT_HOLD_S);
-    if !(1..=MAX_HOLD_S).contains(&seconds) {
-        return Err(invalid("/expiresInSeconds", "range", format!("must be 1 to {MAX_HOLD_S}")));
-    }
-    let hash = request_hash("credit_hold_create", body)?;
-    let store = store_of(cx, by, body.store_id).await?;
-    let cost = prices::cost(cx, &body.wanted()).await?;
-    let now = cx.clock.now();
-    let new = db::NewHold {
-        id: CreditTransactionId::new(now),
-        key: &key,
-        hash: &hash,
-        store: store.id,
-        actor: by.user.id,
-        amount: cost.amount,
-        service: cost.service(),
-        quantity: cost.quantity,
-        facts: cost.facts(),
-        description: description.as_deref(),
-        expires_at: now + chrono::Duration::seconds(seconds),
-    };
-    let mut connection = cx.master.acquire().await?;
-    let decision = db::hold(&mut connection, store.organization_id, &new, now).await?;
-    decision.answer(&hash).map_err(|error| error.told_to(by))
-}
-
-/// A hold that somebody is let at.
-pub async fn hold_find(cx: &OpsCx, by: &Principal, id: CreditHoldId) -> Result<Hold, CreditError> {
-    let mut connection = cx.master.acquire().await?;
-    let hold = db::hold_find(&mut connection, id).await?.ok_or(CreditError::HoldNotFound)?;
-    drop(connection);
-    let store = hold.store_id.ok_or(CreditError::HoldNotFound)?;
-    match store_of(cx, by, store).await {
-        Ok(_) => Ok(hold),
-        Err(CreditError::StoreNotFound) => Err(CreditError::HoldNotFound),
-        Err(error) => Err(error),
-    }
-}
-
-/// How a hold is ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HoldEnd {
-    /// Takes so much, and gives the rest back.
-    Capture(i64),
-    Void,
-}
-
-/// Ends a hold, once per key; a hold is ended once, whatever the keys.
-pub async fn hold_end(
-    cx: &OpsCx,
-    by: &Principal,
-    id: CreditHoldId,
-    end: HoldEnd,
-    key: Option<&str>,
-) -> Result<Decision, CreditError> {
-    let key = user_key(key)?;
-    let hold = hold_find(cx, by, id).await?;
-    let (operation, ending, taken) = match end {
-        HoldEnd::Capture(amount) => ("credit_hold_capture", TransactionKind::Capture, check_amount(amount, "/amount")?),
-        HoldEnd::Void => ("credit_hold_void", TransactionKind::Void, 0),
-    };
-    let hash = request_hash(operation, &(id, taken))?;
-    let now = cx.clock.now();
-    let end = db::EndHold {
-        id: CreditTransactionId::new(now),
-        key: &key,
-        hash: &hash,
-        ending,
-        hold: id,
-        actor: Some(by.user.id),
-        taken,
-        why: None,
-    };
-    let mut connection = cx.master.acquire().await?;
-    db::hold_end(&mut connection, hold.organization_id, &end, now).await?.answer(&hash)
 }
 
 /// Whom credits are granted to.
@@ -633,9 +535,7 @@ pub async fn transactions(
     let scope = format!("{filter:?}");
     let cursors = Cursor::of(&["credit transactions", &organization.to_string(), &scope]);
     let before: Option<i64> = cursor.map(|text| cursors.decode(text)).transpose().map_err(|_| CreditError::Cursor)?;
-    let limit @ 1..=MAX_LIMIT = limit.unwrap_or(DEFAULT_LIMIT) else {
-        return Err(CreditError::Query { name: "limit", detail: format!("must be 1 to {MAX_LIMIT}") });
-    };
+    let limit = check_limit(limit)?;
     let mut connection = cx.master.acquire().await?;
     let mut found = db::transactions(&mut connection, organization, filter, before, i64::from(limit) + 1).await?;
     let has_more = found.len() > usize::from(limit);
@@ -647,41 +547,45 @@ pub async fn transactions(
 impl From<CreditError> for Problem {
     fn from(error: CreditError) -> Self {
         use StatusCode as S;
-        let replayed = |problem: Self, is_replay: bool| {
-            if is_replay { problem.header("idempotent-replayed", "true") } else { problem }
-        };
         match error {
-            CreditError::Insufficient { required, available, is_replay } => {
+            CreditError::Insufficient { required, available } => {
                 let problem = Self::new(S::PAYMENT_REQUIRED, "insufficient-credits", "There are not enough credits")
                     .member("required", required);
-                let problem = match available {
+                match available {
                     Some(available) => problem
-                        .detail(format!("{required} are needed, {available} are available. Buy more, then use a new key."))
+                        .detail(format!(
+                            "{required} are needed, {available} are available. Buy a pack of `packsUrl` by a POST to `purchaseUrl`, then \
+                             use a new key."
+                        ))
                         .member("available", available)
-                        .member("purchaseUrl", "/api/credits/packs"),
-                    None => problem.detail(format!("{required} are needed. Ask the organization that the store belongs to.")),
-                };
-                replayed(problem, is_replay)
+                        .member("packsUrl", "/api/credits/packs")
+                        .member("purchaseUrl", "/api/credits/purchase"),
+                    None => problem
+                        .detail(format!("{required} are needed. Ask the organization that the store belongs to.")),
+                }
             }
-            CreditError::BudgetExceeded { of, required, is_replay } => replayed(
-                Self::new(S::FORBIDDEN, "budget-exceeded", "The monthly budget does not allow this")
-                    .detail(format!("The budget of the {of} has less than {required} left this month. An owner or admin can raise it."))
-                    .member("budget", of)
-                    .member("required", required),
-                is_replay,
-            ),
-            CreditError::HoldNotOpen { state } => {
-                Self::new(S::CONFLICT, "hold-not-open", "The hold has ended").detail(format!("It is {state}.")).member("state", state)
-            }
+            CreditError::BudgetExceeded { of, required } => Self::new(
+                S::FORBIDDEN,
+                "budget-exceeded",
+                "The monthly budget does not allow this",
+            )
+            .detail(format!(
+                "The budget of the {of} has less than {required} left this month. An owner or admin can raise it."
+            ))
+            .member("budget", of)
+            .member("required", required),
+            CreditError::HoldNotOpen { state } => Self::new(S::CONFLICT, "hold-not-open", "The hold has ended")
+                .detail(format!("It is {state}."))
+                .member("state", state),
             CreditError::CaptureExceedsHold => Self::invalid().field("/amount", "range", "is more than was held"),
             CreditError::HoldNotFound | CreditError::OrganizationNotFound => Self::not_found(),
             CreditError::StoreNotFound => Self::not_found().detail("No store of yours has this id."),
-            CreditError::OrganizationAmbiguous => crate::http::errors::invalid_query(
-                "organizationId",
-                "say which of your organizations is meant",
-            ),
+            CreditError::OrganizationAmbiguous => {
+                crate::http::errors::invalid_query("organizationId", "say which of your organizations is meant")
+            }
             CreditError::NotManager => Self::new(S::FORBIDDEN, "forbidden", "Your role does not allow this")
                 .detail("Ask an owner or admin of the organization."),
+            CreditError::Replayed(refused) => Self::from(*refused).header(idempotency::REPLAYED, "true"),
             CreditError::KeyReused => idempotency::reused(),
             CreditError::KeyMissing => {
                 Self::new(S::BAD_REQUEST, "idempotency-key-required", "An Idempotency-Key is needed").field(

@@ -1,45 +1,39 @@
 //! HTTP of credits.
 
 use axum::extract::State;
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use chrono::{DateTime, Utc};
 use kernel::{CreditHoldId, CreditLotId, CreditTransactionId, OrganizationId, StoreId, UserId};
-use problem::{Json, Path, Problem, ProblemBody, Query};
+use problem::{Json, Problem, ProblemBody, Query};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::budgets;
 use super::prices::{self, Price, Wanted};
 use super::statement::{self, StatementForm, StatementFrame, StatementLine};
 use super::verify::Verification;
 use super::{
-    Balance, Decision, GrantTo, Hold, HoldEnd, HoldState, Lot, LotKind, NewGrant, Transaction, TransactionFilter,
-    TransactionKind, TransactionStatus,
+    Balance, CreditError, Decision, GrantTo, Lot, LotKind, NewGrant, Transaction, TransactionFilter, TransactionKind,
+    TransactionStatus, budgets, holds,
 };
 use crate::audit::Actor;
 use crate::cx::{Cx, OpsCx};
 use crate::http::auth::{Ops, Person};
-use crate::idempotency::IdempotencyKey;
+use crate::idempotency::{self, IdempotencyKey};
 use crate::identity::Principal;
 use crate::ops::routes::{Page, PageMeta};
 
-const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
-
 pub fn router() -> OpenApiRouter<Cx> {
     budgets::routes::router()
+        .merge(holds::routes::router())
         .routes(routes!(credit_balance))
         .routes(routes!(credit_transaction_list))
         .routes(routes!(credit_spend))
         .routes(routes!(credit_quote))
         .routes(routes!(credit_price_list))
         .routes(routes!(credit_statement))
-        .routes(routes!(credit_hold_create))
-        .routes(routes!(credit_hold_get))
-        .routes(routes!(credit_hold_capture))
-        .routes(routes!(credit_hold_void))
         .routes(routes!(ops_credit_grant))
         .routes(routes!(ops_credit_verify))
 }
@@ -107,7 +101,7 @@ pub struct BalanceView {
 
 impl BalanceView {
     /// Reads what an organization has.
-    pub async fn read(cx: &OpsCx, organization_id: OrganizationId) -> Result<Self, super::CreditError> {
+    pub async fn read(cx: &OpsCx, organization_id: OrganizationId) -> Result<Self, CreditError> {
         let balance = super::balance(cx, organization_id).await?;
         let lots = super::lots(cx, organization_id).await?;
         Ok(Self { organization_id, amounts: balance.into(), lots: lots.into_iter().map(Into::into).collect() })
@@ -140,7 +134,8 @@ pub struct TransactionView {
     pub version: i64,
     pub kind: TransactionKind,
     pub status: TransactionStatus,
-    /// Why it was refused.
+    /// What the ledger refused it for, such as `insufficient-credits`, `store-budget-exceeded`, `member-budget-exceeded`,
+    /// `capture-exceeds-hold`, `hold-expired`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     pub amount: i64,
@@ -159,7 +154,7 @@ pub struct TransactionView {
 
 impl TransactionView {
     /// As far as somebody may see it.
-    fn seen_by(by: &Principal, of: Transaction) -> Self {
+    pub fn seen_by(by: &Principal, of: Transaction) -> Self {
         let whole = Self::from(of);
         let balance_after = whole.balance_after.filter(|_| by.token_store.is_none());
         Self { balance_after, ..whole }
@@ -242,7 +237,7 @@ pub struct SpendBody {
     pub amount: Option<i64>,
     /// One of `GET /api/credits/prices`, instead of an amount.
     pub service: Option<String>,
-    /// How many units of the service.
+    /// How many of the price's `unit`, in whole ones.
     #[schema(minimum = 1)]
     pub quantity: Option<i64>,
     /// Shown in the list and on the statement.
@@ -257,19 +252,12 @@ impl SpendBody {
     }
 }
 
-impl HoldBody {
-    /// What is to be reserved for.
-    pub fn wanted(&self) -> Wanted {
-        Wanted { amount: self.amount, service: self.service.clone(), quantity: self.quantity }
-    }
-}
-
 /// An answer of the ledger; repeated under the same key it says so in a header.
-fn decided<V: Serialize>(status: StatusCode, decision: Decision, view: impl FnOnce(Transaction) -> V) -> Response {
+pub fn decided<V: Serialize>(status: StatusCode, decision: Decision, view: impl FnOnce(Transaction) -> V) -> Response {
     let is_replay = !decision.is_new;
     let mut response = (status, Json(view(decision.transaction))).into_response();
     if is_replay {
-        response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+        response.headers_mut().insert(idempotency::REPLAYED, HeaderValue::from_static("true"));
     }
     response
 }
@@ -281,7 +269,8 @@ fn decided<V: Serialize>(status: StatusCode, decision: Decision, view: impl FnOn
 #[utoipa::path(post, path = "/api/credits/spend", tag = "credits", operation_id = "credit_spend", security(("bearer" = [])),
     params(("Idempotency-Key" = String, Header)), request_body = SpendBody,
     responses((status = 201, body = TransactionView), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
-        (status = 402, body = ProblemBody, description = "Not enough credits: `required`, `available` and where to buy"),
+        (status = 402, body = ProblemBody, description = "Not enough credits: `required`, `available`, and where to buy: `packsUrl` lists \
+            packs, a POST to `purchaseUrl` buys one"),
         (status = 403, body = ProblemBody), (status = 422, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn credit_spend(
     by: Principal,
@@ -291,133 +280,6 @@ async fn credit_spend(
 ) -> Result<Response, Problem> {
     let decision = super::spend(&cx, &by, &body, key.0.as_deref()).await?;
     Ok(decided(StatusCode::CREATED, decision, |of| TransactionView::seen_by(&by, of)))
-}
-
-#[derive(Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct HoldBody {
-    pub store_id: StoreId,
-    /// Whole credits, 1 to 1,000,000,000,000; or a service and its quantity.
-    #[schema(example = 100, minimum = 1)]
-    pub amount: Option<i64>,
-    /// One of `GET /api/credits/prices`, instead of an amount.
-    // Left out of what is hashed when it is left out: keys of before are still answered.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub service: Option<String>,
-    /// How many units of the service.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1)]
-    pub quantity: Option<i64>,
-    pub description: Option<String>,
-    /// When they are given back by themselves: 1 to 2,592,000 (30 days); 3,600 when left out.
-    #[schema(example = 3600)]
-    pub expires_in_seconds: Option<i64>,
-}
-
-/// Reserve credits
-///
-/// They count as spent against balance and budgets until the hold is captured, voided, or expires. The answer's `holdId` names
-/// it.
-#[utoipa::path(post, path = "/api/credits/holds", tag = "credits", operation_id = "credit_hold_create", security(("bearer" = [])),
-    params(("Idempotency-Key" = String, Header)), request_body = HoldBody,
-    responses((status = 201, body = TransactionView), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
-        (status = 402, body = ProblemBody), (status = 403, body = ProblemBody), (status = 422, body = ProblemBody)))]
-async fn credit_hold_create(
-    by: Principal,
-    State(cx): State<Cx>,
-    key: IdempotencyKey,
-    Json(body): Json<HoldBody>,
-) -> Result<Response, Problem> {
-    let decision = super::hold(&cx, &by, &body, key.0.as_deref()).await?;
-    Ok(decided(StatusCode::CREATED, decision, |of| TransactionView::seen_by(&by, of)))
-}
-
-/// Credits that are, or were, reserved.
-#[derive(Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct HoldView {
-    id: CreditHoldId,
-    store_id: Option<StoreId>,
-    amount: i64,
-    captured: i64,
-    state: HoldState,
-    service: Option<String>,
-    description: Option<String>,
-    expires_at: DateTime<Utc>,
-    created_at: DateTime<Utc>,
-}
-
-impl From<Hold> for HoldView {
-    fn from(of: Hold) -> Self {
-        let Hold {
-            id,
-            organization_id: _,
-            store_id,
-            amount,
-            captured,
-            state,
-            service,
-            description,
-            expires_at,
-            created_at,
-        } = of;
-        Self { id, store_id, amount, captured, state, service, description, expires_at, created_at }
-    }
-}
-
-/// One hold
-#[utoipa::path(get, path = "/api/credits/holds/{hold}", tag = "credits", operation_id = "credit_hold_get", security(("bearer" = [])),
-    params(("hold" = CreditHoldId, Path)),
-    responses((status = 200, body = HoldView), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody)))]
-async fn credit_hold_get(
-    by: Principal,
-    State(cx): State<Cx>,
-    Path(hold): Path<CreditHoldId>,
-) -> Result<Json<HoldView>, Problem> {
-    Ok(Json(super::hold_find(&cx, &by, hold).await?.into()))
-}
-
-#[derive(Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct CaptureBody {
-    /// At most what was held; the rest is given back.
-    #[schema(example = 80, minimum = 1)]
-    amount: i64,
-}
-
-/// Capture a hold
-///
-/// Spends so much of it and gives the rest back. A hold is ended once.
-#[utoipa::path(post, path = "/api/credits/holds/{hold}/capture", tag = "credits", operation_id = "credit_hold_capture", security(("bearer" = [])),
-    params(("hold" = CreditHoldId, Path), ("Idempotency-Key" = String, Header)), request_body = CaptureBody,
-    responses((status = 200, body = TransactionView), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
-        (status = 404, body = ProblemBody), (status = 409, body = ProblemBody), (status = 422, body = ProblemBody)))]
-async fn credit_hold_capture(
-    by: Principal,
-    State(cx): State<Cx>,
-    Path(hold): Path<CreditHoldId>,
-    key: IdempotencyKey,
-    Json(body): Json<CaptureBody>,
-) -> Result<Response, Problem> {
-    let decision = super::hold_end(&cx, &by, hold, HoldEnd::Capture(body.amount), key.0.as_deref()).await?;
-    Ok(decided(StatusCode::OK, decision, |of| TransactionView::seen_by(&by, of)))
-}
-
-/// Void a hold
-///
-/// Gives all of it back. A hold is ended once.
-#[utoipa::path(post, path = "/api/credits/holds/{hold}/void", tag = "credits", operation_id = "credit_hold_void", security(("bearer" = [])),
-    params(("hold" = CreditHoldId, Path), ("Idempotency-Key" = String, Header)),
-    responses((status = 200, body = TransactionView), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
-        (status = 404, body = ProblemBody), (status = 409, body = ProblemBody)))]
-async fn credit_hold_void(
-    by: Principal,
-    State(cx): State<Cx>,
-    Path(hold): Path<CreditHoldId>,
-    key: IdempotencyKey,
-) -> Result<Response, Problem> {
-    let decision = super::hold_end(&cx, &by, hold, HoldEnd::Void, key.0.as_deref()).await?;
-    Ok(decided(StatusCode::OK, decision, |of| TransactionView::seen_by(&by, of)))
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -502,8 +364,12 @@ pub struct QuoteView {
     available: Option<i64>,
     /// What would be available after it; null when it would be refused, and for a token that is good for one store.
     available_after: Option<i64>,
-    /// Why it would be refused now; null when it would be done.
-    refusal: Option<String>,
+    /// The `code` that a spend would be refused with now: `insufficient-credits` or `budget-exceeded`; null when it would be done.
+    #[schema(example = "budget-exceeded")]
+    refusal: Option<&'static str>,
+    /// Whose budget does not allow it, `store` or `member`, as the refusal of a spend says it; null when none is in the way.
+    #[schema(example = "store")]
+    budget: Option<&'static str>,
 }
 
 /// Quote an action
@@ -521,7 +387,12 @@ async fn credit_quote(
     let amount = quote.cost.amount;
     let available = by.token_store.is_none().then_some(quote.balance.available);
     let available_after = available.filter(|_| quote.refusal.is_none()).map(|available| available - amount);
-    Ok(Json(QuoteView { amount, price: quote.cost.price, available, available_after, refusal: quote.refusal }))
+    let budget = match quote.refusal {
+        Some(CreditError::BudgetExceeded { of, .. }) => Some(of),
+        _ => None,
+    };
+    let refusal = quote.refusal.map(|refusal| Problem::from(refusal).code());
+    Ok(Json(QuoteView { amount, price: quote.cost.price, available, available_after, refusal, budget }))
 }
 
 /// Prices
@@ -610,5 +481,5 @@ async fn credit_statement(
 /// The organization that somebody manages: owners and admins.
 pub async fn managed(cx: &Cx, by: &Principal, wanted: Option<OrganizationId>) -> Result<OrganizationId, Problem> {
     let (organization, role) = super::organization_of(cx, by.user.id, wanted).await?;
-    if role.is_manager() { Ok(organization) } else { Err(super::CreditError::NotManager.into()) }
+    if role.is_manager() { Ok(organization) } else { Err(CreditError::NotManager.into()) }
 }

@@ -5,25 +5,25 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::routing::get;
 use problem::{BodyLimit, Json, Problem};
-use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
+use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::path::{Operation, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::{Object, Required, Type};
+use utoipa::openapi::{Object, RefOr, Required, Responses, Type};
 use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::cx::Cx;
-use crate::{catalog, charges, credits, identity, ops, provisioning, storefront, stores, webhooks};
+use crate::{catalog, charges, credits, idempotency, identity, ops, provisioning, storefront, stores, webhooks};
 
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "Tenantry",
-        description = "The control plane for database-per-store commerce. Refusals are `application/problem+json` (RFC 9457): \
-            branch on `code`. Storefront routes (`/store/v1`) answer on a store's own hostname, and on the platform's hosts \
-            beside a credential and `X-Store-Id`."
+        description = include_str!("description.md")
     ),
     tags(
         (name = "auth", description = "Register, log in, and who you are"),
+        (name = "organizations", description = "Who belongs to them"),
         (name = "stores", description = "Stores, their databases and products"),
         (name = "credits", description = "What an organization has bought, and where it went"),
         (name = "webhooks", description = "What an organization is told, and where"),
@@ -70,7 +70,13 @@ pub fn document() -> utoipa::openapi::OpenApi {
 fn described() -> (Router<Cx>, utoipa::openapi::OpenApi) {
     let (router, mut document) = platform_routes().split_for_parts();
     describe_storefront(&mut document);
+    describe_keys(&mut document);
     (router, document)
+}
+
+/// Every operation of a path.
+fn operations_of(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete].into_iter().flatten()
 }
 
 /// A storefront operation needs nothing on a store's own hostname; on the platform's it needs a credential, and the store.
@@ -79,8 +85,7 @@ fn describe_storefront(document: &mut utoipa::openapi::OpenApi) {
         if !path.starts_with("/store/") {
             continue;
         }
-        let methods = [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
-        for operation in methods.into_iter().flatten() {
+        for operation in operations_of(item) {
             let header = ParameterBuilder::new()
                 .name("X-Store-Id")
                 .parameter_in(ParameterIn::Header)
@@ -94,6 +99,51 @@ fn describe_storefront(document: &mut utoipa::openapi::OpenApi) {
             operation.parameters.get_or_insert_default().push(header.into());
             let nothing = SecurityRequirement::default();
             operation.security = Some(vec![nothing, SecurityRequirement::new::<_, _, String>("bearer", [])]);
+        }
+    }
+}
+
+/// Whose an `Idempotency-Key` is, wherever there is one, and which answers say that they repeat what was decided before.
+fn describe_keys(document: &mut utoipa::openapi::OpenApi) {
+    for (path, item) in &mut document.paths.paths {
+        for operation in operations_of(item) {
+            let parameters = operation.parameters.iter_mut().flatten();
+            let key = parameters.filter_map(|parameter| match parameter {
+                RefOr::T(parameter) if parameter.name.eq_ignore_ascii_case(idempotency::HEADER) => Some(parameter),
+                _ => None,
+            });
+            for key in key {
+                let whose = match path.as_str() {
+                    "/api/ops/credits/grants" => {
+                        "The organization's, kept for ever; without one, repeating it grants again"
+                    }
+                    "/api/ops/credits/purchases/{purchase}/refund" => "The purchase's, kept for ever",
+                    path if path.starts_with("/store/") => "The cart's, kept for seven days",
+                    _ if key.required == Required::True => "The organization's, kept for ever",
+                    _ => "Without one, repeating it does it again",
+                };
+                key.description =
+                    Some(format!("{whose}: see \u{201c}Repeating a request\u{201d} in the description of this API."));
+                // What is kept with the ledger, and orders, say when they repeat themselves.
+                if key.required == Required::True || path == "/api/ops/credits/grants" {
+                    describe_replays(path, &mut operation.responses);
+                }
+            }
+        }
+    }
+}
+
+fn describe_replays(path: &str, responses: &mut Responses) {
+    let keeps_refusals = ["/api/credits/spend", "/api/credits/holds"].iter().any(|decides| path.starts_with(decides));
+    for (status, response) in &mut responses.responses {
+        let is_kept =
+            status.starts_with('2') || (keeps_refusals && ["402", "403", "409", "422"].contains(&status.as_str()));
+        if let (true, RefOr::T(response)) = (is_kept, response) {
+            let header = HeaderBuilder::new()
+                .schema(Some(Object::builder().schema_type(Type::String).enum_values(Some(["true"]))))
+                .description(Some("There when the answer repeats what was decided before."))
+                .build();
+            response.headers.insert(idempotency::REPLAYED.to_owned(), header.into());
         }
     }
 }

@@ -20,6 +20,8 @@ pub use db::purge;
 
 /// The name of the header.
 pub const HEADER: &str = "idempotency-key";
+/// The header of an answer that repeats what was decided before.
+pub const REPLAYED: &str = "idempotent-replayed";
 
 /// The request's key, when it has one.
 #[derive(Debug, Clone)]

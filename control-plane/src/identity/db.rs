@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use kernel::{OrganizationId, SessionId, StoreId, UserId};
 use sqlx::PgConnection;
 
-use super::{IdentityError, MemberRole, Membership, User};
+use super::{IdentityError, Member, MemberRole, Membership, User};
 
 pub async fn user_insert(
     conn: &mut PgConnection,
@@ -76,6 +76,48 @@ pub async fn memberships(conn: &mut PgConnection, user: UserId) -> Result<Vec<Me
            where m.user_id = $1
            order by o.id"#,
         user.as_uuid(),
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// An organization as one of its people sees it.
+pub async fn membership_find(
+    conn: &mut PgConnection,
+    organization: OrganizationId,
+    user: UserId,
+) -> Result<Option<Membership>, sqlx::Error> {
+    sqlx::query_as!(
+        Membership,
+        r#"select o.id as "id: OrganizationId", o.name, m.role as "role: MemberRole"
+           from organization_members m
+           join organizations o on o.id = m.organization_id
+           where m.organization_id = $1 and m.user_id = $2"#,
+        organization.as_uuid(),
+        user.as_uuid(),
+    )
+    .fetch_optional(conn)
+    .await
+}
+
+/// The people of an organization after one of them, in the order in which they registered.
+pub async fn members(
+    conn: &mut PgConnection,
+    organization: OrganizationId,
+    after: Option<UserId>,
+    limit: i64,
+) -> Result<Vec<Member>, sqlx::Error> {
+    sqlx::query_as!(
+        Member,
+        r#"select u.id as "id: UserId", u.email, u.first_name, u.last_name, m.role as "role: MemberRole"
+           from organization_members m
+           join users u on u.id = m.user_id
+           where m.organization_id = $1 and ($2::uuid is null or m.user_id > $2)
+           order by m.user_id
+           limit $3"#,
+        organization.as_uuid(),
+        after.map(|id| id.as_uuid()),
+        limit,
     )
     .fetch_all(conn)
     .await

@@ -11,7 +11,7 @@ pub mod routes;
 pub mod tokens;
 
 use chrono::Duration;
-use kernel::{Hostname, OrganizationId, SessionId, StoreId, UserId, text};
+use kernel::{Cursor, Hostname, OrganizationId, SessionId, StoreId, UserId, text};
 use problem::Problem;
 use secrecy::SecretString;
 use sha2::{Digest as _, Sha256};
@@ -20,6 +20,9 @@ use sqlx::PgConnection;
 use crate::audit::{self, Actor};
 use crate::cx::{Cx, OpsCx};
 use crate::stores::{self, NewStore, Store, StoreError};
+
+const DEFAULT_LIMIT: u8 = 25;
+const MAX_LIMIT: u8 = 100;
 
 /// Why an identity operation was refused.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +47,14 @@ pub enum IdentityError {
     UserNotFound,
     #[error("not a member of that store")]
     StoreNotFound,
+    #[error("not a member of that organization")]
+    OrganizationNotFound,
+    #[error("only owners and admins of the organization may do this")]
+    NotManager,
+    #[error("the cursor does not belong to this list")]
+    Cursor,
+    #[error("a page holds 1 to {MAX_LIMIT}")]
+    Limit,
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("the password could not be hashed")]
@@ -107,6 +118,16 @@ impl MemberRole {
     pub fn is_manager(self) -> bool {
         matches!(self, Self::Owner | Self::Admin)
     }
+}
+
+/// Somebody of an organization, as those who manage it see them.
+#[derive(Debug, Clone)]
+pub struct Member {
+    pub id: UserId,
+    pub email: String,
+    pub first_name: String,
+    pub last_name: String,
+    pub role: MemberRole,
 }
 
 /// Somebody whose access token was checked against a living session.
@@ -310,6 +331,31 @@ pub async fn memberships(cx: &Cx, by: &Principal) -> Result<Vec<Membership>, Ide
     Ok(memberships)
 }
 
+/// The organization that somebody manages: 404 for those who are not of it, 403 for its staff.
+pub async fn managed(cx: &OpsCx, by: &Principal, id: OrganizationId) -> Result<Membership, IdentityError> {
+    let found = db::membership_find(&mut *cx.master.acquire().await?, id, by.user.id).await?;
+    let membership = found.ok_or(IdentityError::OrganizationNotFound)?;
+    if membership.role.is_manager() { Ok(membership) } else { Err(IdentityError::NotManager) }
+}
+
+/// A page of an organization's people, in the order in which they registered, and the cursor of the next.
+pub async fn members(
+    cx: &OpsCx,
+    organization: OrganizationId,
+    cursor: Option<&str>,
+    limit: Option<u8>,
+) -> Result<(Vec<Member>, Option<String>), IdentityError> {
+    let cursors = Cursor::of(&["members", &organization.to_string()]);
+    let after = cursor.map(|text| cursors.decode(text)).transpose().map_err(|_| IdentityError::Cursor)?;
+    let limit @ 1..=MAX_LIMIT = limit.unwrap_or(DEFAULT_LIMIT) else { return Err(IdentityError::Limit) };
+    let mut connection = cx.master.acquire().await?;
+    let mut found = db::members(&mut connection, organization, after, i64::from(limit) + 1).await?;
+    let has_more = found.len() > usize::from(limit);
+    found.truncate(usize::from(limit));
+    let next = found.last().filter(|_| has_more).map(|last| cursors.encode(&last.id));
+    Ok((found, next))
+}
+
 /// Gives a registered person the platform role. The first admin can only be made from the machine itself.
 pub async fn admin_grant(cx: &OpsCx, actor: Actor, email: &str) -> Result<User, IdentityError> {
     let email = Email::parse(email)?;
@@ -408,7 +454,13 @@ impl From<IdentityError> for Problem {
                 Self::new(S::CONFLICT, "last-admin", "The last admin keeps the platform role")
                     .detail(format!("{error}."))
             }
-            IdentityError::UserNotFound | IdentityError::StoreNotFound => Self::not_found(),
+            IdentityError::UserNotFound | IdentityError::StoreNotFound | IdentityError::OrganizationNotFound => {
+                Self::not_found()
+            }
+            IdentityError::NotManager => Self::new(S::FORBIDDEN, "forbidden", "Your role does not allow this")
+                .detail("Ask an owner or admin of the organization."),
+            IdentityError::Cursor => crate::http::errors::invalid_cursor(),
+            IdentityError::Limit => crate::http::errors::invalid_query("limit", format!("must be 1 to {MAX_LIMIT}")),
             IdentityError::Store(error) => error.into(),
             error @ (IdentityError::Hash | IdentityError::Db(_)) => crate::http::errors::unexpected(&error),
         }

@@ -1,18 +1,20 @@
 //! HTTP of identity.
 
-use axum::extract::State;
+use axum::extract::{FromRequestParts, RawPathParams, State};
 use axum::http::StatusCode;
+use axum::http::request::Parts;
 use kernel::{OrganizationId, StoreId, UserId};
-use problem::{Json, Problem, ProblemBody};
+use problem::{Json, Problem, ProblemBody, Query};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{MemberRole, Membership, NewUser, Principal, Tokens, User};
+use super::{Member, MemberRole, Membership, NewUser, Principal, Tokens, User};
 use crate::cx::Cx;
-use crate::http::auth::RateLimited;
+use crate::http::auth::{Person, RateLimited};
+use crate::ops::routes::{Page, PageMeta};
 use crate::stores::routes::StoreView;
 
 pub fn router() -> OpenApiRouter<Cx> {
@@ -22,6 +24,7 @@ pub fn router() -> OpenApiRouter<Cx> {
         .routes(routes!(auth_refresh))
         .routes(routes!(auth_logout))
         .routes(routes!(auth_me))
+        .routes(routes!(organization_member_list))
 }
 
 /// A person.
@@ -243,4 +246,63 @@ pub struct MeView {
 async fn auth_me(by: Principal, State(cx): State<Cx>) -> Result<Json<MeView>, Problem> {
     let organizations = super::memberships(&cx, &by).await?;
     Ok(Json(MeView { user: by.into(), organizations: organizations.into_iter().map(Into::into).collect() }))
+}
+
+/// The organization that the path names, for somebody who manages it.
+pub struct ManagedOrganization(Membership);
+
+impl FromRequestParts<Cx> for ManagedOrganization {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, cx: &Cx) -> Result<Self, Problem> {
+        let Person(by) = Person::from_request_parts(parts, cx).await?;
+        let params = RawPathParams::from_request_parts(parts, cx).await.map_err(|_| Problem::not_found())?;
+        let named = params.iter().find(|(name, _)| *name == "organization").map(|(_, value)| value);
+        let id: OrganizationId = named.ok_or_else(Problem::internal)?.parse().map_err(|_| Problem::not_found())?;
+        Ok(Self(super::managed(cx, &by, id).await?))
+    }
+}
+
+/// Somebody of an organization.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberView {
+    /// What a budget names them by.
+    id: UserId,
+    email: String,
+    first_name: String,
+    last_name: String,
+    role: MemberRole,
+}
+
+impl From<Member> for MemberView {
+    fn from(Member { id, email, first_name, last_name, role }: Member) -> Self {
+        Self { id, email, first_name, last_name, role }
+    }
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct MemberListQuery {
+    /// 1 to 100; 25 when left out.
+    limit: Option<u8>,
+    /// `meta.nextCursor` of the page before.
+    cursor: Option<String>,
+}
+
+/// The people of an organization
+///
+/// In the order in which they registered; for its owners and admins.
+#[utoipa::path(get, path = "/api/organizations/{organization}/members", tag = "organizations", operation_id = "organization_member_list", security(("bearer" = [])),
+    params(("organization" = OrganizationId, Path), MemberListQuery),
+    responses((status = 200, body = Page<MemberView>), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
+        (status = 403, body = ProblemBody), (status = 404, body = ProblemBody)))]
+async fn organization_member_list(
+    ManagedOrganization(of): ManagedOrganization,
+    State(cx): State<Cx>,
+    Query(query): Query<MemberListQuery>,
+) -> Result<Json<Page<MemberView>>, Problem> {
+    let (found, next_cursor) = super::members(&cx, of.id, query.cursor.as_deref(), query.limit).await?;
+    Ok(Json(Page { data: found.into_iter().map(Into::into).collect(), meta: PageMeta { next_cursor } }))
 }

@@ -22,7 +22,7 @@ use super::respond::{Validator, no_store};
 use super::{Storefront, TakingOrders, errors, upkeep};
 use crate::cx::Cx;
 use crate::http::errors::invalid_query;
-use crate::idempotency::IdempotencyKey;
+use crate::idempotency::{self, IdempotencyKey};
 use crate::ops::routes::{Page, PageMeta};
 
 /// The header that reaches a cart.
@@ -507,7 +507,7 @@ async fn storefront_cart_complete(
     let view = PlacedOrderView { order: outcome.order, order_token: outcome.order_token };
     let mut response = no_store(StatusCode::CREATED, Json(view));
     if outcome.is_replayed {
-        response.headers_mut().insert("idempotent-replayed", HeaderValue::from_static("true"));
+        response.headers_mut().insert(idempotency::REPLAYED, HeaderValue::from_static("true"));
     }
     Ok(response)
 }

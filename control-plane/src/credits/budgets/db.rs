@@ -113,6 +113,12 @@ pub async fn budget_set(
     Ok(())
 }
 
+pub async fn low_balance(conn: &mut PgConnection, organization: OrganizationId) -> Result<Option<i64>, sqlx::Error> {
+    sqlx::query_scalar!("select low_balance from credit_accounts where organization_id = $1", organization.as_uuid(),)
+        .fetch_one(conn)
+        .await
+}
+
 pub async fn low_balance_set(
     conn: &mut PgConnection,
     organization: OrganizationId,

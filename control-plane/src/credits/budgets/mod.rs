@@ -104,6 +104,11 @@ fn name(subject: BudgetSubject) -> String {
     }
 }
 
+/// The mark below which a falling balance is told, if there is one.
+pub async fn low_balance(cx: &OpsCx, organization: OrganizationId) -> Result<Option<i64>, CreditError> {
+    Ok(db::low_balance(&mut *cx.master.acquire().await?, organization).await?)
+}
+
 /// Sets the mark below which a falling balance is told; none when it is to be told of no more.
 pub async fn set_low_balance(
     cx: &OpsCx,

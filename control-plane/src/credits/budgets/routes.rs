@@ -20,7 +20,7 @@ pub fn router() -> OpenApiRouter<Cx> {
     OpenApiRouter::new()
         .routes(routes!(credit_allocation))
         .routes(routes!(credit_budget_list, credit_budget_set, credit_budget_remove))
-        .routes(routes!(credit_alerts_set))
+        .routes(routes!(credit_alerts_get, credit_alerts_set))
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -59,7 +59,8 @@ pub struct BudgetView {
     monthly_amount: i64,
     /// A hard one refuses, a soft one only tells.
     is_hard: bool,
-    /// Percentages that are told when they are reached.
+    /// Percentages that are told when they are reached, as `credits.budget_reached`: each once a month, however often credits of a
+    /// hold come back; once more when `monthlyAmount` is changed.
     alert_percents: Vec<i16>,
     /// Spent or held this month.
     used: i64,
@@ -95,6 +96,7 @@ async fn credit_budget_list(
 pub struct BudgetBody {
     /// Either this or `userId`.
     store_id: Option<StoreId>,
+    /// One of `GET /api/organizations/{organization}/members`.
     user_id: Option<UserId>,
     #[schema(minimum = 0)]
     monthly_amount: i64,
@@ -161,10 +163,34 @@ async fn credit_budget_remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// When a low balance is told.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AlertsView {
+    /// A balance that falls below it is told as `credits.balance_low`, once per fall; null when none is told.
+    low_balance: Option<i64>,
+}
+
+/// When a low balance is told
+#[utoipa::path(get, path = "/api/credits/alerts", tag = "credits", operation_id = "credit_alerts_get", security(("bearer" = [])), params(OrganizationQuery),
+    responses((status = 200, body = AlertsView), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
+        (status = 403, body = ProblemBody), (status = 404, body = ProblemBody)))]
+async fn credit_alerts_get(
+    Person(by): Person,
+    State(cx): State<Cx>,
+    Query(query): Query<OrganizationQuery>,
+) -> Result<Json<AlertsView>, Problem> {
+    let (organization, _) = crate::credits::organization_of(&cx, by.user.id, query.organization_id).await?;
+    Ok(Json(AlertsView { low_balance: super::low_balance(&cx, organization).await? }))
+}
+
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AlertsBody {
-    /// A balance that falls below it is told, once per fall; null to be told no more.
+    /// A balance that falls below it is told, once per fall; null to be told no more. To be said either way.
+    // A function of its own makes it one that must be there.
+    #[serde(deserialize_with = "Option::deserialize")]
+    #[schema(required, minimum = 1)]
     low_balance: Option<i64>,
 }
 

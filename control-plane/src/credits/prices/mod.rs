@@ -26,7 +26,7 @@ pub struct Price {
     pub service: String,
     pub version: i32,
     pub name: String,
-    /// What is counted.
+    /// What a `quantity` of one is; quantities are whole numbers. Where it is a quarter of an hour, an hour is a quantity of 4.
     #[schema(example = "word")]
     pub unit: String,
     /// So many credits ...
@@ -53,7 +53,7 @@ pub struct Wanted {
     pub amount: Option<i64>,
     /// One of `GET /api/credits/prices`.
     pub service: Option<String>,
-    /// How many units of the service.
+    /// How many of the price's `unit`.
     #[schema(minimum = 1)]
     pub quantity: Option<i64>,
 }

@@ -36,7 +36,7 @@ pub struct CreditPriceBody {
     service: String,
     #[schema(example = "Translation")]
     name: String,
-    /// What is counted.
+    /// What a `quantity` of one is.
     #[schema(example = "word")]
     unit: String,
     /// So many credits ...

@@ -3,7 +3,7 @@
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
 use axum::extract::{FromRequest as _, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use chrono::{DateTime, Utc};
 use kernel::{CreditPackId, CreditTransactionId, OrganizationId, PurchaseId, PurchaseRefundId, UserId};
@@ -19,10 +19,9 @@ use super::{Purchase, PurchaseError, PurchaseState};
 use crate::credits::{CreditError, organization_of};
 use crate::cx::Cx;
 use crate::http::auth::{Ops, Person};
-use crate::idempotency::IdempotencyKey;
+use crate::idempotency::{self, IdempotencyKey};
 use crate::ops::routes::{Page, PageMeta};
 
-const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const SIGNATURE: &str = "stripe-signature";
 
 pub fn router() -> OpenApiRouter<Cx> {
@@ -142,7 +141,7 @@ async fn credit_purchase_create(
 fn answered<V: Serialize>(status: StatusCode, view: V, is_new: bool) -> Response {
     let mut response = (status, Json(view)).into_response();
     if !is_new {
-        response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+        response.headers_mut().insert(idempotency::REPLAYED, HeaderValue::from_static("true"));
     }
     response
 }
