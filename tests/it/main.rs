@@ -6,6 +6,7 @@
 mod authorization;
 mod bad_input;
 mod brought;
+mod cards;
 mod charges;
 mod clients;
 mod conformance;
@@ -40,5 +41,6 @@ mod storefront;
 mod stores;
 mod tariffs;
 mod top_ups;
+mod unanswered;
 mod unwinding;
 mod webhooks;
