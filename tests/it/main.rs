@@ -13,6 +13,7 @@ mod conformance;
 mod copies;
 mod credentials;
 mod credits;
+mod deaths;
 mod described;
 mod faults;
 mod hosts;
