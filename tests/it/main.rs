@@ -14,6 +14,7 @@ mod copies;
 mod credentials;
 mod credits;
 mod deaths;
+mod deliveries;
 mod described;
 mod faults;
 mod hosts;
