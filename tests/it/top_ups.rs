@@ -13,7 +13,7 @@ use crate::purchases::{Shop, arguments_of};
 use crate::scenes::{count, text};
 
 pub(crate) const GOOD: &str = "4242424242424242";
-const DECLINED: &str = "4000000000000341";
+pub(crate) const DECLINED: &str = "4000000000000341";
 pub(crate) const AUTHENTICATION: &str = "4000002500003155";
 pub(crate) const CARD: &str = "/api/credits/payment-method";
 pub(crate) const RULE: &str = "/api/credits/top-up";
