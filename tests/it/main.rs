@@ -45,4 +45,5 @@ mod tariffs;
 mod top_ups;
 mod unanswered;
 mod unwinding;
+mod visits;
 mod webhooks;
