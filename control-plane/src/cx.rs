@@ -138,7 +138,10 @@ impl OpsCx {
         }
         usage::flush_last(self).await;
         self.warm.clear();
-        self.master.close().await;
+        // A statement that was left may wait for a lock, or for a master that does not answer.
+        if tokio::time::timeout(self.limits.shutdown_grace, self.master.close()).await.is_err() {
+            tracing::warn!("connections to master were still at work when the grace period ended");
+        }
     }
 }
 

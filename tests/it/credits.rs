@@ -477,6 +477,10 @@ async fn a_changed_ledger_is_found_with_the_version_where_it_begins() {
           update credit_entries set amount = amount + 1 where version = 3 and account = 'revenue'", Some(3)),
         ("update credit_transactions set description = 'another' where version = 2", Some(2)),
         ("update credit_transactions set store_id = null where version = 4", Some(4)),
+        // Of two that are broken, the first is named.
+        ("update credit_transactions set description = 'another' where version in (2, 4)", Some(2)),
+        ("update credit_entries set amount = amount - 1 where version = 4 and account = 'credits';
+          update credit_transactions set description = 'another' where version = 3", Some(3)),
         ("update credit_transactions set kind = 'gift' where version = 4", Some(4)),
         ("update credit_entries set account = 'gifts' where version = 3 and account = 'revenue'", Some(3)),
         ("update credit_keys set request_hash = 'a gift'; update credit_transactions set request_hash = 'a gift'", Some(1)),

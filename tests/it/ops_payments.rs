@@ -1,10 +1,14 @@
 //! What ops look at of payments: what the books differ in, and events that could not be followed.
 
 use chrono::TimeDelta;
+use devkit::payments::{TestPayments, TestPaymentsOptions};
 use http::Method;
-use integration_tests::{Cli, Client, Owner, Response};
+use integration_tests::{ChaosProxy, Cli, Client, Owner, Process, Response, eventually, within};
 use kernel::{Clock as _, ReconDifferenceId};
 use serde_json::{Value, json};
+use sqlx::Executor as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::purchases::{Order, Shop};
@@ -49,6 +53,28 @@ impl Desk {
         let mut found: Vec<_> = found.iter().map(|of| (text(&of["kind"]).to_owned(), of.clone())).collect();
         found.sort_by(|(a, _), (b, _)| a.cmp(b));
         found
+    }
+
+    /// The comparisons that are shown, newest first, each with how many differences it has.
+    async fn compared(&self) -> Vec<(String, u64)> {
+        let runs = self.list("/reconciliations").await;
+        runs.iter().map(|run| (text(&run["kind"]).to_owned(), run["differences"].as_u64().unwrap())).collect()
+    }
+
+    /// Asks for the first comparison, and hangs up when it has begun.
+    async fn ask_and_hang_up(&self, shop: &Shop) {
+        let token = text(&self.ops.registered["tokens"]["accessToken"]);
+        let mut stream = TcpStream::connect(self.ops.api.address).await.unwrap();
+        let request = format!(
+            "POST {PAYMENTS}/reconcile HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\ncontent-length: 0\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let begun = "select count(*) from audit_events where action = 'payments_reconcile'";
+        eventually("the comparison", || async { (count(&shop.app, begun).await == 1).then_some(()) }).await;
+        stream.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        within("the end of the connection", stream.read_to_end(&mut answer)).await.unwrap();
+        assert_eq!(String::from_utf8_lossy(&answer), "");
     }
 
     async fn retry(&self, event: &Value) -> Value {
@@ -177,6 +203,82 @@ async fn the_books_are_compared_by_one_at_a_time() {
     drop(held);
     desk.ask("/reconcile").await.expect_status(200);
     assert_eq!(count(&shop.app, "select count(*) from recon_runs").await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_comparison_is_done_to_its_end_when_nobody_waits_for_it_any_more() {
+    let provider = TestPayments::start(TestPaymentsOptions::default()).await.unwrap();
+    let proxy = ChaosProxy::to(provider.address()).await;
+    let through = format!("http://127.0.0.1:{}", proxy.port);
+    let patient = ["--stripe-api-url", &through, "--stripe-request-timeout-ms", "60000"];
+    let shop = Shop::at(provider, &patient).await;
+    let desk = Desk::of(&shop).await;
+    shop.buy("a", "starter").await;
+    shop.app.clock.advance(TimeDelta::minutes(20));
+    shop.provider.plant_balance_transaction("charge", "ch_of_nobody", 700, "eur");
+
+    proxy.stall();
+    desk.ask_and_hang_up(&shop).await;
+    // It is still at work, and nothing of it shows before it is whole.
+    desk.ask("/reconcile").await.expect_problem(409, "reconciliation-running");
+    assert_eq!(desk.compared().await, []);
+    proxy.mend();
+    let both = [("balance".to_owned(), 1), ("events".to_owned(), 0)];
+    eventually("both comparisons", || async { (desk.compared().await == both).then_some(()) }).await;
+    let found = desk.list("/differences").await;
+    assert_eq!((found.len(), &found[0]["externalRef"]), (1, &json!("ch_of_nobody")));
+    // The next one finds it again.
+    eventually("the next comparison", || async {
+        let next = desk.ask("/reconcile").await;
+        (next.status != 409).then(|| next.expect_status(200))
+    })
+    .await;
+    assert_eq!((desk.compared().await.len(), &desk.list("/differences").await[0]["times"]), (4, &json!(2)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_comparison_that_dies_while_it_is_written_down_nothing_is_left() {
+    let shop = Shop::silent().await;
+    let desk = Desk::of(&shop).await;
+    for of in ["ch_of_nobody", "ch_of_no_one"] {
+        // An hour ago: a process has the machine's own time.
+        let planted = shop.provider.plant_balance_transaction("charge", of, 700, "eur");
+        shop.provider
+            .tamper(&planted, |movement| movement["created"] = json!(movement["created"].as_i64().unwrap() - 3600));
+    }
+    let (url, options) = (shop.app.master.url(), shop.provider.options());
+    let environment = [
+        ("STRIPE_SECRET_KEY", options.secret_key.as_str()),
+        ("STRIPE_WEBHOOK_SECRET", options.webhook_secret.as_str()),
+        ("STRIPE_API_URL", shop.provider.url()),
+        ("PAYMENT_RECONCILE_S", "100000"),
+        ("PAYMENT_SWEEP_S", "100000"),
+    ];
+    let node = Process::serve(&url, &environment).await;
+    let mut in_the_way = shop.app.master().await;
+    in_the_way.execute("begin; lock table recon_differences in share mode").await.unwrap();
+    let ops = desk.ops.at(node.address);
+    let asking = tokio::spawn(async move {
+        let path = format!("{PAYMENTS}/reconcile");
+        ops.api.try_send(Method::POST, &path, &Value::Null).await.map(|answer| answer.text())
+    });
+    let half = "select count(*) from pg_stat_activity
+        where datname = current_database() and wait_event_type = 'Lock' and query like '%recon_differences%'";
+    eventually("half of a comparison", || async { (count(&shop.app, half).await == 1).then_some(()) }).await;
+    node.kill().await;
+    assert_eq!(asking.await.unwrap(), None);
+    in_the_way.execute("rollback").await.unwrap();
+    let at_work = "select count(*) from pg_stat_activity
+        where datname = current_database() and query like '%insert into recon_differences%' and state <> 'idle'
+          and pid <> pg_backend_pid()";
+    eventually("the end of what died", || async { (count(&shop.app, at_work).await == 0).then_some(()) }).await;
+
+    // What was compared before is whole.
+    assert_eq!(desk.compared().await, [("events".to_owned(), 0)]);
+    assert_eq!(desk.list("/differences").await, Vec::<Value>::new());
+    let found = desk.compare().await;
+    assert_eq!(found.iter().map(|(_, of)| &of["times"]).collect::<Vec<_>>(), [&json!(1), &json!(1)]);
+    assert_eq!(desk.compared().await.iter().map(|(_, differences)| differences).sum::<u64>(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,8 +5,11 @@ use std::collections::BTreeMap;
 use control_plane::config::KeyArgs;
 use control_plane::provisioning::db;
 use control_plane::servers;
+use devkit::payments::{ApiFault, Checkout, TestPayments, TestPaymentsOptions, sign};
+use http::Method;
 use integration_tests::{
-    Cli, Cluster, ENCRYPTION_KEY, JWT_SECRET, Process, Receiver, TestDatabase, database_name, own_cluster,
+    Cli, Cluster, ENCRYPTION_KEY, JWT_SECRET, Owner, Process, Receiver, TestDatabase, database_name, eventually,
+    own_cluster,
 };
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
@@ -15,6 +18,9 @@ use tenancy::Credential;
 
 use crate::processes::master_with_server;
 use crate::provisioning::store_id;
+use crate::purchases::Order;
+use crate::scenes::text;
+use crate::top_ups::{CARD, DECLINED, GOOD, RULE};
 
 /// What must not be found, by what it is.
 #[derive(Default)]
@@ -73,6 +79,98 @@ async fn credential(master: &TestDatabase, store: &Value) -> Credential {
     Credential::open(&ring, &row.sealed, id, row.credential_version).unwrap()
 }
 
+/// A payment provider whose keys are nobody else's.
+async fn provider(secrets: &mut Secrets) -> TestPayments {
+    let [secret_key, signing] = [(); 2].map(|()| hex::encode(kernel::random::bytes::<16>()));
+    secrets.add("payment provider's key", &secret_key);
+    // Without what stands before it, as it may be used.
+    secrets.add("payment provider's signing secret", &signing);
+    let (secret_key, webhook_secret) = (format!("sk_test_{secret_key}"), format!("whsec_{signing}"));
+    let options = TestPaymentsOptions { secret_key, webhook_secret, ..TestPaymentsOptions::default() };
+    TestPayments::start(options).await.unwrap()
+}
+
+/// The variables that lead a node to a provider.
+fn environment_of(provider: &TestPayments) -> [(&str, &str); 3] {
+    let options = provider.options();
+    [
+        ("STRIPE_SECRET_KEY", &options.secret_key),
+        ("STRIPE_WEBHOOK_SECRET", &options.webhook_secret),
+        ("STRIPE_API_URL", provider.url()),
+    ]
+}
+
+/// An agency buys a pack, leaves cards, and is topped up by one of them; whatever can go wrong does, too. Adds the secrets that
+/// come up, and returns what was answered where they should not be.
+async fn top_up_by_itself(node: &Process, owner: &Owner, provider: &TestPayments, secrets: &mut Secrets) -> String {
+    let mut answers = String::new();
+    let set = async |path: &str, body: Value| owner.api.send(Method::PUT, path, Some(body)).await;
+    let packs = owner.api.get("/api/credits/packs").await.expect_status(200);
+    let starter = packs["data"].as_array().unwrap().iter().find(|pack| pack["code"] == "starter").unwrap();
+
+    // On the page, with the card left there.
+    let body = json!({ "packId": starter["id"], "saveCard": true });
+    let order = owner.api.with("idempotency-key", "pack-1").post("/api/credits/purchase", body).await;
+    let order = Order::of(&order.expect_status(201));
+    provider.checkout(&order.session, Checkout::Pay).unwrap();
+    answers += &node.api().get(&order.success()).await.text();
+    let balance = async || owner.api.get("/api/credits/balance").await.expect_status(200)["available"].clone();
+    eventually("the pack", || async { (balance().await == 500).then_some(()) }).await;
+
+    // Taken down on the agency's own page: what that needs is told to it alone, and to whoever asks again with its key.
+    let take_down = async |key: &str, number: &str| {
+        let keyed = owner.api.with("idempotency-key", key);
+        let begin = async || keyed.send(Method::POST, &format!("{CARD}/setup"), None).await.expect_status(201);
+        let setup = begin().await;
+        assert_eq!(begin().await["clientSecret"], setup["clientSecret"]);
+        let method = provider.fill_in(text(&setup["id"]), number).unwrap();
+        let card = set(CARD, json!({ "paymentMethod": method })).await;
+        card.expect_status(200);
+        card.text()
+    };
+    answers += &take_down("card-1", DECLINED).await;
+    let rule = json!({ "threshold": 600, "packId": starter["id"], "monthlyCapMinor": 5000 });
+    answers += &set(RULE, rule).await.text();
+    eventually("the declined card", || async {
+        (owner.api.get(RULE).await.expect_status(200)["consecutiveDeclines"] == 1).then_some(())
+    })
+    .await;
+    answers += &owner.api.get(RULE).await.text();
+    answers += &take_down("card-2", GOOD).await;
+    eventually("the pack that is bought by itself", || async { (balance().await == 1000).then_some(()) }).await;
+
+    // The provider refuses the platform's key, breaks off, and is spoken for by somebody else.
+    for fault in [ApiFault::Before(401), ApiFault::After500] {
+        provider.fail_next([fault]);
+        let failed = owner.api.send(Method::POST, &format!("{CARD}/setup"), None).await;
+        assert!(failed.status.is_server_error(), "{}", failed.text());
+        answers += &failed.text();
+    }
+    let event = provider.events().remove(0);
+    let forged = sign("whsec_of_somebody_else", provider.now(), &event.to_string());
+    let forged = node.api().with("stripe-signature", &forged).post("/api/webhooks/stripe", event).await;
+    assert!(forged.status.is_client_error(), "{}", forged.text());
+    answers += &forged.text();
+    eventually("what the provider tells", || async {
+        let events = provider.events();
+        events.iter().all(|event| provider.deliveries(text(&event["id"])).1).then_some(())
+    })
+    .await;
+    for (what, kind, at_least) in
+        [("card's client secret", "setup_intent", 2), ("payment's client secret", "payment_intent", 3)]
+    {
+        let objects = provider.objects(kind);
+        assert!(objects.len() >= at_least, "{objects:?}");
+        objects.iter().for_each(|object| secrets.add(what, text(&object["client_secret"])));
+    }
+    for path in [CARD, RULE, "/api/credits/purchases", "/api/credits/transactions"] {
+        let shown = owner.api.get(path).await;
+        shown.expect_status(200);
+        answers += &shown.text();
+    }
+    answers
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_secret_is_found_anywhere_after_a_day_of_work() {
     let cluster: &Cluster = own_cluster("secrets").await;
@@ -84,8 +182,12 @@ async fn no_secret_is_found_anywhere_after_a_day_of_work() {
     let master = master_with_server(cluster).await;
     let url = master.url();
     let log = "trace,sqlx::query=trace,sqlx::postgres=trace,sqlx::pool=trace,graphile_worker::runner=trace";
-    let node = Process::serve(&url, &[("LOG", log), ("ALLOW_PRIVATE_WEBHOOKS", "true")]).await;
     let mut secrets = Secrets::default();
+    let provider = provider(&mut secrets).await;
+    let payments = environment_of(&provider);
+    let more = [("LOG", log), ("ALLOW_PRIVATE_WEBHOOKS", "true"), ("TOP_UP_POLL_MS", "100")];
+    let node = Process::serve(&url, &[&payments[..], &more].concat()).await;
+    provider.set_webhook_url(&format!("http://{}/api/webhooks/stripe", node.address));
     secrets.add("encryption key", ENCRYPTION_KEY);
     secrets.add("signing secret", JWT_SECRET);
     secrets.add("administrator's password", password_of(&url));
@@ -158,7 +260,7 @@ async fn no_secret_is_found_anywhere_after_a_day_of_work() {
     // Products come, and somebody buys one.
     let csv = "Handle,Title,Variant Price\nmug,Mug,9.90\nbad,Bad,price\n";
     let path = format!("/api/stores/{}/products/import", brought["id"].as_str().unwrap());
-    owner.api.send_bytes(http::Method::POST, &path, "text/csv", csv).await.expect_status(200);
+    owner.api.send_bytes(Method::POST, &path, "text/csv", csv).await.expect_status(200);
     let shop = node.storefront_of(&brought);
     let mug = shop.get("/store/v1/products/mug").await.expect_status(200);
     let cart = shop.post("/store/v1/carts", json!({})).await.expect_status(201);
@@ -174,6 +276,9 @@ async fn no_secret_is_found_anywhere_after_a_day_of_work() {
     let order = order.expect_status(201);
     secrets.add("order token", order["orderToken"].as_str().unwrap());
 
+    // Credits are bought, also when nobody is there.
+    answers += &top_up_by_itself(&node, &owner, &provider, &mut secrets).await;
+
     // Somebody is told of it, by two secrets for a while.
     let receiver = Receiver::start().await;
     let hooks = "/api/webhooks/endpoints";
@@ -186,7 +291,7 @@ async fn no_secret_is_found_anywhere_after_a_day_of_work() {
     // Without what stands before it, as it is used.
     secrets.add("webhook key", rotated["secret"].as_str().unwrap().trim_start_matches("whsec_"));
     receiver.answer(500);
-    owner.api.send(http::Method::POST, &format!("{endpoint}/test"), None).await.expect_status(202);
+    owner.api.send(Method::POST, &format!("{endpoint}/test"), None).await.expect_status(202);
     let message = receiver.wait_for(1).await.remove(0);
     assert_eq!(message.header("webhook-signature").split(' ').count(), 2);
     for path in [hooks.to_owned(), endpoint.clone(), format!("{endpoint}/deliveries")] {
@@ -209,9 +314,16 @@ async fn no_secret_is_found_anywhere_after_a_day_of_work() {
         "/api/ops/servers",
         "/api/ops/stores",
         "/api/ops/explain/host?host=brought-shop.stores.localhost",
+        "/api/ops/payments/reconciliations",
+        "/api/ops/payments/differences",
+        "/api/ops/payments/events?state=done",
+        "/api/ops/payments/events?state=ignored",
     ] {
         answers += &owner.api.get(path).await.text();
     }
+    let compared = owner.api.send(Method::POST, "/api/ops/payments/reconcile", None).await;
+    compared.expect_status(200);
+    answers += &compared.text();
     let more =
         json!({ "name": "more", "url": cluster.url("postgres").replace(password_of(&url), "wrong-admin-password") });
     secrets.add("wrong administrator's password", "wrong-admin-password");
@@ -220,6 +332,10 @@ async fn no_secret_is_found_anywhere_after_a_day_of_work() {
         let output = Cli::run(&url, arguments).await;
         answers += &String::from_utf8_lossy(&[output.stdout, output.stderr].concat());
     }
+    let environment = payments.map(|(name, value)| (name, Some(value)));
+    let compared = Cli::run_in(&url, &environment, &["payments", "reconcile"]).await;
+    assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stderr));
+    answers += &String::from_utf8_lossy(&[compared.stdout, compared.stderr].concat());
 
     let metrics = node.internal().get("/metrics").await.text();
     let program = node.log_handle();

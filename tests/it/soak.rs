@@ -29,7 +29,7 @@ fn the_ledger_decides_as_its_model_does_two_thousand_times() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "soak"]
 async fn thousands_of_credit_requests_are_decided_once_through_forty_deaths() {
-    crate::ledger::survive_deaths(24, 150, 40).await;
+    crate::deaths::survive_deaths(24, 150, 40).await;
 }
 
 fn path(store: &Value, rest: &str) -> String {

@@ -1,40 +1,35 @@
 //! Automatic top-up: one pack at a time, one charge for each, within the cap, and never without the organization knowing.
 
-use std::net::SocketAddr;
-use std::time::Duration;
-
 use chrono::{Datelike as _, Days, Months, NaiveTime, TimeDelta};
-use control_plane::credits::{purchases, topups};
-use devkit::payments::{ApiFault, Checkout, TestPayments, TestPaymentsOptions};
+use control_plane::credits::topups;
+use devkit::payments::{ApiFault, TestPayments, TestPaymentsOptions};
 use http::Method;
-use integration_tests::{ChaosProxy, Owner, Received, Receiver, Response, eventually, within};
+use integration_tests::{Owner, Received, Receiver, Response, eventually, within};
 use kernel::{Clock as _, OrganizationId};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
-use sqlx::Row as _;
 
 use crate::credits::give;
-use crate::purchases::{Order, Shop, arguments_of};
-use crate::scenes::{count, join, text};
+use crate::purchases::{Shop, arguments_of};
+use crate::scenes::{count, text};
 
-const GOOD: &str = "4242424242424242";
-const DECLINED: &str = "4000000000000341";
-const AUTHENTICATION: &str = "4000002500003155";
-const CARD: &str = "/api/credits/payment-method";
-const RULE: &str = "/api/credits/top-up";
+pub(crate) const GOOD: &str = "4242424242424242";
+pub(crate) const DECLINED: &str = "4000000000000341";
+pub(crate) const AUTHENTICATION: &str = "4000002500003155";
+pub(crate) const CARD: &str = "/api/credits/payment-method";
+pub(crate) const RULE: &str = "/api/credits/top-up";
 
 /// An agency that buys by itself. Nothing happens by itself but what a test calls for.
-struct Agency {
-    shop: Shop,
+pub(crate) struct Agency {
+    pub(crate) shop: Shop,
     store: Value,
 }
 
 impl Agency {
-    async fn open() -> Self {
+    pub(crate) async fn open() -> Self {
         Self::at(TestPayments::start(TestPaymentsOptions::default()).await.unwrap(), &[]).await
     }
 
-    async fn at(provider: TestPayments, more: &[&str]) -> Self {
+    pub(crate) async fn at(provider: TestPayments, more: &[&str]) -> Self {
         let more: Vec<&str> = ["--refresh-token-ttl-s", "10000000"].iter().chain(more).copied().collect();
         let shop = Shop::at(provider, &more).await;
         let store = shop.owner.create_store("tea").await.expect_status(201);
@@ -47,63 +42,63 @@ impl Agency {
     }
 
     /// Lets time pass, here and at the provider.
-    fn pass(&self, time: TimeDelta) {
+    pub(crate) fn pass(&self, time: TimeDelta) {
         self.shop.app.clock.advance(time);
         self.shop.provider.advance(time.to_std().unwrap());
     }
 
-    async fn put(&self, path: &str, body: Value) -> Response {
+    pub(crate) async fn put(&self, path: &str, body: Value) -> Response {
         self.shop.owner.api.send(Method::PUT, path, Some(body)).await
     }
 
-    async fn get(&self, path: &str) -> Response {
+    pub(crate) async fn get(&self, path: &str) -> Response {
         self.shop.owner.api.get(path).await
     }
 
     /// Takes a card down as a page of the agency's own does; its name at the provider.
-    async fn take_down(&self, owner: &Owner, number: &str) -> String {
+    pub(crate) async fn take_down(&self, owner: &Owner, number: &str) -> String {
         let setup = owner.api.send(Method::POST, &format!("{CARD}/setup"), None).await.expect_status(201);
         assert!(text(&setup["clientSecret"]).starts_with(text(&setup["id"])));
         self.shop.provider.fill_in(text(&setup["id"]), number).unwrap()
     }
 
-    async fn card(&self, number: &str) -> String {
+    pub(crate) async fn card(&self, number: &str) -> String {
         let method = self.take_down(&self.shop.owner, number).await;
         self.put(CARD, json!({ "paymentMethod": method })).await.expect_status(200);
         method
     }
 
-    fn rule_body(&self, threshold: i64, pack: &str, cap: i64) -> Value {
+    pub(crate) fn rule_body(&self, threshold: i64, pack: &str, cap: i64) -> Value {
         json!({ "threshold": threshold, "packId": self.shop.packs[pack]["id"], "monthlyCapMinor": cap })
     }
 
-    async fn rule(&self, threshold: i64, pack: &str, cap: i64) -> Value {
+    pub(crate) async fn rule(&self, threshold: i64, pack: &str, cap: i64) -> Value {
         self.put(RULE, self.rule_body(threshold, pack, cap)).await.expect_status(200)
     }
 
-    async fn standing(&self) -> Value {
+    pub(crate) async fn standing(&self) -> Value {
         self.get(RULE).await.expect_status(200)
     }
 
-    async fn top_up(&self) {
+    pub(crate) async fn top_up(&self) {
         topups::jobs::top_up(&self.shop.app.cx).await.unwrap();
     }
 
-    async fn available(&self) -> i64 {
+    pub(crate) async fn available(&self) -> i64 {
         self.shop.amounts().await[0]
     }
 
     /// The automatic payments that the provider knows of, those counted that failed.
-    fn payments(&self) -> usize {
+    pub(crate) fn payments(&self) -> usize {
         self.shop.provider.objects("payment_intent").len()
     }
 
-    fn charges(&self) -> usize {
+    pub(crate) fn charges(&self) -> usize {
         self.shop.provider.objects("charge").len()
     }
 
     /// What was told of a kind, oldest first.
-    async fn told(&self, kind: &str) -> Vec<Value> {
+    pub(crate) async fn told(&self, kind: &str) -> Vec<Value> {
         sqlx::query_scalar("select data from outbox_events where type = $1 order by seq")
             .bind(kind)
             .fetch_all(&mut self.shop.app.master().await)
@@ -112,7 +107,7 @@ impl Agency {
     }
 
     /// The states of the automatic purchases, oldest first.
-    async fn states(&self) -> Vec<String> {
+    pub(crate) async fn states(&self) -> Vec<String> {
         sqlx::query_scalar("select state from purchases where is_auto order by id")
             .fetch_all(&mut self.shop.app.master().await)
             .await
@@ -121,204 +116,13 @@ impl Agency {
 
     /// Fails unless everything that the provider tells is followed and changes nothing any more, both sets of books agree, and
     /// every invariant of the ledger holds.
-    async fn expect_sound(&self) {
+    pub(crate) async fn expect_sound(&self) {
         let before = (self.shop.amounts().await, self.states().await);
         self.shop.deliver_all().await;
         assert_eq!((self.shop.amounts().await, self.states().await), before);
         self.shop.expect_reconciled().await;
         self.shop.expect_proven().await;
     }
-}
-
-/// Orders with a wish for the card to be kept, and pays.
-async fn pay_and_leave_card(shop: &Shop, key: &str) -> Order {
-    let mut body = shop.body("starter");
-    body["saveCard"] = json!(true);
-    let order = Order::of(&shop.keyed(key).post("/api/credits/purchase", body).await.expect_status(201));
-    shop.provider.checkout(&order.session, Checkout::Pay).unwrap();
-    order
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_card_that_is_left_at_checkout_is_the_organizations_until_another_is() {
-    let agency = Agency::open().await;
-    let shop = &agency.shop;
-    agency.get(CARD).await.expect_problem(404, "not-found");
-    let plain = shop.buy("plain", "starter").await;
-    agency.get(CARD).await.expect_problem(404, "not-found");
-    let of_plain = text(&shop.provider.object(&shop.intent(&plain)).unwrap()["payment_method"]).to_owned();
-    assert_eq!(shop.provider.object(&of_plain).unwrap()["customer"], Value::Null);
-
-    let order = pay_and_leave_card(shop, "kept").await;
-    agency.get(CARD).await.expect_problem(404, "not-found");
-    shop.deliver_all().await;
-    let method = shop.provider.object(&shop.intent(&order)).unwrap()["payment_method"].clone();
-    assert_eq!(agency.get(CARD).await.expect_status(200)["paymentMethod"], method);
-    agency.top_up().await;
-    let card = agency.get(CARD).await.expect_status(200);
-    assert_eq!(
-        (&card["brand"], &card["last4"], &card["expiryMonth"], &card["expiryYear"]),
-        (&json!("visa"), &json!("4242"), &json!(12), &json!(2034)),
-        "{card}"
-    );
-
-    // What is told again of a payment does not bring its card back, neither in the place of another one nor after it was removed.
-    let other = agency.card(AUTHENTICATION).await;
-    shop.deliver_all().await;
-    purchases::jobs::sweep(&shop.app.cx).await.unwrap();
-    let mut again = shop.event(&order, "payment_intent.succeeded");
-    again["id"] = json!("evt_again");
-    shop.deliver(&again).await.expect_status(200);
-    let card = agency.get(CARD).await.expect_status(200);
-    assert_eq!((&card["paymentMethod"], &card["last4"]), (&json!(other), &json!("3155")));
-    shop.owner.api.delete(CARD).await.expect_status(204);
-    shop.owner.api.delete(CARD).await.expect_status(204);
-    again["id"] = json!("evt_once_more");
-    shop.deliver(&again).await.expect_status(200);
-    agency.get(CARD).await.expect_problem(404, "not-found");
-    assert_eq!(shop.provider.object(&other).unwrap()["customer"], Value::Null);
-
-    // A later one does.
-    pay_and_leave_card(shop, "later").await;
-    shop.deliver_all().await;
-    assert_eq!(agency.get(CARD).await.expect_status(200)["last4"], Value::Null);
-    let trail = "select count(*) from audit_events where action like 'credit_payment_method_%'";
-    assert_eq!(count(&shop.app, trail).await, 4);
-    agency.expect_sound().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn only_cards_are_offered_to_be_left_and_what_is_none_does_not_stay() {
-    let agency = Agency::open().await;
-    let shop = &agency.shop;
-    let plain = shop.buy("plain", "starter").await;
-    assert_eq!(shop.provider.object(&plain.session).unwrap()["payment_method_types"], json!([]));
-    let order = pay_and_leave_card(shop, "kept").await;
-    assert_eq!(shop.provider.object(&order.session).unwrap()["payment_method_types"], json!(["card"]));
-    let method = text(&shop.provider.object(&shop.intent(&order)).unwrap()["payment_method"]).to_owned();
-    shop.provider.tamper(&method, |method| {
-        method["type"] = json!("sepa_debit");
-        method.as_object_mut().unwrap().remove("card");
-    });
-    shop.deliver_all().await;
-    assert_eq!(agency.get(CARD).await.expect_status(200)["paymentMethod"], json!(method));
-    agency.rule(100, "starter", 50_000).await;
-    agency.top_up().await;
-    agency.get(CARD).await.expect_problem(404, "not-found");
-    assert_eq!(shop.provider.object(&method).unwrap()["customer"], Value::Null);
-    assert_eq!(agency.standing().await["offReason"], "card_removed");
-    agency.expect_sound().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_wish_for_the_card_is_part_of_what_was_asked_for_and_its_absence_is_not() {
-    let agency = Agency::open().await;
-    let shop = &agency.shop;
-    shop.order("plain", "starter").await;
-    let mut body = shop.body("starter");
-    body["saveCard"] = json!(false);
-    let again = shop.keyed("plain").post("/api/credits/purchase", body.clone()).await;
-    assert_eq!((again.status.as_u16(), again.header("idempotent-replayed")), (201, "true"));
-    body["saveCard"] = json!(true);
-    let other = shop.keyed("plain").post("/api/credits/purchase", body).await;
-    other.expect_problem(422, "idempotency-key-reused");
-    // Keys are kept for ever: what was asked for before there was such a wish must still be known.
-    let asked = json!(["purchase_create", [shop.owner.organization_id(), shop.packs["starter"]["id"], null, null]]);
-    let expected = Sha256::digest(asked.to_string()).to_vec();
-    let kept = sqlx::query("select request_hash from purchases").fetch_one(&mut shop.app.master().await).await.unwrap();
-    assert_eq!(kept.get::<Vec<u8>, _>(0), expected);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_card_that_is_replaced_is_removed_at_the_provider() {
-    let agency = Agency::open().await;
-    let shop = &agency.shop;
-    let is_attached = |method: &str| shop.provider.object(method).unwrap()["customer"].is_string();
-    let first = agency.card(GOOD).await;
-    let second = agency.card(GOOD).await;
-    assert_eq!((is_attached(&first), is_attached(&second)), (false, true));
-    // The same once more stays.
-    agency.put(CARD, json!({ "paymentMethod": second })).await.expect_status(200);
-    agency.top_up().await;
-    assert!(is_attached(&second));
-
-    // While the provider is away it is kept in mind, and cannot come back meanwhile.
-    let third = agency.take_down(&shop.owner, GOOD).await;
-    shop.provider.fail_next((0..4).map(|_| ApiFault::Before(500)));
-    agency.put(CARD, json!({ "paymentMethod": third })).await.expect_status(200);
-    assert!(is_attached(&second));
-    let back = agency.put(CARD, json!({ "paymentMethod": second })).await;
-    back.expect_problem(409, "payment-method-being-removed");
-    agency.pass(TimeDelta::minutes(6));
-    agency.top_up().await;
-    assert_eq!((is_attached(&second), is_attached(&third)), (false, true));
-
-    // By one that a purchase leaves, too.
-    let order = pay_and_leave_card(shop, "kept").await;
-    shop.deliver_all().await;
-    agency.top_up().await;
-    let kept = text(&shop.provider.object(&shop.intent(&order)).unwrap()["payment_method"]).to_owned();
-    assert_eq!(agency.get(CARD).await.expect_status(200)["paymentMethod"], json!(kept));
-    assert_eq!((is_attached(&third), is_attached(&kept)), (false, true));
-    shop.deliver_all().await;
-    agency.top_up().await;
-    assert!(is_attached(&kept));
-    agency.expect_sound().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn only_a_card_of_the_organizations_own_is_taken() {
-    let agency = Agency::open().await;
-    let (shop, api) = (&agency.shop, &agency.shop.owner.api);
-    let set = |method: &str| agency.put(CARD, json!({ "paymentMethod": method }));
-    // Before there is a customer none can be its.
-    set("pm_guess").await.expect_field(422, "payment-method-unknown", "/paymentMethod");
-    let keyed = api.with("idempotency-key", "a");
-    let setup = keyed.send(Method::POST, &format!("{CARD}/setup"), None).await;
-    assert_eq!(setup.header("cache-control"), "no-store");
-    let (setup, again) =
-        (setup.expect_status(201), keyed.send(Method::POST, &format!("{CARD}/setup"), None).await.expect_status(201));
-    assert_eq!((&setup["id"], &setup["clientSecret"]), (&again["id"], &again["clientSecret"]));
-    assert_eq!(setup["customer"], shop.provider.objects("customer")[0]["id"]);
-    assert_eq!(shop.provider.objects("setup_intent").len(), 1);
-
-    let stranger = shop.app.owner("eve").await;
-    let strangers = agency.take_down(&stranger, GOOD).await;
-    stranger.api.send(Method::PUT, CARD, Some(json!({ "paymentMethod": strangers }))).await.expect_status(200);
-    let plain = shop.buy("plain", "starter").await;
-    let nobodys = text(&shop.provider.object(&shop.intent(&plain)).unwrap()["payment_method"]).to_owned();
-    let mut answers = Vec::new();
-    for method in [&strangers, &nobodys, "pm_guess", "../customers", "cus_x", "", &"pm_x".repeat(100)] {
-        let problem = set(method).await.expect_field(422, "payment-method-unknown", "/paymentMethod");
-        answers.push((problem["title"].clone(), problem["errors"].clone()));
-    }
-    assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
-    agency.get(CARD).await.expect_problem(404, "not-found");
-
-    let staff = shop.app.owner("sam").await;
-    join(&shop.app, &shop.owner, &staff, "staff").await;
-    let ours = agency.take_down(&shop.owner, GOOD).await;
-    let path = format!("{CARD}?organizationId={}", shop.owner.organization_id());
-    let body = Some(json!({ "paymentMethod": ours }));
-    staff.api.send(Method::PUT, &path, body.clone()).await.expect_problem(403, "forbidden");
-    stranger.api.send(Method::PUT, &path, body).await.expect_problem(404, "not-found");
-    let card = set(&ours).await.expect_status(200);
-    assert_eq!((&card["last4"], &card["brand"]), (&json!("4242"), &json!("visa")));
-    assert_eq!(staff.api.get(&path).await.expect_status(200)["paymentMethod"], json!(ours));
-
-    // A card that was removed is not the organization's any more, also while the provider has not heard of that.
-    shop.provider.fail_next((0..4).map(|_| ApiFault::Before(500)));
-    api.delete(CARD).await.expect_status(204);
-    assert!(shop.provider.object(&ours).unwrap()["customer"].is_string());
-    set(&ours).await.expect_problem(409, "payment-method-being-removed");
-    agency.pass(TimeDelta::minutes(6));
-    agency.top_up().await;
-    assert_eq!(shop.provider.object(&ours).unwrap()["customer"], Value::Null);
-    set(&ours).await.expect_problem(422, "payment-method-unknown");
-    // Somebody deletes the customer in the provider's dashboard: there is a new one.
-    shop.provider.forget(text(&setup["customer"]));
-    agency.card(GOOD).await;
-    agency.expect_sound().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -700,152 +504,6 @@ async fn a_bank_that_asks_for_the_owner_is_told_of_and_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_is_lost_is_looked_for_and_paid_once() {
-    let agency = Agency::open().await;
-    let shop = &agency.shop;
-    agency.card(GOOD).await;
-    agency.rule(400, "starter", 50_000).await;
-    // Late: it is not asked for again, but found when there is time.
-    shop.provider.fail_next([ApiFault::LateAnswer(Duration::from_secs(4))]);
-    agency.top_up().await;
-    assert_eq!((agency.payments(), agency.available().await), (1, 0));
-    agency.pass(TimeDelta::seconds(61));
-    agency.top_up().await;
-    assert_eq!((agency.payments(), agency.available().await), (1, 500));
-    shop.spend("a", 500).await;
-
-    // Done, and answered 500 for ever: it is found by what it is about.
-    shop.provider.fail_next([ApiFault::After500]);
-    agency.top_up().await;
-    let standing = agency.standing().await;
-    assert_eq!((&standing["inFlight"]["state"], &standing["consecutiveDeclines"]), (&json!("created"), &json!(0)));
-    assert_eq!((&standing["inFlight"]["isAutomatic"], &standing["spentThisMonthMinor"]), (&json!(true), &json!(5000)));
-    // Nothing more is bought while it is not known.
-    agency.top_up().await;
-    assert_eq!(agency.payments(), 2);
-    agency.pass(TimeDelta::seconds(61));
-    agency.top_up().await;
-    assert_eq!((agency.payments(), agency.charges(), agency.available().await), (2, 2, 500));
-    shop.spend("b", 500).await;
-
-    // Never done: asked for again.
-    shop.provider.fail_next([ApiFault::Before(503)]);
-    agency.top_up().await;
-    assert_eq!((agency.payments(), agency.standing().await["inFlight"]["state"].clone()), (2, json!("created")));
-    agency.pass(TimeDelta::seconds(61));
-    agency.top_up().await;
-    assert_eq!((agency.charges(), agency.available().await), (3, 500));
-    shop.spend("c", 500).await;
-
-    // Too many calls for the provider, so that it was not done: asked for again at once.
-    shop.provider.fail_next([ApiFault::Before(429), ApiFault::Before(429)]);
-    agency.top_up().await;
-    assert_eq!((agency.charges(), agency.available().await), (4, 500));
-    shop.spend("d", 500).await;
-
-    // A platform whose own key is refused says nothing about the card.
-    shop.provider.fail_next([ApiFault::Before(401)]);
-    agency.top_up().await;
-    assert_eq!(agency.standing().await["inFlight"]["state"], "created");
-    agency.pass(TimeDelta::seconds(61));
-    agency.top_up().await;
-    assert_eq!((agency.charges(), agency.available().await), (5, 500));
-    assert_eq!(agency.told("credits.top_up_failed").await, Vec::<Value>::new());
-    agency.expect_sound().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn after_a_day_a_payment_is_looked_for_and_never_asked_for_again() {
-    let agency = Agency::open().await;
-    let shop = &agency.shop;
-    agency.card(GOOD).await;
-    agency.rule(400, "starter", 50_000).await;
-    // Done, and found a day later, when the provider has forgotten the key.
-    shop.provider.fail_next([ApiFault::After500]);
-    agency.top_up().await;
-    agency.pass(TimeDelta::hours(30));
-    purchases::jobs::sweep(&shop.app.cx).await.unwrap();
-    assert_eq!((agency.charges(), agency.available().await), (1, 500));
-    shop.spend("a", 500).await;
-
-    // Never done: a day later it is looked for, then it comes to nothing, and the rule decides anew.
-    shop.provider.fail_next([ApiFault::Before(500)]);
-    agency.top_up().await;
-    agency.pass(TimeDelta::minutes(24 * 60 + 10));
-    agency.top_up().await;
-    assert_eq!((agency.payments(), agency.states().await), (1, vec!["completed".to_owned(), "created".to_owned()]));
-    agency.pass(TimeDelta::hours(1));
-    agency.top_up().await;
-    assert_eq!((agency.charges(), agency.available().await), (2, 500));
-    assert_eq!(agency.states().await, ["completed", "expired", "completed"]);
-    agency.expect_sound().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_was_written_down_is_not_asked_for_once_it_is_not_wanted_any_more() {
-    let agency = Agency::open().await;
-    let shop = &agency.shop;
-    let order = || async {
-        shop.provider.fail_next([ApiFault::Before(503)]);
-        agency.top_up().await;
-        assert_eq!(agency.standing().await["inFlight"]["state"], "created");
-    };
-    let expect_nothing_asked = || async {
-        let before = agency.payments();
-        agency.pass(TimeDelta::seconds(61));
-        agency.top_up().await;
-        purchases::jobs::sweep(&shop.app.cx).await.unwrap();
-        assert_eq!((agency.payments(), agency.charges(), agency.available().await), (before, 0, 0));
-    };
-    let give_up = async |states: &[&str]| {
-        agency.pass(TimeDelta::hours(26));
-        agency.top_up().await;
-        assert_eq!(agency.states().await, states);
-    };
-
-    // The card is removed, and the provider has not heard of that: it could be charged.
-    let removed = agency.card(GOOD).await;
-    agency.rule(400, "starter", 50_000).await;
-    order().await;
-    shop.provider.fail_next((0..4).map(|_| ApiFault::Before(503)));
-    shop.owner.api.delete(CARD).await.expect_status(204);
-    assert!(shop.provider.object(&removed).unwrap()["customer"].is_string());
-    expect_nothing_asked().await;
-    give_up(&["expired"]).await;
-
-    // The rule is off, or gone.
-    agency.card(GOOD).await;
-    agency.rule(400, "starter", 50_000).await;
-    order().await;
-    let mut off = agency.rule_body(400, "starter", 50_000);
-    off["isEnabled"] = json!(false);
-    agency.put(RULE, off).await.expect_status(200);
-    expect_nothing_asked().await;
-    shop.owner.api.delete(RULE).await.expect_status(204);
-    expect_nothing_asked().await;
-    give_up(&["expired"; 2]).await;
-
-    // Another card is in its place: with that one the rule decides anew when what was written down is over.
-    agency.rule(400, "starter", 50_000).await;
-    order().await;
-    let other = agency.card(GOOD).await;
-    expect_nothing_asked().await;
-    give_up(&["expired", "expired", "expired", "completed"]).await;
-    assert_eq!((agency.payments(), agency.charges(), agency.available().await), (1, 1, 500));
-    assert_eq!(shop.provider.objects("payment_intent")[0]["payment_method"], json!(other));
-
-    // What was asked for before is followed, whatever became of the card.
-    shop.spend("all", 500).await;
-    shop.provider.fail_next([ApiFault::After500]);
-    agency.top_up().await;
-    shop.owner.api.delete(CARD).await.expect_status(204);
-    agency.pass(TimeDelta::seconds(61));
-    agency.top_up().await;
-    assert_eq!((agency.payments(), agency.charges(), agency.available().await), (2, 2, 500));
-    agency.expect_sound().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn money_that_goes_back_or_is_disputed_is_not_asked_for_again() {
     let agency = Agency::open().await;
     let shop = &agency.shop;
@@ -922,53 +580,6 @@ async fn debt_is_not_repaid_with_a_card_that_nobody_took_out() {
     shop.spend("some", 100).await;
     agency.top_up().await;
     assert_eq!((agency.charges(), shop.amounts().await), (charges + 2, [800, 0, 0]));
-    agency.expect_sound().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn who_dies_before_the_provider_is_reached_leaves_one_charge_to_others() {
-    let provider = TestPayments::start(TestPaymentsOptions::default()).await.unwrap();
-    let proxy = ChaosProxy::to(SocketAddr::from(([127, 0, 0, 1], provider.address().port()))).await;
-    let through = format!("http://127.0.0.1:{}", proxy.port);
-    let agency = Agency::at(provider, &["--stripe-api-url", &through]).await;
-    let shop = &agency.shop;
-    agency.card(GOOD).await;
-    agency.rule(400, "starter", 50_000).await;
-    let written = || async {
-        let unfinished = "select count(*) from purchases where is_auto and state = 'created'";
-        (count(&shop.app, unfinished).await == 1).then_some(())
-    };
-
-    // The provider cannot be reached at all.
-    proxy.cut();
-    agency.top_up().await;
-    written().await.unwrap();
-    proxy.mend();
-    agency.pass(TimeDelta::seconds(61));
-    purchases::jobs::sweep(&shop.app.cx).await.unwrap();
-    assert_eq!((agency.payments(), agency.charges(), agency.available().await), (1, 1, 500));
-    shop.spend("a", 500).await;
-
-    // Somebody dies while they wait for it, and their call arrives all the same, or does not.
-    proxy.stall();
-    let cx = shop.app.cx.clone();
-    let dying = tokio::spawn(async move { topups::jobs::top_up(&cx).await });
-    eventually("the purchase", written).await;
-    dying.abort();
-    assert!(dying.await.unwrap_err().is_cancelled());
-    proxy.mend();
-    let arguments = arguments_of(&shop.provider);
-    let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    arguments.extend(["--top-up-poll-ms", "5"]);
-    agency.pass(TimeDelta::seconds(61));
-    let other = shop.app.other_node_with(&arguments).await;
-    eventually("the credits", || async { (agency.available().await == 500).then_some(()) }).await;
-    other.stop().await;
-    assert_eq!((agency.payments(), agency.charges()), (2, 2));
-    let metrics = shop.app.internal().get("/metrics").await.text();
-    for outcome in ["ordered", "completed", "unanswered"] {
-        assert!(metrics.contains(&format!("tenantry_top_ups_total{{outcome=\"{outcome}\"}}")), "{outcome}: {metrics}");
-    }
     agency.expect_sound().await;
 }
 

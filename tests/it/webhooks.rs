@@ -1,4 +1,4 @@
-//! Webhooks out: told in order, at least once, to whoever may be told, signed so that anybody can check it.
+//! Webhooks out: endpoints that may be told and their secrets, signed so that anybody can check it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,13 +8,11 @@ use axum::body::Bytes;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use chrono::{DateTime, Duration, Utc};
-use control_plane::config::Config;
-use control_plane::cx::OpsCx;
+use control_plane::webhooks;
 use control_plane::webhooks::outbound::{Outbound, SendError, public_roots};
-use control_plane::webhooks::{self, deliver};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use http::{HeaderMap, StatusCode};
-use integration_tests::{Client, Owner, Received, Receiver, TestApp, TestAppOptions, TestClock, eventually, within};
+use integration_tests::{Client, Owner, Received, Receiver, TestApp, TestAppOptions, eventually, within};
 use kernel::{Clock as _, OrganizationId};
 use serde_json::{Value, json};
 use sha2::Sha256;
@@ -24,33 +22,33 @@ use tokio::net::TcpListener;
 use crate::credits::give;
 use crate::scenes::{count, text};
 
-const ENDPOINTS: &str = "/api/webhooks/endpoints";
+pub(crate) const ENDPOINTS: &str = "/api/webhooks/endpoints";
 
 /// An organization with an endpoint at a receiver.
-struct Hooks {
-    app: TestApp,
-    owner: Owner,
-    receiver: Receiver,
-    endpoint: Endpoint,
+pub(crate) struct Hooks {
+    pub(crate) app: TestApp,
+    pub(crate) owner: Owner,
+    pub(crate) receiver: Receiver,
+    pub(crate) endpoint: Endpoint,
 }
 
-struct Endpoint {
-    id: String,
-    secret: String,
+pub(crate) struct Endpoint {
+    pub(crate) id: String,
+    pub(crate) secret: String,
 }
 
 impl Endpoint {
-    fn path(&self, rest: &str) -> String {
+    pub(crate) fn path(&self, rest: &str) -> String {
         format!("{ENDPOINTS}/{}{rest}", self.id)
     }
 }
 
 impl Hooks {
-    async fn set() -> Self {
+    pub(crate) async fn set() -> Self {
         Self::with(&[]).await
     }
 
-    async fn with(arguments: &[&str]) -> Self {
+    pub(crate) async fn with(arguments: &[&str]) -> Self {
         // Tokens that outlive the days that these tests let pass.
         let days = ["--access-token-ttl-s", "10000000", "--refresh-token-ttl-s", "10000000"];
         let arguments = days.iter().chain(arguments).map(|&text| text.to_owned());
@@ -66,22 +64,22 @@ impl Hooks {
         self.owner.organization_id().parse().unwrap()
     }
 
-    async fn tell(&self, number: usize) {
+    pub(crate) async fn tell(&self, number: usize) {
         tell(&self.app, self.organization(), number).await;
     }
 
     /// The endpoint's deliveries, newest first.
-    async fn deliveries(&self) -> Vec<Value> {
+    pub(crate) async fn deliveries(&self) -> Vec<Value> {
         let list = self.owner.api.get(&self.endpoint.path("/deliveries?limit=100")).await.expect_status(200);
         list["data"].as_array().unwrap().clone()
     }
 
-    async fn endpoint(&self) -> Value {
+    pub(crate) async fn endpoint(&self) -> Value {
         self.owner.api.get(&self.endpoint.path("")).await.expect_status(200)
     }
 
     /// Waits until the only delivery is past this attempt, and returns it.
-    async fn after_attempt(&self, attempt: i64) -> Value {
+    pub(crate) async fn after_attempt(&self, attempt: i64) -> Value {
         eventually(&format!("the end of attempt {attempt}"), || async {
             let delivery = self.deliveries().await.pop()?;
             let has_ended = delivery["state"] != "pending"
@@ -92,7 +90,7 @@ impl Hooks {
     }
 
     /// Lets the time pass until then.
-    fn until(&self, at: DateTime<Utc>) {
+    pub(crate) fn until(&self, at: DateTime<Utc>) {
         let left = at - self.app.clock.now();
         if left > Duration::zero() {
             self.app.clock.advance(left + Duration::milliseconds(2));
@@ -101,7 +99,7 @@ impl Hooks {
 
     /// Lets the time pass to when something is due next, unless something is on its way or about to be; whether anything
     /// is left to be done.
-    async fn pass_time(&self) -> bool {
+    pub(crate) async fn pass_time(&self) -> bool {
         let waiting = count(&self.app, "select count(*) from outbox_events where not is_fanned_out").await;
         let leased = count(&self.app, "select count(*) from webhook_deliveries where leased_until is not null").await;
         let due: Option<DateTime<Utc>> = sqlx::query_scalar(
@@ -119,18 +117,18 @@ impl Hooks {
     }
 
     /// Waits until everything has ended, and lets the time pass that it takes.
-    async fn settle(&self) {
+    pub(crate) async fn settle(&self) {
         eventually("the end of every delivery", || async { (!self.pass_time().await).then_some(()) }).await;
     }
 }
 
-async fn register(owner: &Owner, url: &str) -> Endpoint {
+pub(crate) async fn register(owner: &Owner, url: &str) -> Endpoint {
     let made = owner.api.post(ENDPOINTS, json!({ "url": url })).await.expect_status(201);
     Endpoint { id: text(&made["id"]).to_owned(), secret: text(&made["secret"]).to_owned() }
 }
 
 /// Tells an organization of something that has a number.
-async fn tell(app: &TestApp, organization: OrganizationId, number: usize) {
+pub(crate) async fn tell(app: &TestApp, organization: OrganizationId, number: usize) {
     let mut tx = app.cx.master.begin().await.unwrap();
     let (now, data) = (app.clock.now(), json!({ "number": number }));
     let key = format!("test:{number}");
@@ -138,12 +136,12 @@ async fn tell(app: &TestApp, organization: OrganizationId, number: usize) {
     tx.commit().await.unwrap();
 }
 
-fn moment(value: &Value) -> DateTime<Utc> {
+pub(crate) fn moment(value: &Value) -> DateTime<Utc> {
     text(value).parse().unwrap()
 }
 
 /// Whether this secret made one of the signatures of a message, as the standard describes it.
-fn is_signed(message: &Received, secret: &str) -> bool {
+pub(crate) fn is_signed(message: &Received, secret: &str) -> bool {
     let key = STANDARD.decode(secret.strip_prefix("whsec_").unwrap()).unwrap();
     let mut mac = Hmac::<Sha256>::new_from_slice(&key).unwrap();
     let (id, timestamp) = (message.header("webhook-id"), message.header("webhook-timestamp"));
@@ -152,18 +150,11 @@ fn is_signed(message: &Received, secret: &str) -> bool {
     message.header("webhook-signature").split(' ').any(|signature| signature == wanted)
 }
 
-fn numbers(received: &[Received]) -> Vec<u64> {
+pub(crate) fn numbers(received: &[Received]) -> Vec<u64> {
     received.iter().map(|message| message.json()["data"]["number"].as_u64().unwrap()).collect()
 }
 
-/// The parts of another node on the same master, without its listeners.
-fn other_node(app: &TestApp, arguments: &[&str]) -> OpsCx {
-    let arguments: Vec<String> = arguments.iter().map(|&text| text.to_owned()).collect();
-    let Config { master, keys, hosts, limits, .. } = integration_tests::config(&app.master.url(), &arguments);
-    OpsCx::new(master, &keys, hosts, limits, None, true, Arc::<TestClock>::clone(&app.clock)).unwrap()
-}
-
-fn outbound(allow_private: bool, timeout_ms: u64) -> Outbound {
+pub(crate) fn outbound(allow_private: bool, timeout_ms: u64) -> Outbound {
     Outbound::new(public_roots(), allow_private, StdDuration::from_millis(timeout_ms)).unwrap()
 }
 
@@ -199,44 +190,6 @@ async fn what_the_ledger_tells_arrives_signed_and_once() {
     let one = hooks.owner.api.get(&one).await.expect_status(200);
     assert_eq!((&one["data"], &one["attemptLog"][0]["status"]), (&body["data"], &json!(204)));
     assert_eq!(hooks.receiver.received().len(), 1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_taken_is_tried_for_three_days_and_then_given_up() {
-    let hooks = Hooks::set().await;
-    hooks.receiver.answer(500);
-    hooks.tell(1).await;
-    let began = hooks.app.clock.now();
-    let mut attempt = 0;
-    let mut pauses = Vec::new();
-    let last = loop {
-        attempt += 1;
-        let delivery = hooks.after_attempt(attempt).await;
-        assert_eq!((&delivery["lastStatus"], &delivery["lastError"]), (&json!(500), &json!("status")));
-        if delivery["state"] != "pending" {
-            break delivery;
-        }
-        let next = moment(&delivery["nextAttemptAt"]);
-        pauses.push((next - hooks.app.clock.now()).num_seconds());
-        hooks.until(next);
-    };
-    let took = hooks.app.clock.now() - began;
-    assert_eq!(last["state"], "abandoned");
-    assert!((71..=73).contains(&took.num_hours()), "{took}");
-    assert!((10..=30).contains(&attempt), "{attempt} attempts");
-    assert!(pauses[..4].is_sorted() && pauses[0] <= 6 && pauses[4] > 600, "{pauses:?}");
-    // Each attempt carries the same event and its own time.
-    let received = hooks.receiver.received();
-    assert_eq!(received.len(), usize::try_from(attempt).unwrap());
-    assert!(received.iter().all(|message| is_signed(message, &hooks.endpoint.secret)));
-    assert!(received.windows(2).all(|pair| pair[0].body == pair[1].body
-        && pair[0].header("webhook-timestamp") < pair[1].header("webhook-timestamp")));
-    // What is known of the attempts is bounded.
-    let path = hooks.endpoint.path(&format!("/deliveries/{}", text(&last["id"])));
-    let log = hooks.owner.api.get(&path).await.expect_status(200)["attemptLog"].as_array().unwrap().len();
-    assert!((10..=20).contains(&log), "{log}");
-    assert_eq!(hooks.endpoint().await["isEnabled"], true);
-    assert!(moment(&hooks.endpoint().await["failingSince"]) - began < Duration::seconds(30));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -312,110 +265,6 @@ async fn an_endpoint_that_is_gone_is_disabled_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_organization_is_told_in_order_also_through_failures() {
-    let hooks = Hooks::set().await;
-    // Every third request fails, whatever it is.
-    let asked = std::sync::atomic::AtomicUsize::new(0);
-    hooks.receiver.answer_by(move |_| {
-        let number = asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-        if number.is_multiple_of(3) { StatusCode::BAD_GATEWAY } else { StatusCode::OK }
-    });
-    for number in 0..30 {
-        hooks.tell(number).await;
-    }
-    hooks.settle().await;
-    let mut taken = hooks.receiver.received();
-    taken.retain(|message| message.status.is_success());
-    assert_eq!(numbers(&taken), (0..30).collect::<Vec<_>>());
-    assert_eq!(hooks.receiver.most_in_flight(), 1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn one_event_that_is_never_taken_lets_the_others_pass() {
-    let hooks = Hooks::set().await;
-    hooks.receiver.answer_by(|message| {
-        if message.json()["data"]["number"] == 1 { StatusCode::BAD_REQUEST } else { StatusCode::OK }
-    });
-    for number in 0..4 {
-        hooks.tell(number).await;
-    }
-    let began = hooks.app.clock.now();
-    eventually("the others", || async {
-        hooks.pass_time().await;
-        hooks.receiver.received().iter().any(|message| message.json()["data"]["number"] == 3).then_some(())
-    })
-    .await;
-    assert!(hooks.app.clock.now() - began < Duration::hours(1));
-    let mut taken = hooks.receiver.received();
-    let tried = taken.iter().filter(|message| !message.status.is_success()).count();
-    taken.retain(|message| message.status.is_success());
-    assert_eq!(numbers(&taken), [0, 2, 3]);
-    assert!(tried >= 5, "{tried} tries before the others passed");
-    assert_eq!(hooks.deliveries().await.iter().filter(|delivery| delivery["state"] == "pending").count(), 1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn several_nodes_make_one_delivery_per_event_and_endpoint() {
-    const EVENTS: usize = 60;
-    let hooks = Hooks::set().await;
-    let second = Receiver::start().await;
-    let filtered = Receiver::start().await;
-    register(&hooks.owner, &second.url("/")).await;
-    let body = json!({ "url": filtered.url("/"), "eventTypes": ["credits.budget_reached"] });
-    hooks.owner.api.post(ENDPOINTS, body).await.expect_status(201);
-    let stranger = hooks.app.owner("eve").await;
-    let strangers = Receiver::start().await;
-    register(&stranger, &strangers.url("/")).await;
-    let nodes: Vec<OpsCx> = (0..2).map(|_| other_node(&hooks.app, &[])).collect();
-    let dispatchers: Vec<_> =
-        nodes.iter().map(|node| tokio::spawn(deliver::run(node.clone(), outbound(true, 5000)))).collect();
-    for number in 0..EVENTS {
-        hooks.tell(number).await;
-    }
-    hooks.receiver.wait_for(EVENTS).await;
-    second.wait_for(EVENTS).await;
-    eventually("the end of every delivery", || async {
-        let pending = count(&hooks.app, "select count(*) from webhook_deliveries where state = 'pending'").await;
-        (pending == 0).then_some(())
-    })
-    .await;
-    for receiver in [&hooks.receiver, &second] {
-        assert!(numbers(&receiver.received()).into_iter().eq(0..EVENTS as u64));
-    }
-    assert_eq!((filtered.received().len(), strangers.received().len()), (0, 0));
-    assert_eq!(count(&hooks.app, "select count(*) from webhook_deliveries").await, 2 * EVENTS as i64);
-    assert_eq!(count(&hooks.app, "select count(*) from webhook_deliveries where attempts <> 1").await, 0);
-    for (node, dispatcher) in nodes.iter().zip(dispatchers) {
-        node.close().await;
-        dispatcher.await.unwrap();
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_a_dead_node_had_begun_is_sent_by_another() {
-    let hooks = Hooks::set().await;
-    hooks.receiver.answer(500);
-    hooks.tell(1).await;
-    hooks.after_attempt(1).await;
-    // As a node leaves it that is killed between taking it up and the answer.
-    sqlx::query("update webhook_deliveries set attempts = 2, tries = 2, next_attempt_at = $1, leased_until = $2")
-        .bind(hooks.app.clock.now())
-        .bind(hooks.app.clock.now() + Duration::seconds(45))
-        .execute(&mut hooks.app.master().await)
-        .await
-        .unwrap();
-    hooks.receiver.answer(200);
-    hooks.tell(2).await;
-    tokio::time::timeout(StdDuration::from_millis(300), std::future::pending::<()>()).await.unwrap_err();
-    assert_eq!(hooks.receiver.received().len(), 1, "it is leased, and the next waits for it");
-    hooks.app.clock.advance(Duration::seconds(46));
-    let received = hooks.receiver.wait_for(3).await;
-    assert_eq!(numbers(&received), [1, 1, 2]);
-    hooks.settle().await;
-    assert_eq!(hooks.deliveries().await.pop().unwrap()["attempts"], 3);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_rotated_secret_signs_beside_the_new_one_until_its_time_is_over() {
     let hooks = Hooks::set().await;
     let old = hooks.endpoint.secret.clone();
@@ -479,85 +328,6 @@ async fn a_secret_is_shown_when_it_is_made_and_never_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn events_are_sent_again_when_asked_for() {
-    let hooks = Hooks::set().await;
-    for number in 0..3 {
-        hooks.tell(number).await;
-        hooks.app.clock.advance(Duration::minutes(10));
-    }
-    hooks.settle().await;
-    let second = hooks.deliveries().await.remove(1);
-    let path = hooks.endpoint.path(&format!("/deliveries/{}/resend", text(&second["id"])));
-    let resent = hooks.owner.api.send(http::Method::POST, &path, None).await.expect_status(202);
-    assert_eq!(resent["state"], "pending");
-    let received = hooks.receiver.wait_for(4).await;
-    assert_eq!(numbers(&received), [0, 1, 2, 1]);
-    assert_eq!(received[3].header("webhook-id"), received[1].header("webhook-id"));
-    hooks.settle().await;
-    // Everything since a moment: what was taken only when asked for.
-    let since = moment(&second["eventCreatedAt"]).to_rfc3339();
-    let path = hooks.endpoint.path("/resend");
-    let none = hooks.owner.api.post(&path, json!({ "since": since })).await.expect_status(202);
-    assert_eq!(none["resent"], 0);
-    let all = hooks.owner.api.post(&path, json!({ "since": since, "includesDelivered": true })).await;
-    assert_eq!(all.expect_status(202)["resent"], 2);
-    hooks.receiver.wait_for(6).await;
-    hooks.settle().await;
-    assert_eq!(numbers(&hooks.receiver.received()), [0, 1, 2, 1, 1, 2]);
-    // An endpoint that came later catches up in order, and tests are not among what it is told.
-    hooks.owner.api.send(http::Method::POST, &hooks.endpoint.path("/test"), None).await.expect_status(202);
-    hooks.receiver.wait_for(7).await;
-    hooks.settle().await;
-    let late = Receiver::start().await;
-    let newcomer = register(&hooks.owner, &late.url("/")).await;
-    let since = (hooks.app.clock.now() - Duration::days(1)).to_rfc3339();
-    let caught_up = hooks.owner.api.post(&newcomer.path("/resend"), json!({ "since": since })).await;
-    assert_eq!(caught_up.expect_status(202)["resent"], 3);
-    late.wait_for(3).await;
-    hooks.settle().await;
-    assert_eq!(numbers(&late.received()), [0, 1, 2]);
-    for since in [hooks.app.clock.now() + Duration::minutes(1), hooks.app.clock.now() - Duration::days(31)] {
-        let refused = hooks.owner.api.post(&path, json!({ "since": since.to_rfc3339() })).await;
-        refused.expect_field(422, "invalid-input", "/since");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn events_are_forgotten_when_nobody_is_to_be_told_of_them_any_more() {
-    let hooks = Hooks::with(&["--webhook-retention-days", "10"]).await;
-    let quiet = hooks.app.owner("quiet").await.organization_id().parse().unwrap();
-    hooks.tell(0).await;
-    tell(&hooks.app, quiet, 0).await;
-    hooks.settle().await;
-    let known = async |wanted: i64| {
-        webhooks::keep_house(&hooks.app.cx).await.unwrap();
-        assert_eq!(count(&hooks.app, "select count(*) from outbox_events").await, wanted);
-    };
-    known(2).await;
-    // A day later something is told that is not taken.
-    hooks.app.clock.advance(Duration::days(9));
-    hooks.receiver.answer(500);
-    hooks.tell(1).await;
-    hooks.after_attempt(1).await;
-    hooks.app.clock.advance(Duration::hours(25));
-    hooks.after_attempt(1).await;
-    known(1).await;
-    // What is still to be delivered is kept however old it is; so is what can be asked for again.
-    sqlx::query("update outbox_events set created_at = created_at - interval '1 year'")
-        .execute(&mut hooks.app.master().await)
-        .await
-        .unwrap();
-    known(1).await;
-    hooks.receiver.answer(200);
-    hooks.settle().await;
-    assert_eq!(hooks.deliveries().await[0]["state"], "delivered");
-    known(1).await;
-    hooks.app.clock.advance(Duration::days(10) + Duration::hours(1));
-    known(0).await;
-    assert_eq!(hooks.deliveries().await, Vec::<Value>::new());
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_test_event_goes_to_one_endpoint_alone_and_once_per_key() {
     let hooks = Hooks::set().await;
     let other = Receiver::start().await;
@@ -575,56 +345,6 @@ async fn a_test_event_goes_to_one_endpoint_alone_and_once_per_key() {
     hooks.receiver.wait_for(2).await;
     hooks.settle().await;
     assert_eq!((hooks.receiver.received().len(), other.received().len()), (2, 0));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn redirects_are_not_followed_and_endless_answers_are_left() {
-    let hooks = Hooks::set().await;
-    let elsewhere = Receiver::start().await;
-    hooks.receiver.redirect(&elsewhere.url("/stolen"));
-    hooks.tell(1).await;
-    let first = hooks.after_attempt(1).await;
-    assert_eq!((&first["lastError"], &first["lastStatus"]), (&json!("redirect"), &json!(302)));
-    assert!(elsewhere.received().is_empty());
-    hooks.receiver.never_end();
-    hooks.until(moment(&first["nextAttemptAt"]));
-    let second = hooks.after_attempt(2).await;
-    assert_eq!(second["state"], "delivered");
-    assert!(elsewhere.received().is_empty());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_slow_receiver_takes_its_own_time_only() {
-    let arguments = ["--webhook-timeout-ms", "400", "--webhook-max-in-flight", "2", "--webhook-concurrency", "4"];
-    let hooks = Hooks::with(&arguments).await;
-    let slow: Vec<Receiver> = vec![Receiver::start().await, Receiver::start().await, Receiver::start().await];
-    for receiver in &slow {
-        receiver.stall(true);
-        register(&hooks.owner, &receiver.url("/")).await;
-    }
-    for number in 0..12 {
-        hooks.tell(number).await;
-    }
-    // The one that answers is told everything while the others wait for nothing.
-    hooks.receiver.wait_for(12).await;
-    assert_eq!(numbers(&hooks.receiver.received()), (0..12).collect::<Vec<_>>());
-    eventually("time-outs", || async {
-        hooks.pass_time().await;
-        let at_once = "select coalesce(max(n), 0) from (select count(*) n from webhook_deliveries
-             where leased_until is not null group by endpoint_id) x";
-        assert!(count(&hooks.app, at_once).await <= 2);
-        let timed_out = "select count(*) from webhook_deliveries where last_error = 'timeout' and tries > 5";
-        (count(&hooks.app, timed_out).await >= 3).then_some(())
-    })
-    .await;
-    for receiver in &slow {
-        // A receiver hears a little later that nobody waits any more.
-        assert!(receiver.most_in_flight() <= 4, "{} at once", receiver.most_in_flight());
-        receiver.stall(false);
-    }
-    hooks.settle().await;
-    let delivered = count(&hooks.app, "select count(*) from webhook_deliveries where state = 'delivered'").await;
-    assert_eq!(delivered, 48);
 }
 
 #[tokio::test(flavor = "multi_thread")]

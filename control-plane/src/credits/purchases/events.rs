@@ -2,6 +2,8 @@
 //!
 //! An event is known by its id and by the hash of what it says. One that comes again changes nothing; one that comes again
 //! saying something else is an alarm. What is about a payment that we do not know yet waits until we do.
+//!
+//! What would let somebody act for a payment or a card in a browser is not kept.
 
 use chrono::{DateTime, Duration, Utc};
 use kernel::PurchaseId;
@@ -95,7 +97,9 @@ pub struct StoredEvent {
     pub id: String,
     pub kind: String,
     pub object_id: Option<String>,
+    /// As it came, without secrets.
     pub payload: Vec<u8>,
+    /// Over what it says, secrets and all.
     pub payload_sha256: Vec<u8>,
     pub state: EventState,
     pub attempts: i32,
@@ -121,7 +125,7 @@ impl StoredEvent {
     pub fn read(payload: &[u8]) -> Result<Self, EventError> {
         let malformed = |error: serde_json::Error| EventError::Malformed(error.to_string());
         let event: Event = serde_json::from_slice(payload).map_err(malformed)?;
-        let value: Value = serde_json::from_slice(payload).map_err(malformed)?;
+        let mut value: Value = serde_json::from_slice(payload).map_err(malformed)?;
         let event_created_at = DateTime::from_timestamp(event.created, 0)
             .ok_or_else(|| EventError::Malformed("its moment is out of range".to_owned()))?;
         if event.id.is_empty() || event.id.len() > 255 || event.kind.len() > 255 {
@@ -132,16 +136,39 @@ impl StoredEvent {
             hash.update(canonical(&value[member]));
             hash.update(b"\n");
         }
+        let held_secrets = remove_secrets(&mut value);
+        let payload = if held_secrets { serde_json::to_vec(&value).map_err(malformed)? } else { payload.to_vec() };
         Ok(Self {
             object_id: event.data.object["id"].as_str().map(str::to_owned),
             id: event.id,
             kind: event.kind,
-            payload: payload.to_vec(),
+            payload,
             payload_sha256: hash.finalize().to_vec(),
             state: EventState::Received,
             attempts: 0,
             event_created_at,
         })
+    }
+}
+
+/// Takes the client secrets out of what an event says, however deep they are; whether there were any.
+fn remove_secrets(value: &mut Value) -> bool {
+    match value {
+        Value::Object(members) => {
+            let mut had_any = members.remove("client_secret").is_some();
+            for member in members.values_mut() {
+                had_any |= remove_secrets(member);
+            }
+            had_any
+        }
+        Value::Array(items) => {
+            let mut had_any = false;
+            for item in items {
+                had_any |= remove_secrets(item);
+            }
+            had_any
+        }
+        _ => false,
     }
 }
 
@@ -394,6 +421,24 @@ mod tests {
         };
         assert_eq!(event(0, 5), event(1, 5));
         assert_ne!(event(1, 5), event(1, 6));
+    }
+
+    #[test]
+    fn an_event_is_kept_without_client_secrets_and_otherwise_as_it_came() {
+        let plain = r#"{ "id":"evt_1","type":"x", "created":1,"data":{"object":{"b":[1,{"c":"secret"}]}}}"#;
+        assert_eq!(StoredEvent::read(plain.as_bytes()).expect("an event").payload, plain.as_bytes());
+        let telling = |secret: &str| {
+            let error = json!({ "payment_intent": { "id": "pi_1", "client_secret": secret } });
+            let object = json!({ "client_secret": secret, "id": "seti_1", "errors": [error] });
+            json!({ "id": "evt_1", "type": "x", "created": 1, "data": { "object": object } }).to_string()
+        };
+        let [one, other] = ["pi_1_secret_a", "pi_1_secret_b"]
+            .map(|secret| StoredEvent::read(telling(secret).as_bytes()).expect("an event"));
+        let kept = String::from_utf8(one.payload.clone()).expect("JSON");
+        assert!(!kept.contains("secret") && kept.contains("seti_1") && kept.contains("pi_1"), "{kept}");
+        assert_eq!(one.payload, other.payload);
+        // That it says something else is still seen.
+        assert_ne!(one.payload_sha256, other.payload_sha256);
     }
 
     #[test]

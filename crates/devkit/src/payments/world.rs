@@ -159,6 +159,11 @@ impl World {
         format!("{prefix}_{:06}{}", self.made, &hex::encode(digest)[..18])
     }
 
+    /// What lets a browser act for the object with this id.
+    fn client_secret(&mut self, id: &str) -> String {
+        format!("{id}_secret_{}", self.id("x"))
+    }
+
     pub(super) fn all(&self, kind: &str) -> impl DoubleEndedIterator<Item = &Value> {
         self.objects.get(kind).into_iter().flatten()
     }
@@ -296,7 +301,7 @@ impl World {
         let usage = params.take("usage").unwrap_or_else(|| "off_session".to_owned());
         let types = params.list("payment_method_types");
         let (id, created) = (self.id("seti"), self.now());
-        let secret = format!("{id}_secret_{}", self.id("x"));
+        let secret = self.client_secret(&id);
         Ok(self.insert(json!({
             "id": id, "object": "setup_intent", "client_secret": secret, "created": created, "customer": customer,
             "livemode": false, "metadata": {}, "payment_method": null, "payment_method_types": types,
@@ -446,9 +451,10 @@ impl World {
             return known.to_owned();
         }
         let (id, created) = (self.id("pi"), self.now());
+        let secret = self.client_secret(&id);
         let intent = self.insert(json!({
             "id": id, "object": "payment_intent", "amount": session["amount_total"], "amount_received": 0,
-            "created": created, "currency": session["currency"], "customer": session["customer"], "last_payment_error": null,
+            "client_secret": secret, "created": created, "currency": session["currency"], "customer": session["customer"], "last_payment_error": null,
             "latest_charge": null, "livemode": false, "metadata": session["test"]["intent_metadata"], "payment_method": null,
             "setup_future_usage": session["test"]["setup_future_usage"], "status": "requires_payment_method",
         }));
@@ -505,8 +511,10 @@ impl World {
         params.list("payment_method_types");
         let metadata = params.map("metadata");
         let (id, created) = (self.id("pi"), self.now());
+        let secret = self.client_secret(&id);
         let intent = self.insert(json!({
-            "id": id, "object": "payment_intent", "amount": amount, "amount_received": 0, "created": created,
+            "id": id, "object": "payment_intent", "amount": amount, "amount_received": 0, "client_secret": secret,
+            "created": created,
             "currency": currency, "customer": customer, "last_payment_error": null, "latest_charge": null, "livemode": false,
             "metadata": metadata, "payment_method": method, "status": "requires_confirmation",
         }));
