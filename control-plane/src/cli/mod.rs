@@ -513,14 +513,6 @@ async fn act(cli: Cli) -> Result<ExitCode, anyhow::Error> {
             let document = crate::http::openapi::document().to_pretty_json()?;
             return print(json, &Printed::text(document)).map(|()| ExitCode::SUCCESS);
         }
-        Command::Credits(Credits::Verify { org, ops }) => {
-            let cx = ops.context(true, None)?;
-            let found = credits::verify::verify(&cx, org).await;
-            cx.close().await;
-            let found = found?;
-            print(json, &output::credit_verification(&found)?)?;
-            return Ok(if found.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(3) });
-        }
         Command::Doctor(args) => {
             let cx = args.context(true, None)?;
             let findings = ops::doctor(&cx).await;
@@ -584,8 +576,8 @@ async fn operate(command: Command) -> Result<Printed, anyhow::Error> {
         Command::Payments(Payments::Differences { state, limit, cursor, ops }) => {
             (ops, Operation::PaymentDifferences { state, limit, cursor })
         }
-        Command::Credits(Credits::Verify { .. })
-        | Command::Dev(_)
+        Command::Credits(Credits::Verify { org, ops }) => (ops, Operation::CreditVerify { org }),
+        Command::Dev(_)
         | Command::Serve(_)
         | Command::Migrate(_)
         | Command::Keys(_)
@@ -654,6 +646,9 @@ enum Operation {
     CreditBalance {
         of: CreditsOf,
     },
+    CreditVerify {
+        org: Option<OrganizationId>,
+    },
     ChargePrice(NewPrice),
     CreditPrice(prices::NewPrice),
     CreditPack(NewPack),
@@ -674,7 +669,8 @@ impl Operation {
             Self::ServerAdd(_)
             | Self::StoreProvision { .. }
             | Self::ProductImport { .. }
-            | Self::ExplainHost { .. } => true,
+            | Self::ExplainHost { .. }
+            | Self::CreditVerify { .. } => true,
             Self::AdminGrant { .. }
             | Self::AdminRevoke { .. }
             | Self::ServerList
@@ -780,6 +776,7 @@ impl Operation {
                 };
                 output::credit_balance(&BalanceView::read(cx, organization).await?)?
             }
+            Self::CreditVerify { org } => output::credit_verification(&credits::verify::verify(cx, org).await?)?,
             Self::ChargePrice(new) => {
                 let price = charges::price_set(cx, Actor::Cli, &new).await?;
                 output::charge_price(&PriceView::from(price))?

@@ -341,6 +341,7 @@ pub(super) fn credit_verification(found: &Verification) -> Result<Printed, anyho
     if found.violations.is_empty() {
         return Ok(printed.line(format!("every invariant holds; {} sealed roots agree", found.roots_checked)));
     }
+    let printed = Printed { code: FOUND, ..printed };
     Ok(found.violations.iter().fold(printed, |printed, violation| {
         let version = violation.version.map_or_else(|| "-".to_owned(), |version| version.to_string());
         printed.line(format!(
