@@ -299,3 +299,44 @@ async fn an_event_that_was_given_up_is_followed_when_somebody_asks() {
     shop.expect_reconciled().await;
     shop.expect_proven().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_note_a_difference_once_and_follow_an_event_again() {
+    let shop = Shop::silent().await;
+    let desk = Desk::of(&shop).await;
+    let url = shop.app.master.url();
+    shop.provider.plant_balance_transaction("charge", "ch_of_nobody", 700, "eur");
+    shop.app.clock.advance(TimeDelta::minutes(20));
+    desk.compare().await;
+    let found = Cli::json(&url, &["payments", "differences", "--state", "open"]).await["data"][0].clone();
+    let note = ["payments", "note", text(&found["id"]), "--note", "Of a shop that we sold."];
+    let noted = Cli::json(&url, &note).await;
+    assert_eq!((&noted["id"], &noted["state"]), (&found["id"], &json!("noted")));
+    assert_eq!((&noted["note"], &noted["notedBy"]), (&json!("Of a shop that we sold."), &Value::Null));
+    let again = Cli::run(&url, &note).await;
+    assert_eq!(again.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("noted before"));
+    assert_eq!(desk.list("/differences?state=noted").await, [noted]);
+    let by_command =
+        "select count(*) from audit_events where action = 'payment_difference_note' and actor_kind = 'cli'";
+    assert_eq!(count(&shop.app, by_command).await, 1);
+
+    let order = shop.pay("late", "starter").await;
+    shop.provider.refund(&shop.intent(&order), 500).unwrap();
+    let refund = shop.event(&order, "refund.created");
+    shop.deliver(&refund).await.expect_status(200);
+    let failed = Cli::json(&url, &["payments", "events"]).await;
+    assert_eq!((&failed["data"], &failed["meta"]["nextCursor"]), (&json!([]), &Value::Null));
+    let waiting = Cli::json(&url, &["payments", "events", "--state", "received"]).await;
+    assert_eq!((&waiting["data"][0]["id"], &waiting["data"][0]["attempts"]), (&refund["id"], &json!(1)));
+    let retried = Cli::json(&url, &["payments", "retry", text(&refund["id"])]).await;
+    assert_eq!((&retried["state"], &retried["attempts"]), (&json!("received"), &json!(2)));
+    let human = Cli::run(&url, &["payments", "events", "--state", "received"]).await;
+    let said = String::from_utf8_lossy(&human.stdout).into_owned();
+    assert!(said.contains(&format!("waits for {}", shop.intent(&order))), "{said}");
+    let nothing = Cli::run(&url, &["payments", "retry", "evt_of_nobody"]).await;
+    assert_eq!(nothing.status.code(), Some(1));
+    shop.deliver_all().await;
+    assert_eq!(Cli::json(&url, &["payments", "retry", text(&refund["id"])]).await["state"], "done");
+    assert_eq!(shop.purchase(&order).await["refundedMinor"], 500);
+}

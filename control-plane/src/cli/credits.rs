@@ -8,8 +8,8 @@ use super::output::{self, Printed};
 use super::stores::StoreName;
 use super::{Needs, Operation, OpsArgs};
 use crate::audit::Actor;
-use crate::charges::routes::PriceView;
-use crate::charges::{self, NewPrice};
+use crate::charges::routes::{PriceView, WaivedView};
+use crate::charges::{self, ChargeFilter, NewPrice};
 use crate::credits::packs::routes::OpsPackView;
 use crate::credits::packs::{self, NewPack};
 use crate::credits::routes::{BalanceView, TransactionView};
@@ -45,6 +45,23 @@ pub(super) enum Credits {
     Balance {
         #[command(flatten)]
         of: CreditsOf,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
+    /// Waive what a store owes for its days and what was counted of it; what is paid stays paid
+    Waive {
+        /// Id or slug
+        #[arg(long)]
+        store: StoreName,
+        /// Only what is owed for this day (UTC), as 2027-01-31; for every day when left out
+        #[arg(long)]
+        day: Option<NaiveDate>,
+        /// Only what is owed for this service, such as store-day; for every one when left out
+        #[arg(long)]
+        service: Option<String>,
+        /// Kept in the audit trail and shown to the owner
+        #[arg(long)]
+        reason: String,
         #[command(flatten)]
         ops: OpsArgs,
     },
@@ -157,6 +174,7 @@ impl Operation for Credits {
             Self::Verify { ops, .. } => Needs::of(ops).key(),
             Self::Grant { ops, .. }
             | Self::Balance { ops, .. }
+            | Self::Waive { ops, .. }
             | Self::Price { ops, .. }
             | Self::PriceSet { ops, .. }
             | Self::PackSet { ops, .. } => Needs::of(ops),
@@ -176,6 +194,11 @@ impl Operation for Credits {
                     GrantTo::Store(id) => stores::find(cx, id).await?.organization_id,
                 };
                 output::credit_balance(&BalanceView::read(cx, organization).await?)
+            }
+            Self::Waive { store, day, service, reason, .. } => {
+                let of = ChargeFilter { store: store.id(cx).await?, day, service };
+                let waived = charges::waive(cx, Actor::Cli, &of, &reason).await?;
+                output::waived(&WaivedView::new(of.store, waived))
             }
             Self::Price { service, amount, per, valid_from, .. } => {
                 let new = NewPrice { service, amount, per, valid_from };

@@ -3,12 +3,14 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
+use serde::Serialize;
+
 use super::{explain_error, json_of};
 use crate::catalog::ImportReport;
-use crate::charges::routes::PriceView;
+use crate::charges::routes::{PriceView, WaivedChargeView, WaivedView};
 use crate::credits::packs::routes::OpsPackView;
 use crate::credits::prices::Price;
-use crate::credits::review::routes::{DifferenceView, ReconciledView};
+use crate::credits::review::routes::{DifferenceView, PaymentEventView, ReconciledView};
 use crate::credits::routes::{BalanceView, TransactionView};
 use crate::credits::verify::Verification;
 use crate::ops::routes::{OpsStoreView, ServerView};
@@ -91,6 +93,13 @@ fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> Vec<String> {
     lines
 }
 
+/// A page of a list, and how the next one is asked for.
+fn page<T: Serialize>(data: &T, next_cursor: Option<&str>, mut lines: Vec<String>) -> Result<Printed, anyhow::Error> {
+    lines.extend(next_cursor.map(|cursor| format!("more: --cursor {cursor}")));
+    let json = serde_json::json!({ "data": json_of(data)?, "meta": { "nextCursor": next_cursor } });
+    Ok(Printed { json: Some(json), lines, code: 0 })
+}
+
 pub(super) fn servers(servers: &[ServerView]) -> Result<Printed, anyhow::Error> {
     let rows: Vec<[String; 7]> = servers
         .iter()
@@ -128,12 +137,7 @@ pub(super) fn stores(stores: &[OpsStoreView], next_cursor: Option<&str>) -> Resu
             ]
         })
         .collect();
-    let mut lines = table(["ID", "STATUS", "HOSTNAME", "NAME"], &rows);
-    if let Some(cursor) = next_cursor {
-        lines.push(format!("more: --cursor {cursor}"));
-    }
-    let json = serde_json::json!({ "data": json_of(&stores)?, "meta": { "nextCursor": next_cursor } });
-    Ok(Printed { json: Some(json), lines, code: 0 })
+    page(&stores, next_cursor, table(["ID", "STATUS", "HOSTNAME", "NAME"], &rows))
 }
 
 pub(super) fn store(store: &OpsStoreView, run: Option<RunView>) -> Result<Printed, anyhow::Error> {
@@ -279,6 +283,14 @@ pub(super) fn credit_balance(view: &BalanceView) -> Result<Printed, anyhow::Erro
     }))
 }
 
+/// What a store does not have to pay.
+pub(super) fn waived(view: &WaivedView) -> Result<Printed, anyhow::Error> {
+    let line =
+        |of: &WaivedChargeView| format!("waived {} credits of {} for {}", of.charge.amount, of.day, of.charge.service);
+    let printed = view.waived.iter().fold(Printed::new(json_of(view)?), |printed, of| printed.line(line(of)));
+    Ok(printed.line(format!("{} owes {} credits", view.store_id, view.owed)))
+}
+
 /// What a service costs.
 pub(super) fn charge_price(view: &PriceView) -> Result<Printed, anyhow::Error> {
     Ok(Printed::new(json_of(view)?)
@@ -320,12 +332,12 @@ pub(super) fn reconciliation(runs: &[ReconciledView]) -> Result<Printed, anyhow:
 
 /// What the books do not agree on.
 pub(super) fn differences(found: &[DifferenceView], next_cursor: Option<&str>) -> Result<Printed, anyhow::Error> {
-    let mut lines: Vec<String> = found.iter().map(difference_line).collect();
-    if let Some(cursor) = next_cursor {
-        lines.push(format!("more: --cursor {cursor}"));
-    }
-    let json = serde_json::json!({ "data": json_of(&found)?, "meta": { "nextCursor": next_cursor } });
-    Ok(Printed { json: Some(json), lines, code: 0 })
+    page(&found, next_cursor, found.iter().map(difference_line).collect())
+}
+
+/// One of them.
+pub(super) fn difference(of: &DifferenceView) -> Result<Printed, anyhow::Error> {
+    Ok(Printed::new(json_of(of)?).line(difference_line(of)))
 }
 
 fn difference_line(of: &DifferenceView) -> String {
@@ -333,6 +345,25 @@ fn difference_line(of: &DifferenceView) -> String {
     let note = of.note.as_ref().map(|note| format!(" (noted: {note})")).unwrap_or_default();
     let (kind, theirs, ours) = (of.kind.as_str(), side(&of.theirs), side(&of.ours));
     format!("{} {kind} {}: theirs {theirs}, ours {ours}; found {} times{note}", of.id, of.external_ref, of.times)
+}
+
+/// Events of the payment provider.
+pub(super) fn payment_events(found: &[PaymentEventView], next_cursor: Option<&str>) -> Result<Printed, anyhow::Error> {
+    page(&found, next_cursor, found.iter().map(payment_event_line).collect())
+}
+
+/// One of them.
+pub(super) fn payment_event(of: &PaymentEventView) -> Result<Printed, anyhow::Error> {
+    Ok(Printed::new(json_of(of)?).line(payment_event_line(of)))
+}
+
+fn payment_event_line(of: &PaymentEventView) -> String {
+    let PaymentEventView { id, kind, state, attempts, .. } = of;
+    let about = of.object_id.as_deref().map(|id| format!(" of {id}")).unwrap_or_default();
+    let why = of.last_error.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+    let waits = of.waits_for.as_deref().map(|intent| format!("; waits for {intent}")).unwrap_or_default();
+    let next = of.next_attempt_at.map(|at| format!("; tried again at {}", at.to_rfc3339())).unwrap_or_default();
+    format!("{id} {kind}{about} is {} after {attempts} attempts{why}{waits}{next}", state.as_str())
 }
 
 /// What does not hold of the ledger.

@@ -1,12 +1,14 @@
 //! Commands about the payment provider's books and ours.
 
 use clap::Subcommand;
+use kernel::ReconDifferenceId;
 
 use super::output::{self, Printed};
 use super::{Needs, Operation, OpsArgs};
 use crate::audit::Actor;
 use crate::config::PaymentArgs;
-use crate::credits::review::routes::{DifferenceView, ReconciledView};
+use crate::credits::purchases::events::EventState;
+use crate::credits::review::routes::{DifferenceView, PaymentEventView, ReconciledView};
 use crate::credits::review::{self, DifferenceState};
 use crate::cx::OpsCx;
 
@@ -33,13 +35,46 @@ pub(super) enum Payments {
         #[command(flatten)]
         ops: OpsArgs,
     },
+    /// Note that a difference was looked at, and why it may stay; once
+    Note {
+        /// As `payments differences` names it
+        difference: ReconDifferenceId,
+        /// Why it may stay; kept for ever
+        #[arg(long)]
+        note: String,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
+    /// The payment provider's events, newest first: those that could not be followed, unless others are asked for
+    Events {
+        #[arg(long, value_enum, default_value_t = EventState::Failed)]
+        state: EventState,
+        /// 1 to 100
+        #[arg(long)]
+        limit: Option<u8>,
+        /// `nextCursor` of the page before
+        #[arg(long)]
+        cursor: Option<String>,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
+    /// Follow an event now, also one that was given up or ignored; one that is done stays as it is
+    Retry {
+        /// As `payments events` names it
+        event: String,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
 }
 
 impl Operation for Payments {
     fn needs(&self) -> Needs<'_> {
         match self {
             Self::Reconcile { payments, ops } => Needs::of(ops).payments(payments),
-            Self::Differences { ops, .. } => Needs::of(ops),
+            Self::Differences { ops, .. }
+            | Self::Note { ops, .. }
+            | Self::Events { ops, .. }
+            | Self::Retry { ops, .. } => Needs::of(ops),
         }
     }
 
@@ -54,6 +89,19 @@ impl Operation for Payments {
                 let (found, next) = review::differences(cx, state, cursor.as_deref(), limit).await?;
                 let found: Vec<DifferenceView> = found.into_iter().map(Into::into).collect();
                 output::differences(&found, next.as_deref())
+            }
+            Self::Note { difference, note, .. } => {
+                let noted = review::difference_note(cx, Actor::Cli, difference, &note).await?;
+                output::difference(&DifferenceView::from(noted))
+            }
+            Self::Events { state, limit, cursor, .. } => {
+                let (found, next) = review::payment_events(cx, state, cursor.as_deref(), limit).await?;
+                let found: Vec<PaymentEventView> = found.into_iter().map(Into::into).collect();
+                output::payment_events(&found, next.as_deref())
+            }
+            Self::Retry { event, .. } => {
+                let event = review::payment_event_retry(cx, Actor::Cli, &event).await?;
+                output::payment_event(&PaymentEventView::from(event))
             }
         }
     }

@@ -583,16 +583,12 @@ pub async fn grant(cx: &OpsCx, actor: Actor, new: &NewGrant, key: Option<&str>) 
         expires_at: new.expires_at,
         unit_cost_minor: 0,
     };
-    let user = match actor {
-        Actor::User(user) => Some(user),
-        Actor::Cli | Actor::System => None,
-    };
     let grant = db::Grant {
         id,
         key: &key,
         hash: &hash,
         kind: TransactionKind::Grant,
-        actor: user,
+        actor: actor.user(),
         store,
         why: Some(&reason),
         reference: None,

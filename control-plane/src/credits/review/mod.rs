@@ -170,7 +170,7 @@ pub async fn differences(
 /// by that, once.
 pub async fn difference_note(
     cx: &OpsCx,
-    by: UserId,
+    by: Actor,
     id: ReconDifferenceId,
     note: &str,
 ) -> Result<Difference, ReviewError> {
@@ -178,12 +178,12 @@ pub async fn difference_note(
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
     let first = db::difference_first(&mut tx, id).await?.ok_or(ReviewError::NotFound)?;
-    if !db::note_insert(&mut tx, first, &note, by, now).await? {
+    if !db::note_insert(&mut tx, first, &note, by.user(), now).await? {
         return Err(ReviewError::AlreadyNoted);
     }
     let found = db::difference_find(&mut tx, first).await?.ok_or(ReviewError::NotFound)?;
     let data = serde_json::json!({ "differenceId": first, "kind": found.kind, "of": found.external_ref, "note": note });
-    audit::record(&mut tx, now, Actor::User(by), "payment_difference_note", Subject::default(), data).await?;
+    audit::record(&mut tx, now, by, "payment_difference_note", Subject::default(), data).await?;
     tx.commit().await?;
     Ok(found)
 }
@@ -228,7 +228,7 @@ pub async fn payment_events(
 }
 
 /// Follows an event now, and tells how it stands after it. Waits for whoever works on it already.
-pub async fn payment_event_retry(cx: &OpsCx, by: UserId, id: &str) -> Result<PaymentEvent, ReviewError> {
+pub async fn payment_event_retry(cx: &OpsCx, by: Actor, id: &str) -> Result<PaymentEvent, ReviewError> {
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
     if !events::retry_now_in(&mut tx, id, now).await? {
@@ -236,7 +236,7 @@ pub async fn payment_event_retry(cx: &OpsCx, by: UserId, id: &str) -> Result<Pay
     }
     let event = db::event_find(&mut tx, id).await?.ok_or(ReviewError::NotFound)?;
     let data = serde_json::json!({ "eventId": event.id, "type": event.kind, "state": event.state });
-    audit::record(&mut tx, now, Actor::User(by), "payment_event_retry", Subject::default(), data).await?;
+    audit::record(&mut tx, now, by, "payment_event_retry", Subject::default(), data).await?;
     tx.commit().await?;
     Ok(event)
 }
