@@ -27,6 +27,7 @@ use chrono::{DateTime, Utc};
 use kernel::{CreditHoldId, CreditLotId, CreditTransactionId, Cursor, OrganizationId, StoreId, UserId, text};
 use problem::Problem;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
 use crate::audit::{self, Actor, Subject};
@@ -606,6 +607,36 @@ pub async fn grant(cx: &OpsCx, actor: Actor, new: &NewGrant, key: Option<&str>) 
     Ok(decision)
 }
 
+/// Where a page begins and how long it is.
+struct Window<P> {
+    cursors: Cursor,
+    before: Option<P>,
+    limit: u8,
+}
+
+impl<P: Serialize + DeserializeOwned> Window<P> {
+    fn read(scope: &[&str], cursor: Option<&str>, limit: Option<u8>) -> Result<Self, CreditError> {
+        let cursors = Cursor::of(scope);
+        let before = cursor.map(|text| cursors.decode(text)).transpose().map_err(|_| CreditError::Cursor)?;
+        let limit @ 1..=MAX_LIMIT = limit.unwrap_or(DEFAULT_LIMIT) else {
+            return Err(CreditError::Query { name: "limit", detail: format!("must be 1 to {MAX_LIMIT}") });
+        };
+        Ok(Self { cursors, before, limit })
+    }
+
+    /// One row more than is shown says that there is a next page.
+    fn rows(&self) -> i64 {
+        i64::from(self.limit) + 1
+    }
+
+    fn page<T>(self, mut found: Vec<T>, position: impl Fn(&T) -> P) -> (Vec<T>, Option<String>) {
+        let has_more = found.len() > usize::from(self.limit);
+        found.truncate(usize::from(self.limit));
+        let next = found.last().filter(|_| has_more).map(|last| self.cursors.encode(&position(last)));
+        (found, next)
+    }
+}
+
 /// Which transactions a list shows.
 #[derive(Debug, Clone, Default)]
 pub struct TransactionFilter {
@@ -627,17 +658,10 @@ pub async fn transactions(
     limit: Option<u8>,
 ) -> Result<(Vec<Transaction>, Option<String>), CreditError> {
     let scope = format!("{filter:?}");
-    let cursors = Cursor::of(&["credit transactions", &organization.to_string(), &scope]);
-    let before: Option<i64> = cursor.map(|text| cursors.decode(text)).transpose().map_err(|_| CreditError::Cursor)?;
-    let limit @ 1..=MAX_LIMIT = limit.unwrap_or(DEFAULT_LIMIT) else {
-        return Err(CreditError::Query { name: "limit", detail: format!("must be 1 to {MAX_LIMIT}") });
-    };
+    let window = Window::read(&["credit transactions", &organization.to_string(), &scope], cursor, limit)?;
     let mut connection = cx.master.acquire().await?;
-    let mut found = db::transactions(&mut connection, organization, filter, before, i64::from(limit) + 1).await?;
-    let has_more = found.len() > usize::from(limit);
-    found.truncate(usize::from(limit));
-    let next = found.last().filter(|_| has_more).map(|last| cursors.encode(&last.version));
-    Ok((found, next))
+    let found = db::transactions(&mut connection, organization, filter, window.before, window.rows()).await?;
+    Ok(window.page(found, |transaction: &Transaction| transaction.version))
 }
 
 impl From<CreditError> for Problem {

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
-use kernel::{CreditLotId, CreditPackId, CreditTransactionId, Cursor, OrganizationId, PurchaseId, UserId};
+use kernel::{CreditLotId, CreditPackId, CreditTransactionId, OrganizationId, PurchaseId, UserId};
 use problem::Problem;
 use serde::Serialize;
 use tokio::sync::Semaphore;
@@ -27,7 +27,7 @@ use url::Url;
 use super::packs::{self, Pack};
 use super::stripe::objects::{PaymentIntent, Reference, Session};
 use super::stripe::{Stripe, StripeError, is_https_or_loopback};
-use super::{CreditError, organization_of, request_hash, user_key};
+use super::{CreditError, Window, organization_of, request_hash, user_key};
 use crate::audit::{self, Actor, Subject};
 use crate::config::{ConfigError, HostArgs, PaymentArgs};
 use crate::cx::OpsCx;
@@ -41,8 +41,6 @@ const SESSION_PLACE: &str = "{CHECKOUT_SESSION_ID}";
 /// An unfinished purchase is looked at at the provider so often.
 pub(super) const CHECK_PERIOD: chrono::Duration = chrono::Duration::hours(1);
 const MAX_URL: usize = 2000;
-const DEFAULT_LIMIT: u8 = 25;
-const MAX_LIMIT: u8 = 100;
 
 /// The provider, and how it leads back to us.
 pub struct Payments {
@@ -576,18 +574,10 @@ pub async fn purchases(
     cursor: Option<&str>,
     limit: Option<u8>,
 ) -> Result<(Vec<Purchase>, Option<String>), PurchaseError> {
-    let cursors = Cursor::of(&["purchases", &organization.to_string()]);
-    let before: Option<PurchaseId> =
-        cursor.map(|text| cursors.decode(text)).transpose().map_err(|_| CreditError::Cursor)?;
-    let limit @ 1..=MAX_LIMIT = limit.unwrap_or(DEFAULT_LIMIT) else {
-        return Err(CreditError::Query { name: "limit", detail: format!("must be 1 to {MAX_LIMIT}") }.into());
-    };
+    let window = Window::read(&["purchases", &organization.to_string()], cursor, limit)?;
     let mut connection = cx.master.acquire().await?;
-    let mut found = db::purchases(&mut connection, organization, before, i64::from(limit) + 1).await?;
-    let has_more = found.len() > usize::from(limit);
-    found.truncate(usize::from(limit));
-    let next = found.last().filter(|_| has_more).map(|last| cursors.encode(&last.id));
-    Ok((found, next))
+    let found = db::purchases(&mut connection, organization, window.before, window.rows()).await?;
+    Ok(window.page(found, |purchase: &Purchase| purchase.id))
 }
 
 /// Somebody comes back from Checkout: whoever knows the session's id sees what became of it, and the purchase follows at

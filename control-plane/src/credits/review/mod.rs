@@ -11,22 +11,19 @@ pub mod routes;
 
 use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
-use kernel::{Cursor, ReconDifferenceId, ReconRunId, UserId};
+use kernel::{ReconDifferenceId, ReconRunId, UserId};
 use problem::Problem;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::task::JoinError;
 
 use super::purchases::events::{self, EventSource, EventState};
 use super::purchases::recon::{self, DifferenceKind, RunKind};
 use super::purchases::{PurchaseError, payments};
-use super::{CreditError, check_line};
+use super::{CreditError, Window, check_line};
 use crate::audit::{self, Actor, Subject};
 use crate::cx::OpsCx;
 
-const DEFAULT_LIMIT: u8 = 25;
-const MAX_LIMIT: u8 = 100;
 const MAX_NOTE: usize = 500;
 /// The most differences that are shown of one comparison; the list has them all.
 const MAX_FOUND: i64 = 100;
@@ -108,36 +105,6 @@ impl From<CreditError> for ReviewError {
 impl From<sqlx::Error> for ReviewError {
     fn from(error: sqlx::Error) -> Self {
         Self::Purchases(error.into())
-    }
-}
-
-/// Where a page begins and how long it is.
-struct Window<P> {
-    cursors: Cursor,
-    before: Option<P>,
-    limit: u8,
-}
-
-impl<P: Serialize + DeserializeOwned> Window<P> {
-    fn read(scope: &[&str], cursor: Option<&str>, limit: Option<u8>) -> Result<Self, CreditError> {
-        let cursors = Cursor::of(scope);
-        let before = cursor.map(|text| cursors.decode(text)).transpose().map_err(|_| CreditError::Cursor)?;
-        let limit @ 1..=MAX_LIMIT = limit.unwrap_or(DEFAULT_LIMIT) else {
-            return Err(CreditError::Query { name: "limit", detail: format!("must be 1 to {MAX_LIMIT}") });
-        };
-        Ok(Self { cursors, before, limit })
-    }
-
-    /// One row more than is shown says that there is a next page.
-    fn rows(&self) -> i64 {
-        i64::from(self.limit) + 1
-    }
-
-    fn page<T>(self, mut found: Vec<T>, position: impl Fn(&T) -> P) -> (Vec<T>, Option<String>) {
-        let has_more = found.len() > usize::from(self.limit);
-        found.truncate(usize::from(self.limit));
-        let next = found.last().filter(|_| has_more).map(|last| self.cursors.encode(&position(last)));
-        (found, next)
     }
 }
 
