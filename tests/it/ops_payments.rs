@@ -340,3 +340,57 @@ async fn commands_note_a_difference_once_and_follow_an_event_again() {
     assert_eq!(Cli::json(&url, &["payments", "retry", text(&refund["id"])]).await["state"], "done");
     assert_eq!(shop.purchase(&order).await["refundedMinor"], 500);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ops_see_what_an_organization_has_bought() {
+    let shop = Shop::silent().await;
+    let desk = Desk::of(&shop).await;
+    let paid = shop.buy("a", "starter").await;
+    let open = shop.order("b", "growth").await;
+    // Somebody else's.
+    let other = shop.app.owner("bob").await;
+    let theirs = other.api.with("idempotency-key", "c").post("/api/credits/purchase", shop.body("starter")).await;
+    let theirs = Order::of(&theirs.expect_status(201));
+
+    let list = async |query: &str| {
+        let path = format!("/api/ops/credits/purchases{query}");
+        desk.ops.api.get(&path).await.expect_status(200)["data"].as_array().unwrap().clone()
+    };
+    let ids = |list: &[Value]| list.iter().map(|of| text(&of["id"]).to_owned()).collect::<Vec<_>>();
+    assert_eq!(ids(&list("").await), [theirs.id.clone(), open.id.clone(), paid.id.clone()]);
+    let of_organization = format!("?organizationId={}", shop.owner.organization_id());
+    let found = list(&of_organization).await;
+    assert_eq!(ids(&found), [open.id.clone(), paid.id.clone()]);
+    let intent = shop.intent(&paid);
+    let charge = shop.provider.object(&intent).unwrap()["latest_charge"].clone();
+    assert_eq!((&found[1]["paymentIntent"], &found[1]["charge"]), (&json!(intent), &charge));
+    // What the buyer sees, and whoever knows the session's id could see it too.
+    assert_eq!((&found[0]["state"], found[0].get("checkoutUrl")), (&json!("open"), None));
+    let mut as_bought = found[1].clone();
+    for member in ["paymentIntent", "charge", "nextCheckAt"] {
+        as_bought.as_object_mut().unwrap().remove(member);
+    }
+    assert_eq!(as_bought, shop.purchase(&paid).await);
+
+    assert_eq!(ids(&list(&format!("{of_organization}&state=completed")).await), [paid.id.clone()]);
+    assert_eq!(list(&format!("{of_organization}&state=failed")).await, Vec::<Value>::new());
+    let path = "/api/ops/credits/purchases";
+    let page = desk.ops.api.get(&format!("{path}?limit=2")).await.expect_status(200);
+    let cursor = text(&page["meta"]["nextCursor"]).to_owned();
+    assert_eq!(ids(&list(&format!("?limit=2&cursor={cursor}")).await), [paid.id.clone()]);
+    let elsewhere = format!("{path}{of_organization}&cursor={cursor}");
+    desk.ops.api.get(&elsewhere).await.expect_problem(400, "invalid-cursor");
+    desk.ops.api.get(&format!("{path}?limit=0")).await.expect_field(400, "invalid-query", "limit");
+    desk.ops.api.get(&format!("{path}?state=lost")).await.expect_field(400, "invalid-query", "state");
+    let nobodys = kernel::OrganizationId::new(shop.app.clock.now());
+    desk.ops.api.get(&format!("{path}?organizationId={nobodys}")).await.expect_problem(404, "not-found");
+
+    let url = shop.app.master.url();
+    let by_command = ["payments", "purchases", "--org", shop.owner.organization_id(), "--state", "open"];
+    assert_eq!(ids(Cli::json(&url, &by_command).await["data"].as_array().unwrap()), [open.id]);
+    let key = shop.provider.options().secret_key.clone();
+    let key = [("STRIPE_SECRET_KEY", Some(key.as_str())), ("STRIPE_WEBHOOK_SECRET", Some("whsec_x"))];
+    let human = Cli::run_in(&url, &key, &["payments", "purchases"]).await;
+    let said = String::from_utf8_lossy(&human.stdout).into_owned();
+    assert!(said.contains(&paid.id) && said.contains(&theirs.id) && said.contains(&intent), "{said}");
+}

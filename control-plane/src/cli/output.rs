@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
+use chrono::SecondsFormat;
 use serde::Serialize;
 
 use super::{explain_error, json_of};
@@ -10,6 +11,7 @@ use crate::catalog::ImportReport;
 use crate::charges::routes::{PriceView, WaivedChargeView, WaivedView};
 use crate::credits::packs::routes::OpsPackView;
 use crate::credits::prices::Price;
+use crate::credits::purchases::routes::OpsPurchaseView;
 use crate::credits::review::routes::{DifferenceView, PaymentEventView, ReconciledView};
 use crate::credits::routes::{BalanceView, TransactionView};
 use crate::credits::verify::Verification;
@@ -345,6 +347,29 @@ fn difference_line(of: &DifferenceView) -> String {
     let note = of.note.as_ref().map(|note| format!(" (noted: {note})")).unwrap_or_default();
     let (kind, theirs, ours) = (of.kind.as_str(), side(&of.theirs), side(&of.ours));
     format!("{} {kind} {}: theirs {theirs}, ours {ours}; found {} times{note}", of.id, of.external_ref, of.times)
+}
+
+/// What organizations have bought.
+pub(super) fn purchases(found: &[OpsPurchaseView], next_cursor: Option<&str>) -> Result<Printed, anyhow::Error> {
+    let rows: Vec<[String; 7]> = found
+        .iter()
+        .map(|OpsPurchaseView { purchase, payment_intent, .. }| {
+            [
+                purchase.id.to_string(),
+                purchase.organization_id.to_string(),
+                purchase.state.as_str().to_owned(),
+                (purchase.credits + purchase.bonus_credits).to_string(),
+                format!("{} {}", purchase.amount_minor, purchase.currency),
+                purchase.created_at.to_rfc3339_opts(SecondsFormat::Secs, true),
+                payment_intent.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    page(
+        &found,
+        next_cursor,
+        table(["ID", "ORGANIZATION", "STATE", "CREDITS", "MINOR UNITS", "ORDERED", "PAYMENT"], &rows),
+    )
 }
 
 /// Events of the payment provider.

@@ -1,13 +1,15 @@
 //! Commands about the payment provider's books and ours.
 
 use clap::Subcommand;
-use kernel::ReconDifferenceId;
+use kernel::{OrganizationId, ReconDifferenceId};
 
 use super::output::{self, Printed};
 use super::{Needs, Operation, OpsArgs};
 use crate::audit::Actor;
 use crate::config::PaymentArgs;
 use crate::credits::purchases::events::EventState;
+use crate::credits::purchases::routes::OpsPurchaseView;
+use crate::credits::purchases::{self, PurchaseFilter, PurchaseState};
 use crate::credits::review::routes::{DifferenceView, PaymentEventView, ReconciledView};
 use crate::credits::review::{self, DifferenceState};
 use crate::cx::OpsCx;
@@ -32,6 +34,25 @@ pub(super) enum Payments {
         /// `nextCursor` of the page before
         #[arg(long)]
         cursor: Option<String>,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
+    /// What organizations have bought, newest first
+    Purchases {
+        /// Only this organization
+        #[arg(long)]
+        org: Option<OrganizationId>,
+        /// Only those that stand so
+        #[arg(long, value_enum)]
+        state: Option<PurchaseState>,
+        /// 1 to 100
+        #[arg(long)]
+        limit: Option<u8>,
+        /// `nextCursor` of the page before
+        #[arg(long)]
+        cursor: Option<String>,
+        #[command(flatten, next_help_heading = "Payments")]
+        payments: Box<PaymentArgs>,
         #[command(flatten)]
         ops: OpsArgs,
     },
@@ -70,7 +91,10 @@ pub(super) enum Payments {
 impl Operation for Payments {
     fn needs(&self) -> Needs<'_> {
         match self {
-            Self::Reconcile { payments, ops } => Needs::of(ops).payments(payments),
+            // A list of purchases tells whether they were made at a test provider.
+            Self::Reconcile { payments, ops } | Self::Purchases { payments, ops, .. } => {
+                Needs::of(ops).payments(payments)
+            }
             Self::Differences { ops, .. }
             | Self::Note { ops, .. }
             | Self::Events { ops, .. }
@@ -89,6 +113,12 @@ impl Operation for Payments {
                 let (found, next) = review::differences(cx, state, cursor.as_deref(), limit).await?;
                 let found: Vec<DifferenceView> = found.into_iter().map(Into::into).collect();
                 output::differences(&found, next.as_deref())
+            }
+            Self::Purchases { org, state, limit, cursor, .. } => {
+                let filter = PurchaseFilter { organization: org, state };
+                let (found, next) = purchases::purchase_list(cx, filter, cursor.as_deref(), limit).await?;
+                let found: Vec<_> = found.into_iter().map(|purchase| OpsPurchaseView::new(cx, purchase)).collect();
+                output::purchases(&found, next.as_deref())
             }
             Self::Note { difference, note, .. } => {
                 let noted = review::difference_note(cx, Actor::Cli, difference, &note).await?;

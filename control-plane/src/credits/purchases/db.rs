@@ -9,7 +9,7 @@ use sqlx::PgConnection;
 use super::events::{EventSource, EventState, StoredEvent};
 use super::recon::{CashEntry, CashKind, Difference, RunKind};
 use super::refunds::{PurchaseRefund, RefundState};
-use super::{Dispute, DisputeState, Purchase, PurchaseState};
+use super::{Dispute, DisputeState, Purchase, PurchaseFilter, PurchaseState};
 
 /// Reads purchases, in whole: says which.
 macro_rules! purchase {
@@ -162,6 +162,28 @@ pub async fn purchases(
            order by id desc
            limit $3"#,
         organization.as_uuid(),
+        before.map(|id| id.as_uuid()),
+        limit,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// Purchases before an id, newest first: those that a filter lets through.
+pub async fn purchase_list(
+    conn: &mut PgConnection,
+    filter: PurchaseFilter,
+    before: Option<PurchaseId>,
+    limit: i64,
+) -> Result<Vec<Purchase>, sqlx::Error> {
+    purchase!(
+        r#"where ($1::uuid is null or organization_id = $1)
+             and ($2::text is null or state = $2)
+             and ($3::uuid is null or id < $3)
+           order by id desc
+           limit $4"#,
+        filter.organization.map(|id| id.as_uuid()),
+        filter.state.map(PurchaseState::as_str),
         before.map(|id| id.as_uuid()),
         limit,
     )

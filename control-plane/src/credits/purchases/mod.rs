@@ -20,7 +20,7 @@ use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
 use kernel::{CreditLotId, CreditPackId, CreditTransactionId, OrganizationId, PurchaseId, UserId};
 use problem::Problem;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use url::Url;
 
@@ -96,9 +96,10 @@ impl Payments {
 }
 
 /// How a purchase stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, sqlx::Type, utoipa::ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, utoipa::ToSchema, clap::ValueEnum)]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum PurchaseState {
     /// Written down; the provider may not know of it.
     Created,
@@ -577,6 +578,32 @@ pub async fn purchases(
     let window = Window::read(&["purchases", &organization.to_string()], cursor, limit)?;
     let mut connection = cx.master.acquire().await?;
     let found = db::purchases(&mut connection, organization, window.before, window.rows()).await?;
+    Ok(window.page(found, |purchase: &Purchase| purchase.id))
+}
+
+/// Which purchases ops look at.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PurchaseFilter {
+    /// Those of every organization when left out.
+    pub organization: Option<OrganizationId>,
+    pub state: Option<PurchaseState>,
+}
+
+/// A page of the purchases that a filter lets through, newest first, and the cursor of the next.
+pub async fn purchase_list(
+    cx: &OpsCx,
+    filter: PurchaseFilter,
+    cursor: Option<&str>,
+    limit: Option<u8>,
+) -> Result<(Vec<Purchase>, Option<String>), PurchaseError> {
+    let window = Window::read(&["purchases", &format!("{filter:?}")], cursor, limit)?;
+    let mut connection = cx.master.acquire().await?;
+    if let Some(organization) = filter.organization
+        && super::db::balance_find(&mut connection, organization).await?.is_none()
+    {
+        return Err(CreditError::OrganizationNotFound.into());
+    }
+    let found = db::purchase_list(&mut connection, filter, window.before, window.rows()).await?;
     Ok(window.page(found, |purchase: &Purchase| purchase.id))
 }
 
