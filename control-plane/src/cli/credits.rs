@@ -35,7 +35,7 @@ pub(super) enum Credits {
         /// When what is left of them is gone, as 2027-01-31T00:00:00Z; never when left out
         #[arg(long)]
         expires_at: Option<DateTime<Utc>>,
-        /// Granting again with the same key grants nothing
+        /// Granting again with the same key grants nothing. Without one, the very same grant is refused within ten minutes
         #[arg(long)]
         key: Option<String>,
         #[command(flatten)]
@@ -185,7 +185,7 @@ impl Operation for Credits {
         match self {
             Self::Grant { to, amount, reason, kind, expires_at, key, .. } => {
                 let new = credits::NewGrant { to: to.target(cx).await?, kind, amount, expires_at, reason };
-                let decision = credits::grant(cx, Actor::Cli, &new, key.as_deref()).await?;
+                let decision = credits::grant_by_hand(cx, Actor::Cli, &new, key.as_deref()).await?;
                 output::credit_transaction(&TransactionView::from(decision.transaction), decision.is_new)
             }
             Self::Balance { of, .. } => {

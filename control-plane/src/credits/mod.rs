@@ -42,6 +42,8 @@ pub const MAX_AMOUNT: i64 = 1_000_000_000_000;
 /// The longest that credits may be held, in seconds.
 pub const MAX_HOLD_S: i64 = 30 * 24 * 3600;
 const DEFAULT_HOLD_S: i64 = 3600;
+/// A grant that is repeated within it is taken for the same one.
+const ALIKE_WITHIN: chrono::Duration = chrono::Duration::minutes(10);
 const DEFAULT_LIMIT: u8 = 25;
 const MAX_LIMIT: u8 = 100;
 
@@ -283,6 +285,12 @@ pub enum CreditError {
     KeyReused,
     #[error("an Idempotency-Key is needed")]
     KeyMissing,
+    #[error(
+        "the same was granted within the last {} minutes, as {transaction}; if it is meant again, say so by a key or by \
+         another reason",
+        ALIKE_WITHIN.num_minutes()
+    )]
+    GrantedBefore { transaction: CreditTransactionId },
     #[error("{detail}")]
     Invalid { pointer: &'static str, code: &'static str, detail: String },
     #[error("a query parameter is not valid: {detail}")]
@@ -555,8 +563,37 @@ pub struct NewGrant {
     pub reason: String,
 }
 
+/// What becomes of a grant that is like one just made and has no key that tells them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Alike {
+    Granted,
+    Refused,
+}
+
 /// Grants credits, for a reason that is kept. With a key it is done once.
 pub async fn grant(cx: &OpsCx, actor: Actor, new: &NewGrant, key: Option<&str>) -> Result<Decision, CreditError> {
+    grant_unless(cx, actor, new, key, Alike::Granted).await
+}
+
+/// [`grant`] for people: without a key, the very same grant within [`ALIKE_WITHIN`] is taken for an impatient repetition of
+/// the first, and is refused.
+pub async fn grant_by_hand(
+    cx: &OpsCx,
+    actor: Actor,
+    new: &NewGrant,
+    key: Option<&str>,
+) -> Result<Decision, CreditError> {
+    let alike = if key.is_some() { Alike::Granted } else { Alike::Refused };
+    grant_unless(cx, actor, new, key, alike).await
+}
+
+async fn grant_unless(
+    cx: &OpsCx,
+    actor: Actor,
+    new: &NewGrant,
+    key: Option<&str>,
+    alike: Alike,
+) -> Result<Decision, CreditError> {
     let amount = check_amount(new.amount, "/amount")?;
     let reason = text::one_line(&new.reason, 500).map_err(|error| invalid("/reason", "text", error.to_string()))?;
     let now = cx.clock.now();
@@ -598,6 +635,12 @@ pub async fn grant(cx: &OpsCx, actor: Actor, new: &NewGrant, key: Option<&str>) 
         currency: None,
     };
     let decision = db::grant(&mut tx, organization, &grant, now).await?.answer(&hash)?;
+    // The account is locked by now: of two that are sent at once, the second sees the first.
+    if alike == Alike::Refused
+        && let Some(before) = db::grant_alike(&mut tx, &decision.transaction, now - ALIKE_WITHIN).await?
+    {
+        return Err(CreditError::GrantedBefore { transaction: before });
+    }
     if decision.is_new {
         let subject = Subject { organization: Some(organization), store };
         let data = serde_json::json!({ "transactionId": decision.transaction.id, "amount": amount, "reason": reason });
@@ -709,6 +752,13 @@ impl From<CreditError> for Problem {
                     "required",
                     "send a new random key with each new request, and the same one when you repeat it",
                 )
+            }
+            CreditError::GrantedBefore { transaction } => {
+                Self::new(S::CONFLICT, "granted-before", "The same was granted a moment ago")
+                    .detail(format!(
+                        "It is {transaction}. If it is meant again, send an Idempotency-Key that is new, or give another reason."
+                    ))
+                    .member("transactionId", transaction.to_string())
             }
             CreditError::Invalid { pointer, code, detail } => Self::invalid().field(pointer, code, detail),
             CreditError::Query { name, detail } => crate::http::errors::invalid_query(name, detail),
