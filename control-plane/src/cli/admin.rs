@@ -2,6 +2,7 @@
 
 use clap::Subcommand;
 
+use super::failure::Failure;
 use super::output::Printed;
 use super::{Needs, Operation, OpsArgs};
 use crate::audit::Actor;
@@ -30,7 +31,7 @@ impl Operation for Admin {
         Needs::of(ops)
     }
 
-    async fn run(self, cx: &OpsCx) -> Result<Printed, anyhow::Error> {
+    async fn run(self, cx: &OpsCx) -> Result<Printed, Failure> {
         Ok(match self {
             Self::Grant { email, .. } => {
                 let user = identity::admin_grant(cx, Actor::Cli, &email).await?;

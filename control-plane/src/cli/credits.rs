@@ -4,6 +4,7 @@ use chrono::{DateTime, NaiveDate, Utc};
 use clap::{Args, Subcommand};
 use kernel::OrganizationId;
 
+use super::failure::Failure;
 use super::output::{self, Printed};
 use super::stores::StoreName;
 use super::{Needs, Operation, OpsArgs};
@@ -181,7 +182,7 @@ impl Operation for Credits {
         }
     }
 
-    async fn run(self, cx: &OpsCx) -> Result<Printed, anyhow::Error> {
+    async fn run(self, cx: &OpsCx) -> Result<Printed, Failure> {
         match self {
             Self::Grant { to, amount, reason, kind, expires_at, key, .. } => {
                 let new = credits::NewGrant { to: to.target(cx).await?, kind, amount, expires_at, reason };

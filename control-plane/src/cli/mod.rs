@@ -5,6 +5,7 @@
 mod admin;
 mod credits;
 mod dev;
+mod failure;
 mod output;
 mod payments;
 mod serve;
@@ -21,11 +22,11 @@ use serde::Serialize;
 
 use crate::config::{Config, HostArgs, KeyArgs, LimitArgs, LogArgs, MasterArgs, PaymentArgs};
 use crate::cx::OpsCx;
-use crate::http::errors::chain;
 use crate::{master, ops, telemetry};
 
 use admin::Admin;
 use credits::Credits;
+use failure::{Failure, Options};
 pub use output::refuse;
 use output::{Printed, print};
 use payments::Payments;
@@ -43,6 +44,9 @@ pub struct Cli {
     /// Answer with JSON on stdout
     #[arg(long, global = true)]
     json: bool,
+    /// What the options of the command are called.
+    #[arg(skip)]
+    options: Options,
 }
 
 #[derive(Subcommand)]
@@ -133,7 +137,7 @@ impl OpsArgs {
 trait Operation {
     fn needs(&self) -> Needs<'_>;
 
-    async fn run(self, cx: &OpsCx) -> Result<Printed, anyhow::Error>;
+    async fn run(self, cx: &OpsCx) -> Result<Printed, Failure>;
 }
 
 /// What an operation acts with.
@@ -161,34 +165,47 @@ impl<'a> Needs<'a> {
 
 /// Runs a command to its end.
 pub fn run(cli: Cli) -> ExitCode {
+    let json = cli.json;
     if rustls::crypto::ring::default_provider().install_default().is_err() {
-        return refuse("another TLS provider is installed");
+        return refuse(json, "another TLS provider is installed");
     }
     // The database driver would take these up for every connection, also to servers of strangers.
     for name in ["PGOPTIONS", "PGSSLCERT", "PGSSLKEY", "PGSSLROOTCERT"] {
         if std::env::var_os(name).is_some() {
-            return refuse(&format!("{name} is set, and would apply to every store's database: unset it"));
+            return refuse(json, &format!("{name} is set, and would apply to every store's database: unset it"));
         }
     }
     if let Err(error) = telemetry::init_logs(&cli.log) {
-        return refuse(&format!("LOG is not valid: {error}"));
+        return refuse(json, &format!("LOG is not valid: {error}"));
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return refuse(&format!("the runtime cannot start: {error}")),
+        Err(error) => return refuse(json, &format!("the runtime cannot start: {error}")),
     };
-    let json = cli.json;
+    let options = cli.options.clone();
     match runtime.block_on(act(cli)) {
         Ok(code) => code,
-        Err(error) => output::failed(json, &error),
+        Err(failure) => output::failed(json, &failure, &options),
     }
 }
 
-/// Reads the command line. Options that nearly every command takes, and nearly nobody gives there, are left out of its help:
-/// they are variables of `.env`.
-pub fn parse() -> Cli {
-    let matches = shorten(Cli::command(), "").get_matches();
-    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+/// Reads the command line, or says what of it was not understood. Options that nearly every command takes, and nearly nobody
+/// gives there, are left out of its help: they are variables of `.env`.
+///
+/// # Errors
+/// What to exit with: also when help was asked for, and was given.
+pub fn parse() -> Result<Cli, ExitCode> {
+    let mut command = shorten(Cli::command(), "");
+    let parsed = command.try_get_matches_from_mut(std::env::args_os()).and_then(|matches| {
+        let cli = Cli::from_arg_matches(&matches)?;
+        Ok(Cli { options: Options::of(&command, &matches), ..cli })
+    });
+    parsed.map_err(|error| output::misunderstood(wants_json(), &error))
+}
+
+/// Whether errors are wanted as JSON, before anything else is understood.
+pub fn wants_json() -> bool {
+    std::env::args_os().any(|argument| argument == "--json")
 }
 
 fn shorten(command: clap::Command, above: &str) -> clap::Command {
@@ -203,11 +220,11 @@ fn shorten(command: clap::Command, above: &str) -> clap::Command {
     command.mut_subcommands(|below| shorten(below, &name))
 }
 
-async fn act(cli: Cli) -> Result<ExitCode, anyhow::Error> {
+async fn act(cli: Cli) -> Result<ExitCode, Failure> {
     let json = cli.json;
     let done = match cli.command {
-        Command::Dev(args) => return dev::run(args).await,
-        Command::Serve(config) => return serve::until_signal(*config).await,
+        Command::Dev(args) => return Ok(dev::run(args).await?),
+        Command::Serve(config) => return Ok(serve::until_signal(*config).await?),
         Command::Migrate(Migrate::Master(args)) => {
             let applied = master::migrate(&args).await?;
             Printed::new(serde_json::json!({ "applied": applied, "version": master::wanted_version() })).line(format!(
@@ -224,7 +241,8 @@ async fn act(cli: Cli) -> Result<ExitCode, anyhow::Error> {
         }
         Command::Openapi => {
             let document = crate::http::openapi::document().to_pretty_json()?;
-            return print(json, &Printed::text(document)).map(|()| ExitCode::SUCCESS);
+            print(json, &Printed::text(document))?;
+            return Ok(ExitCode::SUCCESS);
         }
         Command::Doctor(args) => {
             let cx = args.context(true, None)?;
@@ -243,11 +261,12 @@ async fn act(cli: Cli) -> Result<ExitCode, anyhow::Error> {
         Command::Payments(command) => operate(command).await?,
         Command::Explain(command) => operate(command).await?,
     };
-    print(json, &done).map(|()| ExitCode::from(done.code))
+    print(json, &done)?;
+    Ok(ExitCode::from(done.code))
 }
 
 /// Runs a command on master, and closes what it opened.
-async fn operate(command: impl Operation) -> Result<Printed, anyhow::Error> {
+async fn operate(command: impl Operation) -> Result<Printed, Failure> {
     let Needs { ops, opens_credentials, payments } = command.needs();
     // Says what is wrong with master before a statement of the command fails of it.
     master::check(&ops.master).await?;
@@ -257,12 +276,7 @@ async fn operate(command: impl Operation) -> Result<Printed, anyhow::Error> {
     done
 }
 
-/// The message of an error with its sources, for people.
-fn explain_error(error: &anyhow::Error) -> String {
-    chain(error.as_ref())
-}
-
 /// A value as JSON.
-fn json_of<T: Serialize>(value: &T) -> Result<serde_json::Value, anyhow::Error> {
-    Ok(serde_json::to_value(value)?)
+fn json_of<T: Serialize>(value: &T) -> Result<serde_json::Value, serde_json::Error> {
+    serde_json::to_value(value)
 }

@@ -3,6 +3,7 @@
 use clap::Subcommand;
 use kernel::{OrganizationId, ReconDifferenceId};
 
+use super::failure::Failure;
 use super::output::{self, Printed};
 use super::{Needs, Operation, OpsArgs};
 use crate::audit::Actor;
@@ -102,7 +103,7 @@ impl Operation for Payments {
         }
     }
 
-    async fn run(self, cx: &OpsCx) -> Result<Printed, anyhow::Error> {
+    async fn run(self, cx: &OpsCx) -> Result<Printed, Failure> {
         match self {
             Self::Reconcile { .. } => {
                 let runs = review::reconcile(cx, Actor::Cli).await?;

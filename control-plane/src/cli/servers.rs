@@ -3,6 +3,7 @@
 use clap::Subcommand;
 use secrecy::SecretString;
 
+use super::failure::Failure;
 use super::output::{self, Printed};
 use super::{Needs, Operation, OpsArgs};
 use crate::audit::Actor;
@@ -57,7 +58,7 @@ impl Operation for Servers {
         }
     }
 
-    async fn run(self, cx: &OpsCx) -> Result<Printed, anyhow::Error> {
+    async fn run(self, cx: &OpsCx) -> Result<Printed, Failure> {
         match self {
             Self::Add { name, url, region, max_stores, max_connections, .. } => {
                 let new = NewServer { name, url, region, max_stores, max_connections };

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use clap::Subcommand;
 use kernel::{Slug, StoreId};
 
+use super::failure::Failure;
 use super::output::{self, Printed};
 use super::{Needs, Operation, OpsArgs};
 use crate::audit::Actor;
@@ -124,7 +125,7 @@ impl Operation for Stores {
         }
     }
 
-    async fn run(self, cx: &OpsCx) -> Result<Printed, anyhow::Error> {
+    async fn run(self, cx: &OpsCx) -> Result<Printed, Failure> {
         match self {
             Self::List { limit, cursor, .. } => {
                 let (stores, next) = stores::list_all(cx, None, cursor.as_deref(), limit).await?;
@@ -156,7 +157,7 @@ impl Operation for Products {
         Needs::of(ops).key()
     }
 
-    async fn run(self, cx: &OpsCx) -> Result<Printed, anyhow::Error> {
+    async fn run(self, cx: &OpsCx) -> Result<Printed, Failure> {
         let Self::Import { store, file, dry_run, .. } = self;
         let store = store.id(cx).await?;
         import(cx, store, &file, dry_run).await
@@ -169,14 +170,14 @@ impl Operation for Explain {
         Needs::of(ops).key()
     }
 
-    async fn run(self, cx: &OpsCx) -> Result<Printed, anyhow::Error> {
+    async fn run(self, cx: &OpsCx) -> Result<Printed, Failure> {
         let Self::Host { name, .. } = self;
         output::explanation(&ops::explain_host(cx, &name).await?)
     }
 }
 
 /// Gives a store a managed database, or tries again what has failed.
-async fn provision(cx: &OpsCx, store: StoreId, region: Option<String>) -> Result<Printed, anyhow::Error> {
+async fn provision(cx: &OpsCx, store: StoreId, region: Option<String>) -> Result<Printed, Failure> {
     let latest = provisioning::latest(cx, store).await.ok().map(|latest| latest.run.state);
     let run = if latest == Some(provisioning::RunState::Failed) {
         provisioning::retry(cx, Actor::Cli, store).await?
@@ -186,7 +187,7 @@ async fn provision(cx: &OpsCx, store: StoreId, region: Option<String>) -> Result
             Err(ProvisioningError::NoCapacity) => {
                 let servers = servers::list(cx).await?;
                 let why = servers::explain_room(&servers, region.as_deref());
-                anyhow::bail!("no server has room: {why}");
+                return Err(anyhow::anyhow!("no server has room: {why}").into());
             }
             outcome => outcome?,
         }
@@ -195,7 +196,7 @@ async fn provision(cx: &OpsCx, store: StoreId, region: Option<String>) -> Result
     Ok(Printed::new(serde_json::to_value(provisioning::routes::RunView::from(run))?).line(line))
 }
 
-async fn import(cx: &OpsCx, store: StoreId, path: &Path, dry_run: bool) -> Result<Printed, anyhow::Error> {
+async fn import(cx: &OpsCx, store: StoreId, path: &Path, dry_run: bool) -> Result<Printed, Failure> {
     let file = tokio::fs::File::open(path)
         .await
         .map_err(|error| anyhow::anyhow!("cannot read {}: {error}", path.display()))?;
