@@ -8,6 +8,7 @@ mod bad_input;
 mod brought;
 mod charges;
 mod clients;
+mod commands;
 mod conformance;
 mod copies;
 mod credentials;
