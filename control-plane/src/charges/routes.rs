@@ -165,7 +165,7 @@ async fn ops_charge_price_list(_ops: Ops, State(cx): State<Cx>) -> Result<Json<P
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PriceBody {
-    /// `store-day`, or `metric:` and the name of what is counted.
+    /// `store-day`, `metric:requests` or `metric:orders`.
     #[schema(example = "store-day")]
     service: String,
     /// Credits; 0 ends it.

@@ -68,7 +68,7 @@ pub(super) enum Credits {
     },
     /// Set what a service costs by itself from a day on that has not begun
     Price {
-        /// store-day, or metric: and the name of what is counted
+        /// store-day, metric:requests or metric:orders
         service: String,
         /// Credits; 0 ends it
         #[arg(long)]
