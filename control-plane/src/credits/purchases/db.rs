@@ -191,6 +191,19 @@ pub async fn purchase_list(
     .await
 }
 
+/// How much of what a transaction granted repaid a debt.
+pub async fn repaid_by(conn: &mut PgConnection, transaction: CreditTransactionId) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"select coalesce(sum(e.amount), 0)::bigint as "repaid!"
+           from credit_transactions t
+           join credit_entries e on e.organization_id = t.organization_id and e.version = t.version
+           where t.id = $1 and e.account = 'credits' and e.lot_id is null and e.amount > 0"#,
+        transaction.as_uuid(),
+    )
+    .fetch_one(conn)
+    .await
+}
+
 /// The purchase that a thing of the provider's belongs to.
 pub async fn purchase_of_session(conn: &mut PgConnection, session: &str) -> Result<Option<PurchaseId>, sqlx::Error> {
     sqlx::query_scalar!(r#"select id as "id: PurchaseId" from purchases where checkout_session = $1"#, session)

@@ -607,9 +607,26 @@ pub async fn purchase_list(
     Ok(window.page(found, |purchase: &Purchase| purchase.id))
 }
 
+/// What a buyer sees who comes back from Checkout.
+#[derive(Debug)]
+pub struct Returned {
+    pub purchase: Purchase,
+    /// How many of the credits repaid what the organization owed.
+    pub repaid: i64,
+}
+
 /// Somebody comes back from Checkout: whoever knows the session's id sees what became of it, and the purchase follows at
 /// once, whether or not a webhook was first. When the provider cannot be asked, what we know is shown.
-pub async fn purchase_return(cx: &OpsCx, id: PurchaseId, session: &str) -> Result<Purchase, PurchaseError> {
+pub async fn purchase_return(cx: &OpsCx, id: PurchaseId, session: &str) -> Result<Returned, PurchaseError> {
+    let purchase = purchase_followed(cx, id, session).await?;
+    let repaid = match purchase.transaction_id {
+        Some(transaction) => db::repaid_by(&mut *cx.master.acquire().await?, transaction).await?,
+        None => 0,
+    };
+    Ok(Returned { purchase, repaid })
+}
+
+async fn purchase_followed(cx: &OpsCx, id: PurchaseId, session: &str) -> Result<Purchase, PurchaseError> {
     let purchase = find(cx, id).await?;
     if purchase.checkout_session.as_deref() != Some(session) {
         return Err(PurchaseError::NotFound);

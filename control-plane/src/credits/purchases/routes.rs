@@ -15,7 +15,7 @@ use utoipa_axum::routes;
 
 use super::events::{self, EventError, EventSource};
 use super::refunds::{self, NewRefund, PurchaseRefund, RefundState};
-use super::{Purchase, PurchaseError, PurchaseFilter, PurchaseState};
+use super::{Purchase, PurchaseError, PurchaseFilter, PurchaseState, Returned};
 use crate::credits::{CreditError, organization_of};
 use crate::cx::{Cx, OpsCx};
 use crate::http::auth::{Ops, Person};
@@ -211,20 +211,27 @@ async fn credit_purchase_return(
     Path(purchase): Path<PurchaseId>,
     Query(query): Query<ReturnQuery>,
 ) -> Result<Response, Problem> {
-    let purchase = super::purchase_return(&cx, purchase, &query.session_id).await?;
+    let returned = super::purchase_return(&cx, purchase, &query.session_id).await?;
     let is_test = cx.payments.as_ref().is_some_and(|payments| payments.stripe.is_test());
-    Ok(page(&purchase, is_test))
+    Ok(page(&returned, is_test))
 }
 
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
 }
 
-fn page(purchase: &Purchase, is_test: bool) -> Response {
+fn page(Returned { purchase, repaid }: &Returned, is_test: bool) -> Response {
     let (title, text) = match purchase.state {
         PurchaseState::Completed => {
-            let total = purchase.credits + purchase.bonus_credits;
-            ("Thank you", format!("{total} credits are in your account."))
+            let bought = purchase.credits + purchase.bonus_credits;
+            let text = match repaid {
+                0 => format!("{bought} credits are in your account."),
+                repaid => format!(
+                    "You have bought {bought} credits. {repaid} of them have repaid what was owed; {} are in your account.",
+                    bought - repaid
+                ),
+            };
+            ("Thank you", text)
         }
         PurchaseState::Processing => (
             "Thank you",
