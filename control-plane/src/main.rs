@@ -9,7 +9,10 @@ fn main() -> ExitCode {
     if let Err(error) = dotenvy::dotenv()
         && !error.not_found()
     {
-        return cli::refuse(&format!("the file .env cannot be read: {error}"));
+        return cli::refuse(cli::wants_json(), &format!("the file .env cannot be read: {error}"));
     }
-    cli::run(cli::parse())
+    match cli::parse() {
+        Ok(cli) => cli::run(cli),
+        Err(code) => code,
+    }
 }

@@ -130,6 +130,7 @@ const CASES: &[Case] = &[
     case("credit_purchase_get", Who::Member, 200),
     case("credit_purchase_return", Who::Anybody, 200),
     case("stripe_webhook", Who::Anybody, 200),
+    case("ops_purchase_list", Who::Ops, 200),
     case("ops_purchase_refund", Who::Ops, 201),
     case("ops_payments_reconcile", Who::Ops, 200),
     case("ops_reconciliation_list", Who::Ops, 200),
@@ -441,6 +442,7 @@ impl Scene {
                 path = path.replace("{purchase}", text(&self.purchase));
                 client = client.with("idempotency-key", "a-key");
             }
+            "ops_purchase_list" => path.push_str(&format!("?organizationId={}", self.owner.organization_id())),
             "ops_payment_difference_note" => path = path.replace("{difference}", &self.difference.to_string()),
             "ops_payment_event_retry" => path = path.replace("{event}", text(&self.provider.events()[0]["id"])),
             "stripe_webhook" => {

@@ -9,6 +9,7 @@ mod brought;
 mod cards;
 mod charges;
 mod clients;
+mod commands;
 mod conformance;
 mod copies;
 mod credentials;

@@ -1,5 +1,7 @@
 //! What ops look at of payments: what the books differ in, and events that could not be followed.
 
+use std::time::Duration;
+
 use chrono::TimeDelta;
 use devkit::payments::{TestPayments, TestPaymentsOptions};
 use http::Method;
@@ -400,4 +402,98 @@ async fn an_event_that_was_given_up_is_followed_when_somebody_asks() {
     assert_eq!(shop.amounts().await, [400, 0, 0]);
     shop.expect_reconciled().await;
     shop.expect_proven().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_note_a_difference_once_and_follow_an_event_again() {
+    let shop = Shop::silent().await;
+    let desk = Desk::of(&shop).await;
+    let url = shop.app.master.url();
+    shop.provider.plant_balance_transaction("charge", "ch_of_nobody", 700, "eur");
+    shop.app.clock.advance(TimeDelta::minutes(20));
+    shop.provider.advance(Duration::from_secs(20 * 60));
+    desk.compare().await;
+    let found = Cli::json(&url, &["payments", "differences", "--state", "open"]).await["data"][0].clone();
+    let note = ["payments", "note", text(&found["id"]), "--note", "Of a shop that we sold."];
+    let noted = Cli::json(&url, &note).await;
+    assert_eq!((&noted["id"], &noted["state"]), (&found["id"], &json!("noted")));
+    assert_eq!((&noted["note"], &noted["notedBy"]), (&json!("Of a shop that we sold."), &Value::Null));
+    let again = Cli::run(&url, &note).await;
+    assert_eq!(again.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("noted before"));
+    assert_eq!(desk.list("/differences?state=noted").await, [noted]);
+    let by_command =
+        "select count(*) from audit_events where action = 'payment_difference_note' and actor_kind = 'cli'";
+    assert_eq!(count(&shop.app, by_command).await, 1);
+
+    let order = shop.pay("late", "starter").await;
+    shop.provider.refund(&shop.intent(&order), 500).unwrap();
+    let refund = shop.event(&order, "refund.created");
+    shop.deliver(&refund).await.expect_status(200);
+    let failed = Cli::json(&url, &["payments", "events"]).await;
+    assert_eq!((&failed["data"], &failed["meta"]["nextCursor"]), (&json!([]), &Value::Null));
+    let waiting = Cli::json(&url, &["payments", "events", "--state", "received"]).await;
+    assert_eq!((&waiting["data"][0]["id"], &waiting["data"][0]["attempts"]), (&refund["id"], &json!(1)));
+    let retried = Cli::json(&url, &["payments", "retry", text(&refund["id"])]).await;
+    assert_eq!((&retried["state"], &retried["attempts"]), (&json!("received"), &json!(2)));
+    let human = Cli::run(&url, &["payments", "events", "--state", "received"]).await;
+    let said = String::from_utf8_lossy(&human.stdout).into_owned();
+    assert!(said.contains(&format!("waits for {}", shop.intent(&order))), "{said}");
+    let nothing = Cli::run(&url, &["payments", "retry", "evt_of_nobody"]).await;
+    assert_eq!(nothing.status.code(), Some(1));
+    shop.deliver_all().await;
+    assert_eq!(Cli::json(&url, &["payments", "retry", text(&refund["id"])]).await["state"], "done");
+    assert_eq!(shop.purchase(&order).await["refundedMinor"], 500);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ops_see_what_an_organization_has_bought() {
+    let shop = Shop::silent().await;
+    let desk = Desk::of(&shop).await;
+    let paid = shop.buy("a", "starter").await;
+    let open = shop.order("b", "growth").await;
+    // Somebody else's.
+    let other = shop.app.owner("bob").await;
+    let theirs = other.api.with("idempotency-key", "c").post("/api/credits/purchase", shop.body("starter")).await;
+    let theirs = Order::of(&theirs.expect_status(201));
+
+    let list = async |query: &str| {
+        let path = format!("/api/ops/credits/purchases{query}");
+        desk.ops.api.get(&path).await.expect_status(200)["data"].as_array().unwrap().clone()
+    };
+    let ids = |list: &[Value]| list.iter().map(|of| text(&of["id"]).to_owned()).collect::<Vec<_>>();
+    assert_eq!(ids(&list("").await), [theirs.id.clone(), open.id.clone(), paid.id.clone()]);
+    let of_organization = format!("?organizationId={}", shop.owner.organization_id());
+    let found = list(&of_organization).await;
+    assert_eq!(ids(&found), [open.id.clone(), paid.id.clone()]);
+    let intent = shop.intent(&paid);
+    let charge = shop.provider.object(&intent).unwrap()["latest_charge"].clone();
+    assert_eq!((&found[1]["paymentIntent"], &found[1]["charge"]), (&json!(intent), &charge));
+    // What the buyer sees, and whoever knows the session's id could see it too.
+    assert_eq!((&found[0]["state"], found[0].get("checkoutUrl")), (&json!("open"), None));
+    let mut as_bought = found[1].clone();
+    for member in ["paymentIntent", "charge", "nextCheckAt"] {
+        as_bought.as_object_mut().unwrap().remove(member);
+    }
+    assert_eq!(as_bought, shop.purchase(&paid).await);
+
+    assert_eq!(ids(&list(&format!("{of_organization}&state=completed")).await), [paid.id.clone()]);
+    assert_eq!(list(&format!("{of_organization}&state=failed")).await, Vec::<Value>::new());
+    let path = "/api/ops/credits/purchases";
+    let page = desk.ops.api.get(&format!("{path}?limit=2")).await.expect_status(200);
+    let cursor = text(&page["meta"]["nextCursor"]).to_owned();
+    assert_eq!(ids(&list(&format!("?limit=2&cursor={cursor}")).await), [paid.id.clone()]);
+    let elsewhere = format!("{path}{of_organization}&cursor={cursor}");
+    desk.ops.api.get(&elsewhere).await.expect_problem(400, "invalid-cursor");
+    desk.ops.api.get(&format!("{path}?limit=0")).await.expect_field(400, "invalid-query", "limit");
+    desk.ops.api.get(&format!("{path}?state=lost")).await.expect_field(400, "invalid-query", "state");
+    let nobodys = kernel::OrganizationId::new(shop.app.clock.now());
+    desk.ops.api.get(&format!("{path}?organizationId={nobodys}")).await.expect_problem(404, "not-found");
+
+    let url = shop.app.master.url();
+    let by_command = ["payments", "purchases", "--org", shop.owner.organization_id(), "--state", "open"];
+    assert_eq!(ids(Cli::json(&url, &by_command).await["data"].as_array().unwrap()), [open.id]);
+    let human = Cli::run(&url, &["payments", "purchases"]).await;
+    let said = String::from_utf8_lossy(&human.stdout).into_owned();
+    assert!(said.contains(&paid.id) && said.contains(&theirs.id) && said.contains(&intent), "{said}");
 }

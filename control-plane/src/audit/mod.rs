@@ -23,6 +23,16 @@ pub enum Actor {
     System,
 }
 
+impl Actor {
+    /// The person, when it is one that we know.
+    pub const fn user(self) -> Option<UserId> {
+        match self {
+            Self::User(user) => Some(user),
+            Self::Cli | Self::System => None,
+        }
+    }
+}
+
 /// What is acted on.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Subject {

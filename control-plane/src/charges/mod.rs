@@ -38,6 +38,8 @@ const METRIC: &str = "metric:";
 pub const REQUESTS: &str = "requests";
 /// Counted: orders that were placed, also those that were cancelled later.
 pub const ORDERS: &str = "orders";
+/// What is counted, and can cost something.
+pub const METRICS: [&str; 2] = [REQUESTS, ORDERS];
 /// Credits have ended: a charge was refused, and the days of grace have begun.
 pub const UNPAID: &str = "store.charge_unpaid";
 /// The days of grace are over.
@@ -410,6 +412,16 @@ fn check_service(service: &str) -> Result<(), ChargeError> {
     Err(invalid("/service", "unknown", "must be store-day, or metric: and the name of what is counted"))
 }
 
+/// What a price can be set for: of what nobody counts it would never be asked, and whoever mistyped it would not learn why.
+fn check_priced(service: &str) -> Result<(), ChargeError> {
+    let is_counted = |metric: &str| METRICS.contains(&metric);
+    if service == STORE_DAY || service.strip_prefix("metric:").is_some_and(is_counted) {
+        return Ok(());
+    }
+    let counted = METRICS.map(|metric| format!("metric:{metric}")).join(", ");
+    Err(invalid("/service", "unknown", format!("must be one of {STORE_DAY}, {counted}")))
+}
+
 /// A price that ops set.
 #[derive(Debug, Clone)]
 pub struct NewPrice {
@@ -422,7 +434,7 @@ pub struct NewPrice {
 
 /// Sets what a service costs from a day that has not begun: what a day costs never changes once it is there.
 pub async fn price_set(cx: &OpsCx, actor: Actor, new: &NewPrice) -> Result<Price, ChargeError> {
-    check_service(&new.service)?;
+    check_priced(&new.service)?;
     if !(0..=MAX_AMOUNT).contains(&new.amount) {
         return Err(invalid("/amount", "range", format!("must be 0 to {MAX_AMOUNT} whole credits")));
     }

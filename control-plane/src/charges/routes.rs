@@ -43,15 +43,15 @@ pub struct UsageQuery {
 #[serde(rename_all = "camelCase")]
 pub struct ChargeView {
     /// `store-day`, or `metric:` and the name of what is counted.
-    service: String,
-    quantity: i64,
-    amount: i64,
-    state: ChargeState,
+    pub service: String,
+    pub quantity: i64,
+    pub amount: i64,
+    pub state: ChargeState,
     /// The transaction that paid it.
-    transaction_id: Option<CreditTransactionId>,
+    pub transaction_id: Option<CreditTransactionId>,
     /// Why it is unpaid, or why it was waived.
     #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
+    pub reason: Option<String>,
 }
 
 impl From<Charge> for ChargeView {
@@ -207,7 +207,7 @@ async fn ops_charge_price_list(_ops: Ops, State(cx): State<Cx>) -> Result<Json<P
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PriceBody {
-    /// `store-day`, or `metric:` and the name of what is counted.
+    /// `store-day`, `metric:requests` or `metric:orders`.
     #[schema(example = "store-day")]
     service: String,
     /// Credits; 0 ends it.
@@ -253,20 +253,27 @@ pub struct WaiveBody {
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WaivedChargeView {
-    day: NaiveDate,
+    pub day: NaiveDate,
     #[serde(flatten)]
-    charge: ChargeView,
+    pub charge: ChargeView,
 }
 
 /// What was waived of a store.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WaivedView {
-    store_id: StoreId,
+    pub store_id: StoreId,
     /// Oldest first; empty when nothing of it was owed.
-    waived: Vec<WaivedChargeView>,
+    pub waived: Vec<WaivedChargeView>,
     /// What the store still owes. Once it is nothing, a store that was read-only takes orders again.
-    owed: i64,
+    pub owed: i64,
+}
+
+impl WaivedView {
+    pub fn new(store_id: StoreId, of: Waived) -> Self {
+        let view = |charge: Charge| WaivedChargeView { day: charge.day, charge: charge.into() };
+        Self { store_id, waived: of.charges.into_iter().map(view).collect(), owed: of.arrears.amount }
+    }
 }
 
 /// Waive what a store owes
@@ -284,8 +291,6 @@ async fn ops_charges_waive(
 ) -> Result<Json<WaivedView>, Problem> {
     let WaiveBody { store_id, day, service, reason } = body;
     let of = ChargeFilter { store: store_id, day, service };
-    let Waived { charges, arrears } = super::waive(&cx, Actor::User(ops.by.user.id), &of, &reason).await?;
-    let waived =
-        charges.into_iter().map(|charge| WaivedChargeView { day: charge.day, charge: charge.into() }).collect();
-    Ok(Json(WaivedView { store_id, waived, owed: arrears.amount }))
+    let waived = super::waive(&cx, Actor::User(ops.by.user.id), &of, &reason).await?;
+    Ok(Json(WaivedView::new(store_id, waived)))
 }

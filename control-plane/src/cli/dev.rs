@@ -17,8 +17,8 @@ use kernel::{StoreStatus, SystemClock};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 
-use super::Signals;
 use super::output::{Printed, print};
+use super::serve::Signals;
 use crate::audit::Actor;
 use crate::config::Config;
 use crate::cx::Cx;

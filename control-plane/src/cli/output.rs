@@ -3,12 +3,17 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use super::{explain_error, json_of};
+use chrono::SecondsFormat;
+use serde::Serialize;
+
+use super::failure::{Failure, Options};
+use super::json_of;
 use crate::catalog::ImportReport;
-use crate::charges::routes::PriceView;
+use crate::charges::routes::{PriceView, WaivedChargeView, WaivedView};
 use crate::credits::packs::routes::OpsPackView;
 use crate::credits::prices::Price;
-use crate::credits::review::routes::{DifferenceView, ReconciledView};
+use crate::credits::purchases::routes::OpsPurchaseView;
+use crate::credits::review::routes::{DifferenceView, PaymentEventView, ReconciledView};
 use crate::credits::routes::{BalanceView, TransactionView};
 use crate::credits::verify::Verification;
 use crate::ops::routes::{OpsStoreView, ServerView};
@@ -23,6 +28,8 @@ pub(super) struct Printed {
     pub(super) code: u8,
 }
 
+/// The code of what was not understood.
+const NOT_UNDERSTOOD: &str = "not-understood";
 /// Something was found that people have to look at.
 const FOUND: u8 = 3;
 /// Some of an import's products were refused.
@@ -56,17 +63,33 @@ pub(super) fn print(json: bool, printed: &Printed) -> Result<(), anyhow::Error> 
     }
 }
 
-/// Says why a command was not understood.
-pub fn refuse(why: &str) -> ExitCode {
-    say(&format!("error: {why}"));
+/// Says why a command is not begun.
+pub fn refuse(json: bool, why: &str) -> ExitCode {
+    tell(json, why, || serde_json::json!({ "error": why, "code": NOT_UNDERSTOOD }));
     ExitCode::from(2)
 }
 
+/// Says what of the command line was not understood, or gives the help that was asked for.
+pub(super) fn misunderstood(json: bool, error: &clap::Error) -> ExitCode {
+    if json && error.use_stderr() {
+        let text = error.to_string();
+        // What follows are tips for a terminal.
+        let what = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+        return refuse(json, &what.split_whitespace().collect::<Vec<_>>().join(" "));
+    }
+    // When even stderr is gone there is nobody left to tell.
+    let _ = error.print();
+    u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
 /// Says why a command failed.
-pub(super) fn failed(json: bool, error: &anyhow::Error) -> ExitCode {
-    let why = explain_error(error);
-    say(&if json { serde_json::json!({ "error": why }).to_string() } else { format!("error: {why}") });
+pub(super) fn failed(json: bool, failure: &Failure, options: &Options) -> ExitCode {
+    tell(json, &failure.text(options), || failure.json(options));
     ExitCode::FAILURE
+}
+
+fn tell(json: bool, text: &str, value: impl FnOnce() -> serde_json::Value) {
+    say(&if json { value().to_string() } else { format!("error: {text}") });
 }
 
 fn say(text: &str) {
@@ -91,7 +114,14 @@ fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> Vec<String> {
     lines
 }
 
-pub(super) fn servers(servers: &[ServerView]) -> Result<Printed, anyhow::Error> {
+/// A page of a list, and how the next one is asked for.
+fn page<T: Serialize>(data: &T, next_cursor: Option<&str>, mut lines: Vec<String>) -> Result<Printed, Failure> {
+    lines.extend(next_cursor.map(|cursor| format!("more: --cursor {cursor}")));
+    let json = serde_json::json!({ "data": json_of(data)?, "meta": { "nextCursor": next_cursor } });
+    Ok(Printed { json: Some(json), lines, code: 0 })
+}
+
+pub(super) fn servers(servers: &[ServerView]) -> Result<Printed, Failure> {
     let rows: Vec<[String; 7]> = servers
         .iter()
         .map(|server| {
@@ -110,13 +140,13 @@ pub(super) fn servers(servers: &[ServerView]) -> Result<Printed, anyhow::Error> 
     Ok(Printed { json: Some(serde_json::json!({ "data": json_of(&servers)? })), lines, code: 0 })
 }
 
-pub(super) fn server(server: &ServerView) -> Result<Printed, anyhow::Error> {
+pub(super) fn server(server: &ServerView) -> Result<Printed, Failure> {
     let mut printed = servers(std::slice::from_ref(server))?;
     printed.json = Some(json_of(server)?);
     Ok(printed)
 }
 
-pub(super) fn stores(stores: &[OpsStoreView], next_cursor: Option<&str>) -> Result<Printed, anyhow::Error> {
+pub(super) fn stores(stores: &[OpsStoreView], next_cursor: Option<&str>) -> Result<Printed, Failure> {
     let rows: Vec<[String; 4]> = stores
         .iter()
         .map(|store| {
@@ -128,15 +158,10 @@ pub(super) fn stores(stores: &[OpsStoreView], next_cursor: Option<&str>) -> Resu
             ]
         })
         .collect();
-    let mut lines = table(["ID", "STATUS", "HOSTNAME", "NAME"], &rows);
-    if let Some(cursor) = next_cursor {
-        lines.push(format!("more: --cursor {cursor}"));
-    }
-    let json = serde_json::json!({ "data": json_of(&stores)?, "meta": { "nextCursor": next_cursor } });
-    Ok(Printed { json: Some(json), lines, code: 0 })
+    page(&stores, next_cursor, table(["ID", "STATUS", "HOSTNAME", "NAME"], &rows))
 }
 
-pub(super) fn store(store: &OpsStoreView, run: Option<RunView>) -> Result<Printed, anyhow::Error> {
+pub(super) fn store(store: &OpsStoreView, run: Option<RunView>) -> Result<Printed, Failure> {
     let mut json = json_of(store)?;
     let mut lines = vec![
         format!("{}  {}", store.id, store.name),
@@ -177,7 +202,7 @@ pub(super) fn store(store: &OpsStoreView, run: Option<RunView>) -> Result<Printe
     Ok(Printed { json: Some(json), lines, code: 0 })
 }
 
-pub(super) fn findings(findings: &[Finding]) -> Result<Printed, anyhow::Error> {
+pub(super) fn findings(findings: &[Finding]) -> Result<Printed, Failure> {
     let mut lines = Vec::new();
     for finding in findings {
         let mark = if finding.is_ok { "ok  " } else { "FAIL" };
@@ -189,7 +214,7 @@ pub(super) fn findings(findings: &[Finding]) -> Result<Printed, anyhow::Error> {
     Ok(Printed { json: Some(serde_json::json!({ "data": json_of(&findings)? })), lines, code: 0 })
 }
 
-pub(super) fn explanation(explanation: &HostExplanation) -> Result<Printed, anyhow::Error> {
+pub(super) fn explanation(explanation: &HostExplanation) -> Result<Printed, Failure> {
     let mut lines = vec![
         format!("given       {}", explanation.given),
         format!("normalized  {}", explanation.normalized),
@@ -225,7 +250,7 @@ pub(super) fn explanation(explanation: &HostExplanation) -> Result<Printed, anyh
     Ok(Printed { json: Some(json_of(explanation)?), lines, code: 0 })
 }
 
-pub(super) fn import(report: &ImportReport, dry_run: bool) -> Result<Printed, anyhow::Error> {
+pub(super) fn import(report: &ImportReport, dry_run: bool) -> Result<Printed, Failure> {
     let json = json_of(report)?;
     let count = |name: &str| json[name].as_u64().unwrap_or_default();
     let verb = if dry_run { "would import" } else { "imported" };
@@ -246,7 +271,7 @@ pub(super) fn import(report: &ImportReport, dry_run: bool) -> Result<Printed, an
 }
 
 /// One decision of the credit ledger.
-pub(super) fn credit_transaction(view: &TransactionView, is_new: bool) -> Result<Printed, anyhow::Error> {
+pub(super) fn credit_transaction(view: &TransactionView, is_new: bool) -> Result<Printed, Failure> {
     let after = view.balance_after.as_ref().map(|after| format!("; {} are available now", after.available));
     let when = if is_new { "" } else { " before, under this key" };
     Ok(Printed::new(json_of(view)?).line(format!(
@@ -260,7 +285,7 @@ pub(super) fn credit_transaction(view: &TransactionView, is_new: bool) -> Result
 }
 
 /// What an organization has.
-pub(super) fn credit_balance(view: &BalanceView) -> Result<Printed, anyhow::Error> {
+pub(super) fn credit_balance(view: &BalanceView) -> Result<Printed, Failure> {
     let amounts = &view.amounts;
     let first = format!(
         "{}: {} available, {} held, {} debt",
@@ -279,14 +304,22 @@ pub(super) fn credit_balance(view: &BalanceView) -> Result<Printed, anyhow::Erro
     }))
 }
 
+/// What a store does not have to pay.
+pub(super) fn waived(view: &WaivedView) -> Result<Printed, Failure> {
+    let line =
+        |of: &WaivedChargeView| format!("waived {} credits of {} for {}", of.charge.amount, of.day, of.charge.service);
+    let printed = view.waived.iter().fold(Printed::new(json_of(view)?), |printed, of| printed.line(line(of)));
+    Ok(printed.line(format!("{} owes {} credits", view.store_id, view.owed)))
+}
+
 /// What a service costs.
-pub(super) fn charge_price(view: &PriceView) -> Result<Printed, anyhow::Error> {
+pub(super) fn charge_price(view: &PriceView) -> Result<Printed, Failure> {
     Ok(Printed::new(json_of(view)?)
         .line(format!("{} costs {} credits for {} from {} on", view.service, view.amount, view.per, view.valid_from)))
 }
 
 /// What a service costs, in credits.
-pub(super) fn credit_price(price: &Price, is_new: bool) -> Result<Printed, anyhow::Error> {
+pub(super) fn credit_price(price: &Price, is_new: bool) -> Result<Printed, Failure> {
     let Price { service, version, unit, credits, per, valid_from, .. } = price;
     let already = if is_new { "" } else { ", as before" };
     Ok(Printed::new(json_of(price)?).line(format!(
@@ -296,7 +329,7 @@ pub(super) fn credit_price(price: &Price, is_new: bool) -> Result<Printed, anyho
 }
 
 /// A pack that is on sale.
-pub(super) fn credit_pack(view: &OpsPackView, is_new: bool) -> Result<Printed, anyhow::Error> {
+pub(super) fn credit_pack(view: &OpsPackView, is_new: bool) -> Result<Printed, Failure> {
     let pack = &view.pack;
     let already = if is_new { "" } else { ", as before" };
     Ok(Printed::new(json_of(view)?).line(format!(
@@ -306,7 +339,7 @@ pub(super) fn credit_pack(view: &OpsPackView, is_new: bool) -> Result<Printed, a
 }
 
 /// What comparing the books found.
-pub(super) fn reconciliation(runs: &[ReconciledView]) -> Result<Printed, anyhow::Error> {
+pub(super) fn reconciliation(runs: &[ReconciledView]) -> Result<Printed, Failure> {
     let mut lines = Vec::new();
     for ReconciledView { run, found } in runs {
         let (since, until) = (run.since.to_rfc3339(), run.until.to_rfc3339());
@@ -319,13 +352,13 @@ pub(super) fn reconciliation(runs: &[ReconciledView]) -> Result<Printed, anyhow:
 }
 
 /// What the books do not agree on.
-pub(super) fn differences(found: &[DifferenceView], next_cursor: Option<&str>) -> Result<Printed, anyhow::Error> {
-    let mut lines: Vec<String> = found.iter().map(difference_line).collect();
-    if let Some(cursor) = next_cursor {
-        lines.push(format!("more: --cursor {cursor}"));
-    }
-    let json = serde_json::json!({ "data": json_of(&found)?, "meta": { "nextCursor": next_cursor } });
-    Ok(Printed { json: Some(json), lines, code: 0 })
+pub(super) fn differences(found: &[DifferenceView], next_cursor: Option<&str>) -> Result<Printed, Failure> {
+    page(&found, next_cursor, found.iter().map(difference_line).collect())
+}
+
+/// One of them.
+pub(super) fn difference(of: &DifferenceView) -> Result<Printed, Failure> {
+    Ok(Printed::new(json_of(of)?).line(difference_line(of)))
 }
 
 fn difference_line(of: &DifferenceView) -> String {
@@ -335,12 +368,55 @@ fn difference_line(of: &DifferenceView) -> String {
     format!("{} {kind} {}: theirs {theirs}, ours {ours}; found {} times{note}", of.id, of.external_ref, of.times)
 }
 
+/// What organizations have bought.
+pub(super) fn purchases(found: &[OpsPurchaseView], next_cursor: Option<&str>) -> Result<Printed, Failure> {
+    let rows: Vec<[String; 7]> = found
+        .iter()
+        .map(|OpsPurchaseView { purchase, payment_intent, .. }| {
+            [
+                purchase.id.to_string(),
+                purchase.organization_id.to_string(),
+                purchase.state.as_str().to_owned(),
+                (purchase.credits + purchase.bonus_credits).to_string(),
+                format!("{} {}", purchase.amount_minor, purchase.currency),
+                purchase.created_at.to_rfc3339_opts(SecondsFormat::Secs, true),
+                payment_intent.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    page(
+        &found,
+        next_cursor,
+        table(["ID", "ORGANIZATION", "STATE", "CREDITS", "MINOR UNITS", "ORDERED", "PAYMENT"], &rows),
+    )
+}
+
+/// Events of the payment provider.
+pub(super) fn payment_events(found: &[PaymentEventView], next_cursor: Option<&str>) -> Result<Printed, Failure> {
+    page(&found, next_cursor, found.iter().map(payment_event_line).collect())
+}
+
+/// One of them.
+pub(super) fn payment_event(of: &PaymentEventView) -> Result<Printed, Failure> {
+    Ok(Printed::new(json_of(of)?).line(payment_event_line(of)))
+}
+
+fn payment_event_line(of: &PaymentEventView) -> String {
+    let PaymentEventView { id, kind, state, attempts, .. } = of;
+    let about = of.object_id.as_deref().map(|id| format!(" of {id}")).unwrap_or_default();
+    let why = of.last_error.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+    let waits = of.waits_for.as_deref().map(|intent| format!("; waits for {intent}")).unwrap_or_default();
+    let next = of.next_attempt_at.map(|at| format!("; tried again at {}", at.to_rfc3339())).unwrap_or_default();
+    format!("{id} {kind}{about} is {} after {attempts} attempts{why}{waits}{next}", state.as_str())
+}
+
 /// What does not hold of the ledger.
-pub(super) fn credit_verification(found: &Verification) -> Result<Printed, anyhow::Error> {
+pub(super) fn credit_verification(found: &Verification) -> Result<Printed, Failure> {
     let printed = Printed::new(json_of(found)?);
     if found.violations.is_empty() {
         return Ok(printed.line(format!("every invariant holds; {} sealed roots agree", found.roots_checked)));
     }
+    let printed = Printed { code: FOUND, ..printed };
     Ok(found.violations.iter().fold(printed, |printed, violation| {
         let version = violation.version.map_or_else(|| "-".to_owned(), |version| version.to_string());
         printed.line(format!(

@@ -561,6 +561,28 @@ pub async fn holds_to_expire(
     Ok(rows.into_iter().map(|row| (row.id, row.organization_id)).collect())
 }
 
+/// A grant of before that asked for the very same, if there is one since a moment.
+pub async fn grant_alike(
+    conn: &mut PgConnection,
+    grant: &Transaction,
+    since: DateTime<Utc>,
+) -> Result<Option<CreditTransactionId>, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"select id as "id: CreditTransactionId"
+           from credit_transactions
+           where organization_id = $1 and created_at > $2 and version < $3
+             and kind = 'grant' and status = 'accepted' and request_hash = $4
+           order by version desc
+           limit 1"#,
+        grant.organization_id.as_uuid(),
+        since,
+        grant.version,
+        grant.request_hash,
+    )
+    .fetch_optional(conn)
+    .await
+}
+
 /// An account's transactions before a version, newest first.
 pub async fn transactions(
     conn: &mut PgConnection,

@@ -28,6 +28,7 @@ use chrono::{DateTime, Utc};
 use kernel::{CreditHoldId, CreditLotId, CreditTransactionId, Cursor, OrganizationId, StoreId, UserId, text};
 use problem::Problem;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
 use crate::audit::{self, Actor, Subject};
@@ -39,6 +40,8 @@ use batch::Spend;
 
 /// The most that one transaction moves: far from where sums overflow.
 pub const MAX_AMOUNT: i64 = 1_000_000_000_000;
+/// A grant that is repeated within it is taken for the same one.
+const ALIKE_WITHIN: chrono::Duration = chrono::Duration::minutes(10);
 const DEFAULT_LIMIT: u8 = 25;
 const MAX_LIMIT: u8 = 100;
 
@@ -249,6 +252,12 @@ pub enum CreditError {
     KeyReused,
     #[error("an Idempotency-Key is needed")]
     KeyMissing,
+    #[error(
+        "the same was granted within the last {} minutes, as {transaction}; if it is meant again, say so by a key or by \
+         another reason",
+        ALIKE_WITHIN.num_minutes()
+    )]
+    GrantedBefore { transaction: CreditTransactionId },
     #[error("{detail}")]
     Invalid { pointer: &'static str, code: &'static str, detail: String },
     #[error("a query parameter is not valid: {detail}")]
@@ -312,12 +321,6 @@ pub fn check_amount(amount: i64, pointer: &'static str) -> Result<i64, CreditErr
 }
 
 /// How many a page of a list holds.
-fn check_limit(limit: Option<u8>) -> Result<u8, CreditError> {
-    match limit.unwrap_or(DEFAULT_LIMIT) {
-        limit @ 1..=MAX_LIMIT => Ok(limit),
-        _ => Err(CreditError::Query { name: "limit", detail: format!("must be 1 to {MAX_LIMIT}") }),
-    }
-}
 
 /// The name that a service or a pack has for programs.
 fn check_code(code: &str, pointer: &'static str) -> Result<String, CreditError> {
@@ -456,8 +459,37 @@ pub struct NewGrant {
     pub reason: String,
 }
 
+/// What becomes of a grant that is like one just made and has no key that tells them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Alike {
+    Granted,
+    Refused,
+}
+
 /// Grants credits, for a reason that is kept. With a key it is done once.
 pub async fn grant(cx: &OpsCx, actor: Actor, new: &NewGrant, key: Option<&str>) -> Result<Decision, CreditError> {
+    grant_unless(cx, actor, new, key, Alike::Granted).await
+}
+
+/// [`grant`] for people: without a key, the very same grant within [`ALIKE_WITHIN`] is taken for an impatient repetition of
+/// the first, and is refused.
+pub async fn grant_by_hand(
+    cx: &OpsCx,
+    actor: Actor,
+    new: &NewGrant,
+    key: Option<&str>,
+) -> Result<Decision, CreditError> {
+    let alike = if key.is_some() { Alike::Granted } else { Alike::Refused };
+    grant_unless(cx, actor, new, key, alike).await
+}
+
+async fn grant_unless(
+    cx: &OpsCx,
+    actor: Actor,
+    new: &NewGrant,
+    key: Option<&str>,
+    alike: Alike,
+) -> Result<Decision, CreditError> {
     let amount = check_amount(new.amount, "/amount")?;
     let reason = text::one_line(&new.reason, 500).map_err(|error| invalid("/reason", "text", error.to_string()))?;
     let now = cx.clock.now();
@@ -485,16 +517,12 @@ pub async fn grant(cx: &OpsCx, actor: Actor, new: &NewGrant, key: Option<&str>) 
         expires_at: new.expires_at,
         unit_cost_minor: 0,
     };
-    let user = match actor {
-        Actor::User(user) => Some(user),
-        Actor::Cli | Actor::System => None,
-    };
     let grant = db::Grant {
         id,
         key: &key,
         hash: &hash,
         kind: TransactionKind::Grant,
-        actor: user,
+        actor: actor.user(),
         store,
         why: Some(&reason),
         reference: None,
@@ -503,6 +531,12 @@ pub async fn grant(cx: &OpsCx, actor: Actor, new: &NewGrant, key: Option<&str>) 
         currency: None,
     };
     let decision = db::grant(&mut tx, organization, &grant, now).await?.answer(&hash)?;
+    // The account is locked by now: of two that are sent at once, the second sees the first.
+    if alike == Alike::Refused
+        && let Some(before) = db::grant_alike(&mut tx, &decision.transaction, now - ALIKE_WITHIN).await?
+    {
+        return Err(CreditError::GrantedBefore { transaction: before });
+    }
     if decision.is_new {
         let subject = Subject { organization: Some(organization), store };
         let data = serde_json::json!({ "transactionId": decision.transaction.id, "amount": amount, "reason": reason });
@@ -510,6 +544,36 @@ pub async fn grant(cx: &OpsCx, actor: Actor, new: &NewGrant, key: Option<&str>) 
     }
     tx.commit().await?;
     Ok(decision)
+}
+
+/// Where a page begins and how long it is.
+struct Window<P> {
+    cursors: Cursor,
+    before: Option<P>,
+    limit: u8,
+}
+
+impl<P: Serialize + DeserializeOwned> Window<P> {
+    fn read(scope: &[&str], cursor: Option<&str>, limit: Option<u8>) -> Result<Self, CreditError> {
+        let cursors = Cursor::of(scope);
+        let before = cursor.map(|text| cursors.decode(text)).transpose().map_err(|_| CreditError::Cursor)?;
+        let limit @ 1..=MAX_LIMIT = limit.unwrap_or(DEFAULT_LIMIT) else {
+            return Err(CreditError::Query { name: "limit", detail: format!("must be 1 to {MAX_LIMIT}") });
+        };
+        Ok(Self { cursors, before, limit })
+    }
+
+    /// One row more than is shown says that there is a next page.
+    fn rows(&self) -> i64 {
+        i64::from(self.limit) + 1
+    }
+
+    fn page<T>(self, mut found: Vec<T>, position: impl Fn(&T) -> P) -> (Vec<T>, Option<String>) {
+        let has_more = found.len() > usize::from(self.limit);
+        found.truncate(usize::from(self.limit));
+        let next = found.last().filter(|_| has_more).map(|last| self.cursors.encode(&position(last)));
+        (found, next)
+    }
 }
 
 /// Which transactions a list shows.
@@ -533,15 +597,10 @@ pub async fn transactions(
     limit: Option<u8>,
 ) -> Result<(Vec<Transaction>, Option<String>), CreditError> {
     let scope = format!("{filter:?}");
-    let cursors = Cursor::of(&["credit transactions", &organization.to_string(), &scope]);
-    let before: Option<i64> = cursor.map(|text| cursors.decode(text)).transpose().map_err(|_| CreditError::Cursor)?;
-    let limit = check_limit(limit)?;
+    let window = Window::read(&["credit transactions", &organization.to_string(), &scope], cursor, limit)?;
     let mut connection = cx.master.acquire().await?;
-    let mut found = db::transactions(&mut connection, organization, filter, before, i64::from(limit) + 1).await?;
-    let has_more = found.len() > usize::from(limit);
-    found.truncate(usize::from(limit));
-    let next = found.last().filter(|_| has_more).map(|last| cursors.encode(&last.version));
-    Ok((found, next))
+    let found = db::transactions(&mut connection, organization, filter, window.before, window.rows()).await?;
+    Ok(window.page(found, |transaction: &Transaction| transaction.version))
 }
 
 impl From<CreditError> for Problem {
@@ -593,6 +652,13 @@ impl From<CreditError> for Problem {
                     "required",
                     "send a new random key with each new request, and the same one when you repeat it",
                 )
+            }
+            CreditError::GrantedBefore { transaction } => {
+                Self::new(S::CONFLICT, "granted-before", "The same was granted a moment ago")
+                    .detail(format!(
+                        "It is {transaction}. If it is meant again, send an Idempotency-Key that is new, or give another reason."
+                    ))
+                    .member("transactionId", transaction.to_string())
             }
             CreditError::Invalid { pointer, code, detail } => Self::invalid().field(pointer, code, detail),
             CreditError::Query { name, detail } => crate::http::errors::invalid_query(name, detail),

@@ -298,10 +298,13 @@ pub struct GrantBody {
 }
 
 /// Grant credits
+///
+/// Once per `Idempotency-Key`. Without one, the very same grant within ten minutes is refused with `granted-before`, which
+/// names the first: it is taken for a request that was sent twice.
 #[utoipa::path(post, path = "/api/ops/credits/grants", tag = "ops", operation_id = "ops_credit_grant", security(("bearer" = [])),
     params(("Idempotency-Key" = Option<String>, Header)), request_body = GrantBody,
     responses((status = 201, body = TransactionView), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody),
-        (status = 422, body = ProblemBody)))]
+        (status = 409, body = ProblemBody), (status = 422, body = ProblemBody)))]
 async fn ops_credit_grant(
     ops: Ops,
     State(cx): State<Cx>,
@@ -326,7 +329,7 @@ async fn ops_credit_grant(
         expires_at: body.expires_at,
         reason: body.reason,
     };
-    let decision = super::grant(&cx, Actor::User(ops.by.user.id), &new, key.0.as_deref()).await?;
+    let decision = super::grant_by_hand(&cx, Actor::User(ops.by.user.id), &new, key.0.as_deref()).await?;
     Ok(decided(StatusCode::CREATED, decision, TransactionView::from))
 }
 

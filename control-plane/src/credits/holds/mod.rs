@@ -11,7 +11,7 @@ use kernel::{CreditHoldId, CreditTransactionId, Cursor, OrganizationId, StoreId}
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CreditError, Decision, TransactionKind, check_amount, check_limit, check_line, db as ledger, invalid, prices,
+    CreditError, Decision, TransactionKind, Window, check_amount, check_line, db as ledger, invalid, prices,
     request_hash, store_of, user_key,
 };
 use crate::cx::OpsCx;
@@ -122,16 +122,11 @@ pub async fn list(
     cursor: Option<&str>,
     limit: Option<u8>,
 ) -> Result<(Vec<Hold>, Option<String>), CreditError> {
-    let cursors = Cursor::of(&["credit holds", &organization.to_string(), &format!("{filter:?}")]);
-    let before = cursor.map(|text| cursors.decode(text)).transpose().map_err(|_| CreditError::Cursor)?;
-    let limit = check_limit(limit)?;
+    let window = Window::read(&["credit holds", &organization.to_string(), &format!("{filter:?}")], cursor, limit)?;
     let mut connection = cx.master.acquire().await?;
     let now = cx.clock.now();
-    let mut found = db::holds(&mut connection, organization, filter, before, i64::from(limit) + 1, now).await?;
-    let has_more = found.len() > usize::from(limit);
-    found.truncate(usize::from(limit));
-    let next = found.last().filter(|_| has_more).map(|last| cursors.encode(&last.id));
-    Ok((found, next))
+    let found = db::holds(&mut connection, organization, filter, window.before, window.rows(), now).await?;
+    Ok(window.page(found, |hold: &Hold| hold.id))
 }
 
 /// How a hold is ended.

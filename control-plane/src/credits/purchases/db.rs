@@ -9,7 +9,7 @@ use sqlx::PgConnection;
 use super::events::{EventSource, EventState, StoredEvent};
 use super::recon::{CashEntry, CashKind, Difference, RunKind};
 use super::refunds::{PurchaseRefund, RefundState};
-use super::{Dispute, DisputeState, Purchase, PurchaseState};
+use super::{Dispute, DisputeState, Purchase, PurchaseFilter, PurchaseState};
 
 /// Reads purchases, in whole: says which.
 macro_rules! purchase {
@@ -166,6 +166,41 @@ pub async fn purchases(
         limit,
     )
     .fetch_all(conn)
+    .await
+}
+
+/// Purchases before an id, newest first: those that a filter lets through.
+pub async fn purchase_list(
+    conn: &mut PgConnection,
+    filter: PurchaseFilter,
+    before: Option<PurchaseId>,
+    limit: i64,
+) -> Result<Vec<Purchase>, sqlx::Error> {
+    purchase!(
+        r#"where ($1::uuid is null or organization_id = $1)
+             and ($2::text is null or state = $2)
+             and ($3::uuid is null or id < $3)
+           order by id desc
+           limit $4"#,
+        filter.organization.map(|id| id.as_uuid()),
+        filter.state.map(PurchaseState::as_str),
+        before.map(|id| id.as_uuid()),
+        limit,
+    )
+    .fetch_all(conn)
+    .await
+}
+
+/// How much of what a transaction granted repaid a debt.
+pub async fn repaid_by(conn: &mut PgConnection, transaction: CreditTransactionId) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"select coalesce(sum(e.amount), 0)::bigint as "repaid!"
+           from credit_transactions t
+           join credit_entries e on e.organization_id = t.organization_id and e.version = t.version
+           where t.id = $1 and e.account = 'credits' and e.lot_id is null and e.amount > 0"#,
+        transaction.as_uuid(),
+    )
+    .fetch_one(conn)
     .await
 }
 

@@ -18,16 +18,16 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
-use kernel::{CreditLotId, CreditPackId, CreditTransactionId, Cursor, OrganizationId, PurchaseId, UserId};
+use kernel::{CreditLotId, CreditPackId, CreditTransactionId, OrganizationId, PurchaseId, UserId};
 use problem::Problem;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use url::Url;
 
 use super::packs::{self, Pack};
 use super::stripe::objects::{PaymentIntent, Reference, Session};
 use super::stripe::{Stripe, StripeError, is_https_or_loopback};
-use super::{CreditError, organization_of, request_hash, user_key};
+use super::{CreditError, Window, organization_of, request_hash, user_key};
 use crate::audit::{self, Actor, Subject};
 use crate::config::{ConfigError, HostArgs, PaymentArgs};
 use crate::cx::OpsCx;
@@ -41,8 +41,6 @@ const SESSION_PLACE: &str = "{CHECKOUT_SESSION_ID}";
 /// An unfinished purchase is looked at at the provider so often.
 pub(super) const CHECK_PERIOD: chrono::Duration = chrono::Duration::hours(1);
 const MAX_URL: usize = 2000;
-const DEFAULT_LIMIT: u8 = 25;
-const MAX_LIMIT: u8 = 100;
 
 /// The provider, and how it leads back to us.
 pub struct Payments {
@@ -98,9 +96,10 @@ impl Payments {
 }
 
 /// How a purchase stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, sqlx::Type, utoipa::ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, utoipa::ToSchema, clap::ValueEnum)]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum PurchaseState {
     /// Written down; the provider may not know of it.
     Created,
@@ -576,23 +575,58 @@ pub async fn purchases(
     cursor: Option<&str>,
     limit: Option<u8>,
 ) -> Result<(Vec<Purchase>, Option<String>), PurchaseError> {
-    let cursors = Cursor::of(&["purchases", &organization.to_string()]);
-    let before: Option<PurchaseId> =
-        cursor.map(|text| cursors.decode(text)).transpose().map_err(|_| CreditError::Cursor)?;
-    let limit @ 1..=MAX_LIMIT = limit.unwrap_or(DEFAULT_LIMIT) else {
-        return Err(CreditError::Query { name: "limit", detail: format!("must be 1 to {MAX_LIMIT}") }.into());
-    };
+    let window = Window::read(&["purchases", &organization.to_string()], cursor, limit)?;
     let mut connection = cx.master.acquire().await?;
-    let mut found = db::purchases(&mut connection, organization, before, i64::from(limit) + 1).await?;
-    let has_more = found.len() > usize::from(limit);
-    found.truncate(usize::from(limit));
-    let next = found.last().filter(|_| has_more).map(|last| cursors.encode(&last.id));
-    Ok((found, next))
+    let found = db::purchases(&mut connection, organization, window.before, window.rows()).await?;
+    Ok(window.page(found, |purchase: &Purchase| purchase.id))
+}
+
+/// Which purchases ops look at.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PurchaseFilter {
+    /// Those of every organization when left out.
+    pub organization: Option<OrganizationId>,
+    pub state: Option<PurchaseState>,
+}
+
+/// A page of the purchases that a filter lets through, newest first, and the cursor of the next.
+pub async fn purchase_list(
+    cx: &OpsCx,
+    filter: PurchaseFilter,
+    cursor: Option<&str>,
+    limit: Option<u8>,
+) -> Result<(Vec<Purchase>, Option<String>), PurchaseError> {
+    let window = Window::read(&["purchases", &format!("{filter:?}")], cursor, limit)?;
+    let mut connection = cx.master.acquire().await?;
+    if let Some(organization) = filter.organization
+        && super::db::balance_find(&mut connection, organization).await?.is_none()
+    {
+        return Err(CreditError::OrganizationNotFound.into());
+    }
+    let found = db::purchase_list(&mut connection, filter, window.before, window.rows()).await?;
+    Ok(window.page(found, |purchase: &Purchase| purchase.id))
+}
+
+/// What a buyer sees who comes back from Checkout.
+#[derive(Debug)]
+pub struct Returned {
+    pub purchase: Purchase,
+    /// How many of the credits repaid what the organization owed.
+    pub repaid: i64,
 }
 
 /// Somebody comes back from Checkout: whoever knows the session's id sees what became of it, and the purchase follows at
 /// once, whether or not a webhook was first. When the provider cannot be asked, what we know is shown.
-pub async fn purchase_return(cx: &OpsCx, id: PurchaseId, session: &str) -> Result<Purchase, PurchaseError> {
+pub async fn purchase_return(cx: &OpsCx, id: PurchaseId, session: &str) -> Result<Returned, PurchaseError> {
+    let purchase = purchase_followed(cx, id, session).await?;
+    let repaid = match purchase.transaction_id {
+        Some(transaction) => db::repaid_by(&mut *cx.master.acquire().await?, transaction).await?,
+        None => 0,
+    };
+    Ok(Returned { purchase, repaid })
+}
+
+async fn purchase_followed(cx: &OpsCx, id: PurchaseId, session: &str) -> Result<Purchase, PurchaseError> {
     let purchase = find(cx, id).await?;
     if purchase.checkout_session.as_deref() != Some(session) {
         return Err(PurchaseError::NotFound);

@@ -15,9 +15,9 @@ use utoipa_axum::routes;
 
 use super::events::{self, EventError, EventSource};
 use super::refunds::{self, NewRefund, PurchaseRefund, RefundState};
-use super::{Purchase, PurchaseError, PurchaseState};
+use super::{Purchase, PurchaseError, PurchaseFilter, PurchaseState, Returned};
 use crate::credits::{CreditError, organization_of};
-use crate::cx::Cx;
+use crate::cx::{Cx, OpsCx};
 use crate::http::auth::{Ops, Person};
 use crate::idempotency::{self, IdempotencyKey};
 use crate::ops::routes::{Page, PageMeta};
@@ -31,6 +31,7 @@ pub fn router() -> OpenApiRouter<Cx> {
         .routes(routes!(credit_purchase_get))
         .routes(routes!(credit_purchase_return))
         .routes(routes!(stripe_webhook))
+        .routes(routes!(ops_purchase_list))
         .routes(routes!(ops_purchase_refund))
 }
 
@@ -54,36 +55,36 @@ pub struct PurchaseBody {
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PurchaseView {
-    id: PurchaseId,
-    organization_id: OrganizationId,
-    state: PurchaseState,
+    pub id: PurchaseId,
+    pub organization_id: OrganizationId,
+    pub state: PurchaseState,
     /// Who bought; null for what was bought by itself.
-    user_id: Option<UserId>,
-    pack_id: CreditPackId,
-    pack_version: i32,
-    credits: i64,
-    bonus_credits: i64,
+    pub user_id: Option<UserId>,
+    pub pack_id: CreditPackId,
+    pub pack_version: i32,
+    pub credits: i64,
+    pub bonus_credits: i64,
     /// Taxes included.
-    amount_minor: i64,
+    pub amount_minor: i64,
     /// What of it is tax; known once it is paid.
-    tax_minor: i64,
-    currency: String,
+    pub tax_minor: i64,
+    pub currency: String,
     /// What went back, and the credits that were taken for it.
-    refunded_minor: i64,
-    refunded_credits: i64,
-    is_automatic: bool,
+    pub refunded_minor: i64,
+    pub refunded_credits: i64,
+    pub is_automatic: bool,
     /// Whether it was made at a test provider: no money moved.
-    is_test: bool,
+    pub is_test: bool,
     /// Why it failed, or why the last card did.
-    failure: Option<String>,
+    pub failure: Option<String>,
     /// The transaction that granted it.
-    transaction_id: Option<CreditTransactionId>,
-    created_at: DateTime<Utc>,
-    completed_at: Option<DateTime<Utc>>,
+    pub transaction_id: Option<CreditTransactionId>,
+    pub created_at: DateTime<Utc>,
+    pub completed_at: Option<DateTime<Utc>>,
 }
 
 impl PurchaseView {
-    pub fn new(cx: &Cx, of: Purchase) -> Self {
+    pub fn new(cx: &OpsCx, of: Purchase) -> Self {
         Self {
             id: of.id,
             organization_id: of.organization_id,
@@ -209,20 +210,27 @@ async fn credit_purchase_return(
     Path(purchase): Path<PurchaseId>,
     Query(query): Query<ReturnQuery>,
 ) -> Result<Response, Problem> {
-    let purchase = super::purchase_return(&cx, purchase, &query.session_id).await?;
+    let returned = super::purchase_return(&cx, purchase, &query.session_id).await?;
     let is_test = cx.payments.as_ref().is_some_and(|payments| payments.stripe.is_test());
-    Ok(page(&purchase, is_test))
+    Ok(page(&returned, is_test))
 }
 
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
 }
 
-fn page(purchase: &Purchase, is_test: bool) -> Response {
+fn page(Returned { purchase, repaid }: &Returned, is_test: bool) -> Response {
     let (title, text) = match purchase.state {
         PurchaseState::Completed => {
-            let total = purchase.credits + purchase.bonus_credits;
-            ("Thank you", format!("{total} credits are in your account."))
+            let bought = purchase.credits + purchase.bonus_credits;
+            let text = match repaid {
+                0 => format!("{bought} credits are in your account."),
+                repaid => format!(
+                    "You have bought {bought} credits. {repaid} of them have repaid what was owed; {} are in your account.",
+                    bought - repaid
+                ),
+            };
+            ("Thank you", text)
         }
         PurchaseState::Processing => (
             "Thank you",
@@ -312,6 +320,60 @@ impl From<EventError> for Problem {
             EventError::Db(error) => CreditError::Db(error).into(),
         }
     }
+}
+
+/// A purchase, as ops see it.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OpsPurchaseView {
+    #[serde(flatten)]
+    pub purchase: PurchaseView,
+    /// What the payment provider calls the payment; null before there is one.
+    #[schema(example = "pi_3Q0PsIJvEtkwdCNY1SaVuRz6")]
+    pub payment_intent: Option<String>,
+    /// What it calls the movement of the money; null before it is paid.
+    #[schema(example = "ch_3Q0PsIJvEtkwdCNY1SaVuRz6")]
+    pub charge: Option<String>,
+    /// When the provider is asked again how it stands; null once that is over.
+    pub next_check_at: Option<DateTime<Utc>>,
+}
+
+impl OpsPurchaseView {
+    pub fn new(cx: &OpsCx, mut of: Purchase) -> Self {
+        let (payment_intent, charge) = (of.payment_intent.take(), of.charge_ref.take());
+        let next_check_at = of.next_check_at;
+        Self { purchase: PurchaseView::new(cx, of), payment_intent, charge, next_check_at }
+    }
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct OpsPurchaseListQuery {
+    /// Those of every organization when left out.
+    organization_id: Option<OrganizationId>,
+    /// All when left out.
+    state: Option<PurchaseState>,
+    /// 1 to 100; 25 when left out.
+    limit: Option<u8>,
+    /// `meta.nextCursor` of the page before.
+    cursor: Option<String>,
+}
+
+/// What organizations have bought, newest first
+#[utoipa::path(get, path = "/api/ops/credits/purchases", tag = "ops", operation_id = "ops_purchase_list", security(("bearer" = [])),
+    params(OpsPurchaseListQuery),
+    responses((status = 200, body = Page<OpsPurchaseView>), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody),
+        (status = 404, body = ProblemBody)))]
+async fn ops_purchase_list(
+    _ops: Ops,
+    State(cx): State<Cx>,
+    Query(query): Query<OpsPurchaseListQuery>,
+) -> Result<Json<Page<OpsPurchaseView>>, Problem> {
+    let filter = PurchaseFilter { organization: query.organization_id, state: query.state };
+    let (found, next_cursor) = super::purchase_list(&cx, filter, query.cursor.as_deref(), query.limit).await?;
+    let data = found.into_iter().map(|purchase| OpsPurchaseView::new(&cx, purchase)).collect();
+    Ok(Json(Page { data, meta: PageMeta { next_cursor } }))
 }
 
 #[derive(Deserialize, ToSchema)]

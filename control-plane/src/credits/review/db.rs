@@ -132,7 +132,7 @@ pub async fn note_insert(
     conn: &mut PgConnection,
     difference: ReconDifferenceId,
     note: &str,
-    by: UserId,
+    by: Option<UserId>,
     now: DateTime<Utc>,
 ) -> Result<bool, sqlx::Error> {
     let done = sqlx::query!(
@@ -141,7 +141,7 @@ pub async fn note_insert(
          on conflict on constraint recon_notes_pkey do nothing",
         difference.as_uuid(),
         note,
-        by.as_uuid(),
+        by.map(|id| id.as_uuid()),
         now,
     )
     .execute(conn)

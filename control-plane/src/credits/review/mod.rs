@@ -11,22 +11,19 @@ pub mod routes;
 
 use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
-use kernel::{Cursor, ReconDifferenceId, ReconRunId, UserId};
+use kernel::{ReconDifferenceId, ReconRunId, UserId};
 use problem::Problem;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::task::JoinError;
 
 use super::purchases::events::{self, EventSource, EventState};
 use super::purchases::recon::{self, DifferenceKind, RunKind};
 use super::purchases::{PurchaseError, payments};
-use super::{CreditError, check_line};
+use super::{CreditError, Window, check_line};
 use crate::audit::{self, Actor, Subject};
 use crate::cx::OpsCx;
 
-const DEFAULT_LIMIT: u8 = 25;
-const MAX_LIMIT: u8 = 100;
 const MAX_NOTE: usize = 500;
 /// The most differences that are shown of one comparison; the list has them all.
 const MAX_FOUND: i64 = 100;
@@ -111,36 +108,6 @@ impl From<sqlx::Error> for ReviewError {
     }
 }
 
-/// Where a page begins and how long it is.
-struct Window<P> {
-    cursors: Cursor,
-    before: Option<P>,
-    limit: u8,
-}
-
-impl<P: Serialize + DeserializeOwned> Window<P> {
-    fn read(scope: &[&str], cursor: Option<&str>, limit: Option<u8>) -> Result<Self, CreditError> {
-        let cursors = Cursor::of(scope);
-        let before = cursor.map(|text| cursors.decode(text)).transpose().map_err(|_| CreditError::Cursor)?;
-        let limit @ 1..=MAX_LIMIT = limit.unwrap_or(DEFAULT_LIMIT) else {
-            return Err(CreditError::Query { name: "limit", detail: format!("must be 1 to {MAX_LIMIT}") });
-        };
-        Ok(Self { cursors, before, limit })
-    }
-
-    /// One row more than is shown says that there is a next page.
-    fn rows(&self) -> i64 {
-        i64::from(self.limit) + 1
-    }
-
-    fn page<T>(self, mut found: Vec<T>, position: impl Fn(&T) -> P) -> (Vec<T>, Option<String>) {
-        let has_more = found.len() > usize::from(self.limit);
-        found.truncate(usize::from(self.limit));
-        let next = found.last().filter(|_| has_more).map(|last| self.cursors.encode(&position(last)));
-        (found, next)
-    }
-}
-
 /// A page of the comparisons, newest first, and the cursor of the next.
 pub async fn reconciliations(
     cx: &OpsCx,
@@ -170,7 +137,7 @@ pub async fn differences(
 /// by that, once.
 pub async fn difference_note(
     cx: &OpsCx,
-    by: UserId,
+    by: Actor,
     id: ReconDifferenceId,
     note: &str,
 ) -> Result<Difference, ReviewError> {
@@ -178,12 +145,12 @@ pub async fn difference_note(
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
     let first = db::difference_first(&mut tx, id).await?.ok_or(ReviewError::NotFound)?;
-    if !db::note_insert(&mut tx, first, &note, by, now).await? {
+    if !db::note_insert(&mut tx, first, &note, by.user(), now).await? {
         return Err(ReviewError::AlreadyNoted);
     }
     let found = db::difference_find(&mut tx, first).await?.ok_or(ReviewError::NotFound)?;
     let data = serde_json::json!({ "differenceId": first, "kind": found.kind, "of": found.external_ref, "note": note });
-    audit::record(&mut tx, now, Actor::User(by), "payment_difference_note", Subject::default(), data).await?;
+    audit::record(&mut tx, now, by, "payment_difference_note", Subject::default(), data).await?;
     tx.commit().await?;
     Ok(found)
 }
@@ -228,7 +195,7 @@ pub async fn payment_events(
 }
 
 /// Follows an event now, and tells how it stands after it. Waits for whoever works on it already.
-pub async fn payment_event_retry(cx: &OpsCx, by: UserId, id: &str) -> Result<PaymentEvent, ReviewError> {
+pub async fn payment_event_retry(cx: &OpsCx, by: Actor, id: &str) -> Result<PaymentEvent, ReviewError> {
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
     if !events::retry_now_in(&mut tx, id, now).await? {
@@ -236,7 +203,7 @@ pub async fn payment_event_retry(cx: &OpsCx, by: UserId, id: &str) -> Result<Pay
     }
     let event = db::event_find(&mut tx, id).await?.ok_or(ReviewError::NotFound)?;
     let data = serde_json::json!({ "eventId": event.id, "type": event.kind, "state": event.state });
-    audit::record(&mut tx, now, Actor::User(by), "payment_event_retry", Subject::default(), data).await?;
+    audit::record(&mut tx, now, by, "payment_event_retry", Subject::default(), data).await?;
     tx.commit().await?;
     Ok(event)
 }

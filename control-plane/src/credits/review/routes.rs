@@ -98,7 +98,7 @@ pub struct DifferenceView {
     pub times: i64,
     /// Why it may stay.
     pub note: Option<String>,
-    /// Who has noted it, and when.
+    /// Who has noted it, null when it was a command, and when.
     pub noted_by: Option<UserId>,
     pub noted_at: Option<DateTime<Utc>>,
 }
@@ -214,7 +214,7 @@ async fn ops_payment_difference_note(
     Path(difference): Path<ReconDifferenceId>,
     Json(body): Json<NoteBody>,
 ) -> Result<Json<DifferenceView>, Problem> {
-    Ok(Json(super::difference_note(&cx, ops.by.user.id, difference, &body.note).await?.into()))
+    Ok(Json(super::difference_note(&cx, Actor::User(ops.by.user.id), difference, &body.note).await?.into()))
 }
 
 /// An event of the payment provider, without what it says.
@@ -222,28 +222,28 @@ async fn ops_payment_difference_note(
 #[serde(rename_all = "camelCase")]
 pub struct PaymentEventView {
     #[schema(example = "evt_1Q0PsIJvEtkwdCNYMSaVuRz6")]
-    id: String,
+    pub id: String,
     #[serde(rename = "type")]
     #[schema(example = "checkout.session.completed")]
-    kind: String,
+    pub kind: String,
     /// What it is about.
-    object_id: Option<String>,
-    state: EventState,
+    pub object_id: Option<String>,
+    pub state: EventState,
     /// How often it was tried to be followed.
-    attempts: i32,
+    pub attempts: i32,
     /// Why it could not be.
-    last_error: Option<String>,
+    pub last_error: Option<String>,
     /// When it is tried again by itself; null when it is not.
-    next_attempt_at: Option<DateTime<Utc>>,
+    pub next_attempt_at: Option<DateTime<Utc>>,
     /// The payment that has to be known before it means anything.
-    waits_for: Option<String>,
-    source: EventSource,
+    pub waits_for: Option<String>,
+    pub source: EventSource,
     /// When it happened, as the provider says.
-    created_at: DateTime<Utc>,
+    pub created_at: DateTime<Utc>,
     /// When it came.
-    received_at: DateTime<Utc>,
+    pub received_at: DateTime<Utc>,
     /// When it was tried last.
-    processed_at: Option<DateTime<Utc>>,
+    pub processed_at: Option<DateTime<Utc>>,
 }
 
 impl From<PaymentEvent> for PaymentEventView {
@@ -306,5 +306,5 @@ async fn ops_payment_event_retry(
     State(cx): State<Cx>,
     Path(event): Path<String>,
 ) -> Result<Json<PaymentEventView>, Problem> {
-    Ok(Json(super::payment_event_retry(&cx, ops.by.user.id, &event).await?.into()))
+    Ok(Json(super::payment_event_retry(&cx, Actor::User(ops.by.user.id), &event).await?.into()))
 }

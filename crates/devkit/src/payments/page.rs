@@ -44,9 +44,12 @@ pub(super) async fn index(State(shared): State<Arc<Shared>>) -> Response {
     let mut list = String::from("<h1>Test payments</h1><ul>");
     for session in world.all("checkout.session").rev().take(50) {
         let (id, status) = (escape(id_of(session)), escape(text(&session["status"])));
+        let intent = world.find(text(&session["payment_intent"]));
+        let is_late = intent.is_some_and(|intent| intent["status"] == "processing");
+        let late = if is_late { ": its money is on its way, let it arrive or fail" } else { "" };
         let _ = write!(
             list,
-            "<li><a href=\"/c/pay/{id}\">{}</a>, {}, {status}</li>",
+            "<li><a href=\"/c/pay/{id}\">{}</a>, {}, {status}{late}</li>",
             escape(text(&session["test"]["name"])),
             price(session)
         );
@@ -61,11 +64,16 @@ pub(super) async fn show(State(shared): State<Arc<Shared>>, Path(id): Path<Strin
     };
     let mut inner =
         format!("<h1>{}</h1><p>To pay: <b>{}</b></p>", escape(text(&session["test"]["name"])), price(&session));
+    let intent = world.find(text(&session["payment_intent"])).cloned().unwrap_or_default();
     if session["status"] != "open" {
         let _ = write!(inner, "<p>This session is {}.</p>", escape(text(&session["status"])));
+        if intent["status"] == "processing" {
+            inner.push_str("<p>Its money is on its way.</p><form method=\"post\">");
+            buttons_into(&mut inner, &[("arrive", "Let the money arrive"), ("return", "Let the payment fail")]);
+            inner.push_str("</form>");
+        }
         return html(StatusCode::OK, "Checkout", &inner);
     }
-    let intent = world.find(text(&session["payment_intent"])).cloned().unwrap_or_default();
     if let Some(message) = intent["last_payment_error"]["message"].as_str() {
         let _ = write!(inner, "<p class=\"bad\">{}</p>", escape(message));
     }
@@ -80,11 +88,25 @@ pub(super) async fn show(State(shared): State<Arc<Shared>>, Path(id): Path<Strin
         ]
     };
     inner.push_str("<form method=\"post\">");
+    buttons_into(&mut inner, buttons);
+    buttons_into(&mut inner, &[("abandon", "Go away without paying")]);
+    inner.push_str("</form>");
+    html(StatusCode::OK, "Checkout", &inner)
+}
+
+fn buttons_into(inner: &mut String, buttons: &[(&str, &str)]) {
     for (name, label) in buttons {
         let _ = write!(inner, "<button name=\"do\" value=\"{name}\">{label}</button>");
     }
-    inner.push_str("<button name=\"do\" value=\"abandon\">Go away without paying</button></form>");
-    html(StatusCode::OK, "Checkout", &inner)
+}
+
+/// Ends a payment whose money comes later, and shows what became of it.
+fn settle(shared: &Arc<Shared>, id: &str, is_paid: bool) -> Response {
+    if let Err(error) = shared.act(|world| world.settle(id, is_paid)) {
+        return html(StatusCode::CONFLICT, "Checkout", &format!("<h1>{}</h1>", escape(&error.message)));
+    }
+    let said = if is_paid { "The money has arrived" } else { "The payment has failed" };
+    html(StatusCode::OK, "Checkout", &format!("<h1>{said}</h1><p><a href=\"/\">All payments</a></p>"))
 }
 
 pub(super) async fn press(State(shared): State<Arc<Shared>>, Path(id): Path<String>, body: Bytes) -> Response {
@@ -97,6 +119,8 @@ pub(super) async fn press(State(shared): State<Arc<Shared>>, Path(id): Path<Stri
         "refuse" => Checkout::FailAuthentication,
         "pay-later" => Checkout::PayLater,
         "abandon" => Checkout::Abandon,
+        "arrive" => return settle(&shared, &id, true),
+        "return" => return settle(&shared, &id, false),
         _ => return html(StatusCode::BAD_REQUEST, "Checkout", "<h1>There is no such button</h1>"),
     };
     if let Err(error) = shared.act(|world| world.checkout(&id, action)) {

@@ -1,0 +1,79 @@
+//! Commands about the servers on which store databases are created.
+
+use clap::Subcommand;
+use secrecy::SecretString;
+
+use super::failure::Failure;
+use super::output::{self, Printed};
+use super::{Needs, Operation, OpsArgs};
+use crate::audit::Actor;
+use crate::cx::OpsCx;
+use crate::ops::routes::{ServerView, default_max_connections, default_max_stores};
+use crate::servers::{self, NewServer};
+
+#[derive(Subcommand)]
+pub(super) enum Servers {
+    /// Register a server
+    Add {
+        name: String,
+        /// The administrator's: postgres://admin:password@host:5432/postgres. Without ?sslmode=, a host at a private address is
+        /// spoken to without TLS, and any other as with sslmode=verify-full. Better given as the variable: arguments show in
+        /// the list of processes
+        #[arg(long, env = "SERVER_URL", hide_env_values = true)]
+        url: SecretString,
+        #[arg(long)]
+        region: Option<String>,
+        /// The most stores that are placed on it
+        #[arg(long, default_value_t = default_max_stores())]
+        max_stores: i32,
+        /// The most connections of all nodes together
+        #[arg(long, default_value_t = default_max_connections())]
+        max_connections: i32,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
+    /// List the servers
+    List(OpsArgs),
+    /// Stop placing new stores on a server
+    Drain {
+        /// Name or id
+        server: String,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
+    /// Place new stores on a drained server again
+    Activate {
+        /// Name or id
+        server: String,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
+}
+
+impl Operation for Servers {
+    fn needs(&self) -> Needs<'_> {
+        match self {
+            Self::Add { ops, .. } => Needs::of(ops).key(),
+            Self::List(ops) | Self::Drain { ops, .. } | Self::Activate { ops, .. } => Needs::of(ops),
+        }
+    }
+
+    async fn run(self, cx: &OpsCx) -> Result<Printed, Failure> {
+        match self {
+            Self::Add { name, url, region, max_stores, max_connections, .. } => {
+                let new = NewServer { name, url, region, max_stores, max_connections };
+                output::server(&ServerView::from(servers::add(cx, Actor::Cli, new).await?))
+            }
+            Self::List(_) => {
+                let servers: Vec<ServerView> = servers::list(cx).await?.into_iter().map(Into::into).collect();
+                output::servers(&servers)
+            }
+            Self::Drain { server, .. } => {
+                output::server(&ServerView::from(servers::drain(cx, Actor::Cli, &server).await?))
+            }
+            Self::Activate { server, .. } => {
+                output::server(&ServerView::from(servers::activate(cx, Actor::Cli, &server).await?))
+            }
+        }
+    }
+}
