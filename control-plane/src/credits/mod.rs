@@ -25,14 +25,14 @@ pub mod verify;
 
 use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
-use kernel::{CreditHoldId, CreditLotId, CreditTransactionId, Cursor, OrganizationId, StoreId, UserId, text};
+use kernel::{CreditHoldId, CreditLotId, CreditTransactionId, OrganizationId, StoreId, UserId, text};
 use problem::Problem;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
 use crate::audit::{self, Actor, Subject};
 use crate::cx::OpsCx;
+use crate::http::paging::{PagingError, Window};
 use crate::idempotency;
 use crate::identity::{self, MemberRole, Principal};
 use crate::stores::{self, Store};
@@ -42,8 +42,6 @@ use batch::Spend;
 pub const MAX_AMOUNT: i64 = 1_000_000_000_000;
 /// A grant that is repeated within it is taken for the same one.
 const ALIKE_WITHIN: chrono::Duration = chrono::Duration::minutes(10);
-const DEFAULT_LIMIT: u8 = 25;
-const MAX_LIMIT: u8 = 100;
 
 /// What a transaction did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, sqlx::Type, utoipa::ToSchema)]
@@ -262,8 +260,8 @@ pub enum CreditError {
     Invalid { pointer: &'static str, code: &'static str, detail: String },
     #[error("a query parameter is not valid: {detail}")]
     Query { name: &'static str, detail: String },
-    #[error("the cursor does not belong to this list")]
-    Cursor,
+    #[error(transparent)]
+    Paging(#[from] PagingError),
     #[error("too many spends of the account wait")]
     Busy,
     #[error("the connection broke before the decision was known")]
@@ -319,8 +317,6 @@ pub fn check_amount(amount: i64, pointer: &'static str) -> Result<i64, CreditErr
         Err(invalid(pointer, "range", format!("must be 1 to {MAX_AMOUNT} whole credits")))
     }
 }
-
-/// How many a page of a list holds.
 
 /// The name that a service or a pack has for programs.
 fn check_code(code: &str, pointer: &'static str) -> Result<String, CreditError> {
@@ -546,36 +542,6 @@ async fn grant_unless(
     Ok(decision)
 }
 
-/// Where a page begins and how long it is.
-struct Window<P> {
-    cursors: Cursor,
-    before: Option<P>,
-    limit: u8,
-}
-
-impl<P: Serialize + DeserializeOwned> Window<P> {
-    fn read(scope: &[&str], cursor: Option<&str>, limit: Option<u8>) -> Result<Self, CreditError> {
-        let cursors = Cursor::of(scope);
-        let before = cursor.map(|text| cursors.decode(text)).transpose().map_err(|_| CreditError::Cursor)?;
-        let limit @ 1..=MAX_LIMIT = limit.unwrap_or(DEFAULT_LIMIT) else {
-            return Err(CreditError::Query { name: "limit", detail: format!("must be 1 to {MAX_LIMIT}") });
-        };
-        Ok(Self { cursors, before, limit })
-    }
-
-    /// One row more than is shown says that there is a next page.
-    fn rows(&self) -> i64 {
-        i64::from(self.limit) + 1
-    }
-
-    fn page<T>(self, mut found: Vec<T>, position: impl Fn(&T) -> P) -> (Vec<T>, Option<String>) {
-        let has_more = found.len() > usize::from(self.limit);
-        found.truncate(usize::from(self.limit));
-        let next = found.last().filter(|_| has_more).map(|last| self.cursors.encode(&position(last)));
-        (found, next)
-    }
-}
-
 /// Which transactions a list shows.
 #[derive(Debug, Clone, Default)]
 pub struct TransactionFilter {
@@ -599,7 +565,7 @@ pub async fn transactions(
     let scope = format!("{filter:?}");
     let window = Window::read(&["credit transactions", &organization.to_string(), &scope], cursor, limit)?;
     let mut connection = cx.master.acquire().await?;
-    let found = db::transactions(&mut connection, organization, filter, window.before, window.rows()).await?;
+    let found = db::transactions(&mut connection, organization, filter, window.after, window.rows()).await?;
     Ok(window.page(found, |transaction: &Transaction| transaction.version))
 }
 
@@ -662,7 +628,7 @@ impl From<CreditError> for Problem {
             }
             CreditError::Invalid { pointer, code, detail } => Self::invalid().field(pointer, code, detail),
             CreditError::Query { name, detail } => crate::http::errors::invalid_query(name, detail),
-            CreditError::Cursor => crate::http::errors::invalid_cursor(),
+            CreditError::Paging(error) => error.into(),
             CreditError::Busy => {
                 Self::new(S::SERVICE_UNAVAILABLE, "credits-busy", "Too many spends of this account at this moment")
                     .detail("Nothing was spent. Repeat it with the same key.")

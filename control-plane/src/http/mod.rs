@@ -8,4 +8,5 @@ pub mod internal;
 pub mod network;
 pub mod openapi;
 pub mod pace;
+pub mod paging;
 pub mod server;

@@ -11,7 +11,7 @@ pub mod routes;
 pub mod tokens;
 
 use chrono::Duration;
-use kernel::{Cursor, Hostname, OrganizationId, SessionId, StoreId, UserId, text};
+use kernel::{Hostname, OrganizationId, SessionId, StoreId, UserId, text};
 use problem::Problem;
 use secrecy::SecretString;
 use sha2::{Digest as _, Sha256};
@@ -19,10 +19,8 @@ use sqlx::PgConnection;
 
 use crate::audit::{self, Actor};
 use crate::cx::{Cx, OpsCx};
+use crate::http::paging::{PagingError, Window};
 use crate::stores::{self, NewStore, Store, StoreError};
-
-const DEFAULT_LIMIT: u8 = 25;
-const MAX_LIMIT: u8 = 100;
 
 /// Why an identity operation was refused.
 #[derive(Debug, thiserror::Error)]
@@ -51,10 +49,8 @@ pub enum IdentityError {
     OrganizationNotFound,
     #[error("only owners and admins of the organization may do this")]
     NotManager,
-    #[error("the cursor does not belong to this list")]
-    Cursor,
-    #[error("a page holds 1 to {MAX_LIMIT}")]
-    Limit,
+    #[error(transparent)]
+    Paging(#[from] PagingError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("the password could not be hashed")]
@@ -345,15 +341,10 @@ pub async fn members(
     cursor: Option<&str>,
     limit: Option<u8>,
 ) -> Result<(Vec<Member>, Option<String>), IdentityError> {
-    let cursors = Cursor::of(&["members", &organization.to_string()]);
-    let after = cursor.map(|text| cursors.decode(text)).transpose().map_err(|_| IdentityError::Cursor)?;
-    let limit @ 1..=MAX_LIMIT = limit.unwrap_or(DEFAULT_LIMIT) else { return Err(IdentityError::Limit) };
+    let window = Window::read(&["members", &organization.to_string()], cursor, limit)?;
     let mut connection = cx.master.acquire().await?;
-    let mut found = db::members(&mut connection, organization, after, i64::from(limit) + 1).await?;
-    let has_more = found.len() > usize::from(limit);
-    found.truncate(usize::from(limit));
-    let next = found.last().filter(|_| has_more).map(|last| cursors.encode(&last.id));
-    Ok((found, next))
+    let found = db::members(&mut connection, organization, window.after, window.rows()).await?;
+    Ok(window.page(found, |member: &Member| member.id))
 }
 
 /// Gives a registered person the platform role. The first admin can only be made from the machine itself.
@@ -459,8 +450,7 @@ impl From<IdentityError> for Problem {
             }
             IdentityError::NotManager => Self::new(S::FORBIDDEN, "forbidden", "Your role does not allow this")
                 .detail("Ask an owner or admin of the organization."),
-            IdentityError::Cursor => crate::http::errors::invalid_cursor(),
-            IdentityError::Limit => crate::http::errors::invalid_query("limit", format!("must be 1 to {MAX_LIMIT}")),
+            IdentityError::Paging(error) => error.into(),
             IdentityError::Store(error) => error.into(),
             error @ (IdentityError::Hash | IdentityError::Db(_)) => crate::http::errors::unexpected(&error),
         }

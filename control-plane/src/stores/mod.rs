@@ -5,13 +5,14 @@ pub mod inside;
 pub mod routes;
 
 use chrono::{DateTime, Utc};
-use kernel::{Cursor, Hostname, HostnameId, OrganizationId, Slug, SlugError, StoreId, StoreStatus, UserId, text};
+use kernel::{Hostname, HostnameId, OrganizationId, Slug, SlugError, StoreId, StoreStatus, UserId, text};
 use problem::Problem;
 use sqlx::PgConnection;
 
 use crate::audit::{self, Actor, Subject};
 use crate::cx::{Cx, OpsCx};
 use crate::hostnames::{self, HostnameKind, NewHostname};
+use crate::http::paging::{PagingError, Window};
 use crate::idempotency::{self, Claim};
 use crate::identity::MemberRole;
 
@@ -71,10 +72,8 @@ pub enum StoreError {
     WrongStatus { status: StoreStatus, wanted: &'static str },
     #[error("the Idempotency-Key was used for another request")]
     KeyReused,
-    #[error("the cursor does not belong to this list")]
-    Cursor,
-    #[error("a page has 1 to {MAX_LIMIT} stores")]
-    Limit,
+    #[error(transparent)]
+    Paging(#[from] PagingError),
     #[error("database error")]
     Db(#[from] sqlx::Error),
 }
@@ -190,9 +189,6 @@ async fn choose_organization(
     if chosen.role.is_manager() { Ok(chosen.id) } else { Err(StoreError::NotManager) }
 }
 
-const DEFAULT_LIMIT: u8 = 25;
-const MAX_LIMIT: u8 = 100;
-
 /// A page of the stores that a person is let into, newest first, and the cursor of the next.
 pub async fn list(
     cx: &OpsCx,
@@ -201,12 +197,11 @@ pub async fn list(
     cursor: Option<&str>,
     limit: Option<u8>,
 ) -> Result<(Vec<Store>, Option<String>), StoreError> {
-    let cursors = Cursor::of(&["stores", &by.to_string(), &organization.map(|id| id.to_string()).unwrap_or_default()]);
-    let before = cursor.map(|text| cursors.decode(text)).transpose().map_err(|_| StoreError::Cursor)?;
-    let limit = check_limit(limit)?;
+    let of = organization.map(|id| id.to_string()).unwrap_or_default();
+    let window = Window::read(&["stores", &by.to_string(), &of], cursor, limit)?;
     let mut connection = cx.master.acquire().await?;
-    let stores = db::stores_of_member(&mut connection, by, organization, before, i64::from(limit) + 1).await?;
-    Ok(page(stores, limit, cursors))
+    let found = db::stores_of_member(&mut connection, by, organization, window.after, window.rows()).await?;
+    Ok(window.page(found, |store: &Store| store.id))
 }
 
 /// A page of every store, newest first, and the cursor of the next.
@@ -216,11 +211,10 @@ pub async fn list_all(
     cursor: Option<&str>,
     limit: Option<u8>,
 ) -> Result<(Vec<Store>, Option<String>), StoreError> {
-    let cursors = Cursor::of(&["all stores", status.map_or("", StoreStatus::as_str)]);
-    let before = cursor.map(|text| cursors.decode(text)).transpose().map_err(|_| StoreError::Cursor)?;
-    let limit = check_limit(limit)?;
-    let stores = db::stores_all(&mut *cx.master.acquire().await?, status, before, i64::from(limit) + 1).await?;
-    Ok(page(stores, limit, cursors))
+    let window = Window::read(&["all stores", status.map_or("", StoreStatus::as_str)], cursor, limit)?;
+    let mut connection = cx.master.acquire().await?;
+    let found = db::stores_all(&mut connection, status, window.after, window.rows()).await?;
+    Ok(window.page(found, |store: &Store| store.id))
 }
 
 /// One store, for ops.
@@ -233,21 +227,6 @@ pub async fn find_by_slug(cx: &OpsCx, slug: &Slug) -> Result<Store, StoreError> 
     let mut connection = cx.master.acquire().await?;
     let id = db::store_id_of_slug(&mut connection, slug.as_str()).await?.ok_or(StoreError::NotFound)?;
     db::store_find(&mut connection, id).await?.ok_or(StoreError::NotFound)
-}
-
-fn check_limit(limit: Option<u8>) -> Result<u8, StoreError> {
-    match limit.unwrap_or(DEFAULT_LIMIT) {
-        limit @ 1..=MAX_LIMIT => Ok(limit),
-        _ => Err(StoreError::Limit),
-    }
-}
-
-/// One row more than asked for says that there is a next page.
-fn page(mut stores: Vec<Store>, limit: u8, cursors: Cursor) -> (Vec<Store>, Option<String>) {
-    let has_more = stores.len() > usize::from(limit);
-    stores.truncate(usize::from(limit));
-    let next = stores.last().filter(|_| has_more).map(|last| cursors.encode(&last.id));
-    (stores, next)
 }
 
 /// Renames a store.
@@ -349,8 +328,7 @@ impl From<StoreError> for Problem {
                     .member("storeStatus", status.as_str())
             }
             StoreError::KeyReused => idempotency::reused(),
-            StoreError::Cursor => crate::http::errors::invalid_cursor(),
-            StoreError::Limit => crate::http::errors::invalid_query("limit", format!("must be 1 to {MAX_LIMIT}")),
+            StoreError::Paging(error) => error.into(),
             error @ StoreError::Db(_) => crate::http::errors::unexpected(&error),
         }
     }

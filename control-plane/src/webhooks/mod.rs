@@ -15,7 +15,7 @@ pub mod routes;
 pub mod sign;
 
 use chrono::{DateTime, Duration, Utc};
-use kernel::{Cursor, EventId, OrganizationId, StoreId, UserId, WebhookDeliveryId, WebhookEndpointId, text};
+use kernel::{EventId, OrganizationId, StoreId, UserId, WebhookDeliveryId, WebhookEndpointId, text};
 use problem::Problem;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,7 @@ use crate::audit::{self, Actor, Subject};
 use crate::charges;
 use crate::credits::topups;
 use crate::cx::OpsCx;
+use crate::http::paging::{PagingError, Window};
 use crate::idempotency::{self, Claim};
 use crate::provisioning::TargetError;
 use crate::provisioning::target;
@@ -71,8 +72,6 @@ const MAX_PURGES: usize = 50;
 /// How long the secret before signs too after a rotation, and the most that it may.
 const DEFAULT_OVERLAP: Duration = Duration::hours(24);
 const MAX_OVERLAP_S: i64 = 7 * 24 * 3600;
-const DEFAULT_LIMIT: u8 = 25;
-const MAX_LIMIT: u8 = 100;
 
 /// Something that an organization is told.
 #[derive(Debug, Clone)]
@@ -215,8 +214,8 @@ pub enum WebhookError {
     KeyReused,
     #[error("a query parameter is not valid: {detail}")]
     Query { name: &'static str, detail: String },
-    #[error("the cursor does not belong to this list")]
-    Cursor,
+    #[error(transparent)]
+    Paging(#[from] PagingError),
     #[error("a secret cannot be opened")]
     Secret(#[from] vault::OpenError),
     #[error("a secret is malformed")]
@@ -524,17 +523,10 @@ pub async fn delivery_list(
     limit: Option<u8>,
 ) -> Result<(Vec<Delivery>, Option<String>), WebhookError> {
     let scope = state.map_or("", DeliveryState::as_str);
-    let cursors = Cursor::of(&["webhook deliveries", &endpoint.to_string(), scope]);
-    let before: Option<i64> = cursor.map(|text| cursors.decode(text)).transpose().map_err(|_| WebhookError::Cursor)?;
-    let limit @ 1..=MAX_LIMIT = limit.unwrap_or(DEFAULT_LIMIT) else {
-        return Err(WebhookError::Query { name: "limit", detail: format!("must be 1 to {MAX_LIMIT}") });
-    };
+    let window = Window::read(&["webhook deliveries", &endpoint.to_string(), scope], cursor, limit)?;
     let mut connection = cx.master.acquire().await?;
-    let mut found = db::deliveries(&mut connection, endpoint, state, before, i64::from(limit) + 1).await?;
-    let has_more = found.len() > usize::from(limit);
-    found.truncate(usize::from(limit));
-    let next = found.last().filter(|_| has_more).map(|last| cursors.encode(&last.event_seq));
-    Ok((found, next))
+    let found = db::deliveries(&mut connection, endpoint, state, window.after, window.rows()).await?;
+    Ok(window.page(found, |delivery: &Delivery| delivery.event_seq))
 }
 
 /// One delivery with its last attempts.
@@ -659,7 +651,7 @@ impl From<WebhookError> for Problem {
                 .detail("Enable it first: PATCH it with `isEnabled: true`."),
             WebhookError::KeyReused => idempotency::reused(),
             WebhookError::Query { name, detail } => crate::http::errors::invalid_query(name, detail),
-            WebhookError::Cursor => crate::http::errors::invalid_cursor(),
+            WebhookError::Paging(error) => error.into(),
             error @ (WebhookError::Secret(_) | WebhookError::Malformed(_) | WebhookError::Db(_)) => {
                 crate::http::errors::unexpected(&error)
             }

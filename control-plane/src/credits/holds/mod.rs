@@ -7,14 +7,15 @@ pub mod db;
 pub mod routes;
 
 use chrono::{DateTime, Utc};
-use kernel::{CreditHoldId, CreditTransactionId, Cursor, OrganizationId, StoreId};
+use kernel::{CreditHoldId, CreditTransactionId, OrganizationId, StoreId};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CreditError, Decision, TransactionKind, Window, check_amount, check_line, db as ledger, invalid, prices,
-    request_hash, store_of, user_key,
+    CreditError, Decision, TransactionKind, check_amount, check_line, db as ledger, invalid, prices, request_hash,
+    store_of, user_key,
 };
 use crate::cx::OpsCx;
+use crate::http::paging::Window;
 use crate::identity::Principal;
 
 /// The longest that credits may be held, in seconds.
@@ -125,7 +126,7 @@ pub async fn list(
     let window = Window::read(&["credit holds", &organization.to_string(), &format!("{filter:?}")], cursor, limit)?;
     let mut connection = cx.master.acquire().await?;
     let now = cx.clock.now();
-    let found = db::holds(&mut connection, organization, filter, window.before, window.rows(), now).await?;
+    let found = db::holds(&mut connection, organization, filter, window.after, window.rows(), now).await?;
     Ok(window.page(found, |hold: &Hold| hold.id))
 }
 

@@ -27,10 +27,11 @@ use url::Url;
 use super::packs::{self, Pack};
 use super::stripe::objects::{PaymentIntent, Reference, Session};
 use super::stripe::{Stripe, StripeError, is_https_or_loopback};
-use super::{CreditError, Window, organization_of, request_hash, user_key};
+use super::{CreditError, organization_of, request_hash, user_key};
 use crate::audit::{self, Actor, Subject};
 use crate::config::{ConfigError, HostArgs, PaymentArgs};
 use crate::cx::OpsCx;
+use crate::http::paging::Window;
 use crate::identity::Principal;
 use books::Fault;
 
@@ -575,9 +576,9 @@ pub async fn purchases(
     cursor: Option<&str>,
     limit: Option<u8>,
 ) -> Result<(Vec<Purchase>, Option<String>), PurchaseError> {
-    let window = Window::read(&["purchases", &organization.to_string()], cursor, limit)?;
+    let window = Window::read(&["purchases", &organization.to_string()], cursor, limit).map_err(CreditError::from)?;
     let mut connection = cx.master.acquire().await?;
-    let found = db::purchases(&mut connection, organization, window.before, window.rows()).await?;
+    let found = db::purchases(&mut connection, organization, window.after, window.rows()).await?;
     Ok(window.page(found, |purchase: &Purchase| purchase.id))
 }
 
@@ -596,14 +597,14 @@ pub async fn purchase_list(
     cursor: Option<&str>,
     limit: Option<u8>,
 ) -> Result<(Vec<Purchase>, Option<String>), PurchaseError> {
-    let window = Window::read(&["purchases", &format!("{filter:?}")], cursor, limit)?;
+    let window = Window::read(&["purchases", &format!("{filter:?}")], cursor, limit).map_err(CreditError::from)?;
     let mut connection = cx.master.acquire().await?;
     if let Some(organization) = filter.organization
         && super::db::balance_find(&mut connection, organization).await?.is_none()
     {
         return Err(CreditError::OrganizationNotFound.into());
     }
-    let found = db::purchase_list(&mut connection, filter, window.before, window.rows()).await?;
+    let found = db::purchase_list(&mut connection, filter, window.after, window.rows()).await?;
     Ok(window.page(found, |purchase: &Purchase| purchase.id))
 }
 

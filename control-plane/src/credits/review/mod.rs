@@ -20,9 +20,10 @@ use tokio::task::JoinError;
 use super::purchases::events::{self, EventSource, EventState};
 use super::purchases::recon::{self, DifferenceKind, RunKind};
 use super::purchases::{PurchaseError, payments};
-use super::{CreditError, Window, check_line};
+use super::{CreditError, check_line};
 use crate::audit::{self, Actor, Subject};
 use crate::cx::OpsCx;
+use crate::http::paging::Window;
 
 const MAX_NOTE: usize = 500;
 /// The most differences that are shown of one comparison; the list has them all.
@@ -114,8 +115,8 @@ pub async fn reconciliations(
     cursor: Option<&str>,
     limit: Option<u8>,
 ) -> Result<(Vec<Reconciliation>, Option<String>), ReviewError> {
-    let window = Window::read(&["reconciliations"], cursor, limit)?;
-    let found = db::reconciliations(&mut *cx.master.acquire().await?, window.before, window.rows()).await?;
+    let window = Window::read(&["reconciliations"], cursor, limit).map_err(CreditError::from)?;
+    let found = db::reconciliations(&mut *cx.master.acquire().await?, window.after, window.rows()).await?;
     Ok(window.page(found, |run: &Reconciliation| (run.created_at, run.id)))
 }
 
@@ -126,10 +127,10 @@ pub async fn differences(
     cursor: Option<&str>,
     limit: Option<u8>,
 ) -> Result<(Vec<Difference>, Option<String>), ReviewError> {
-    let window = Window::read(&["differences", &format!("{state:?}")], cursor, limit)?;
+    let window = Window::read(&["differences", &format!("{state:?}")], cursor, limit).map_err(CreditError::from)?;
     let is_noted = state.map(|state| state == DifferenceState::Noted);
     let mut connection = cx.master.acquire().await?;
-    let found = db::differences(&mut connection, is_noted, None, window.before, window.rows()).await?;
+    let found = db::differences(&mut connection, is_noted, None, window.after, window.rows()).await?;
     Ok(window.page(found, |difference: &Difference| (difference.first_seen_at, difference.id)))
 }
 
@@ -188,9 +189,9 @@ pub async fn payment_events(
     cursor: Option<&str>,
     limit: Option<u8>,
 ) -> Result<(Vec<PaymentEvent>, Option<String>), ReviewError> {
-    let window = Window::read(&["payment events", state.as_str()], cursor, limit)?;
+    let window = Window::read(&["payment events", state.as_str()], cursor, limit).map_err(CreditError::from)?;
     let mut connection = cx.master.acquire().await?;
-    let found = db::events(&mut connection, state, window.before.as_ref(), window.rows()).await?;
+    let found = db::events(&mut connection, state, window.after.as_ref(), window.rows()).await?;
     Ok(window.page(found, |event: &PaymentEvent| (event.event_created_at, event.id.clone())))
 }
 
