@@ -70,6 +70,7 @@ pub fn document() -> utoipa::openapi::OpenApi {
 fn described() -> (Router<Cx>, utoipa::openapi::OpenApi) {
     let (router, mut document) = platform_routes().split_for_parts();
     describe_storefront(&mut document);
+    webhooks::events::describe(&mut document);
     (router, document)
 }
 
