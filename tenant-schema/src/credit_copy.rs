@@ -1,5 +1,6 @@
 //! The copy of what the store may still spend, for whoever looks into its database. It is only ever written: nobody here reads
-//! it to decide anything, and what the owner of the database makes of it changes nothing elsewhere.
+//! it to decide anything, and what the owner of the database makes of it changes nothing elsewhere. It stays for a day at most:
+//! then at the latest the copy is written again.
 
 use chrono::{DateTime, NaiveDate, Utc};
 use sea_query::{Expr, ExprTrait as _, OnConflict, Query, UpdateStatement};

@@ -196,3 +196,22 @@ async fn what_a_store_owes_is_waived_by_command() {
     let by_command = "select count(*) from audit_events where action = 'charges_waive' and actor_kind = 'cli'";
     assert_eq!(count(&app, by_command).await, 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_price_of_what_nobody_counts_is_refused_with_what_is_counted() {
+    let app = small_app().await;
+    let ops = app.admin().await;
+    let set = async |service: &str| {
+        ops.api.post("/api/ops/credits/charge-prices", json!({ "service": service, "amount": 1 })).await
+    };
+    for typo in ["metric:order", "metric:Orders", "metric:", "orders", "store-days"] {
+        let refused = set(typo).await.expect_field(422, "invalid-input", "/service");
+        assert_eq!(refused["errors"][0]["detail"], "must be one of store-day, metric:requests, metric:orders");
+    }
+    for service in ["store-day", "metric:requests", "metric:orders"] {
+        set(service).await.expect_status(201);
+    }
+    assert_eq!(count(&app, "select count(distinct service) from charge_prices where amount = 1").await, 3);
+    let typo = Cli::run(&app.master.url(), &["credits", "price", "metric:visits", "--amount", "1"]).await;
+    assert!(refusal(&typo).starts_with("error: <SERVICE>: must be one of store-day"), "{}", refusal(&typo));
+}

@@ -67,6 +67,16 @@ pub(crate) fn check(operation_id: &str, answer: &Response) {
     assert!(wrong.is_empty(), "{operation_id}: {wrong:#?}");
 }
 
+/// Fails unless what an endpoint was told is what the description has for events of this type.
+pub(crate) fn check_event(event: &Value) {
+    let kind = event["type"].as_str().unwrap_or_else(|| panic!("an event without a type: {event}"));
+    let described = &document()["webhooks"][kind]["post"]["requestBody"]["content"]["application/json"]["schema"];
+    assert!(described.is_object(), "{kind} is not described");
+    let mut wrong = Vec::new();
+    compare(described, event, "", &mut wrong);
+    assert!(wrong.is_empty(), "{event}: {wrong:#?}");
+}
+
 fn resolved(schema: &Value) -> &Value {
     match schema["$ref"].as_str() {
         Some(reference) => resolved(document().pointer(reference.trim_start_matches('#')).unwrap()),

@@ -28,6 +28,7 @@ use crate::credits::batch::{MAX_BATCH, Spend};
 use crate::credits::{self, MAX_AMOUNT, TransactionKind, TransactionStatus};
 use crate::cx::OpsCx;
 use crate::identity::Principal;
+use crate::webhooks::events::{ChargeUnpaid, EventData as _, StoreReadOnly, StoreReadOnlyLifted};
 use crate::{stores, webhooks};
 
 /// The service that a day of an active store is.
@@ -41,11 +42,11 @@ pub const ORDERS: &str = "orders";
 /// What is counted, and can cost something.
 pub const METRICS: [&str; 2] = [REQUESTS, ORDERS];
 /// Credits have ended: a charge was refused, and the days of grace have begun.
-pub const UNPAID: &str = "store.charge_unpaid";
+pub const UNPAID: &str = ChargeUnpaid::TYPE;
 /// The days of grace are over.
-pub const READ_ONLY: &str = "store.read_only";
+pub const READ_ONLY: &str = StoreReadOnly::TYPE;
 /// Nothing is owed any more.
-pub const READ_ONLY_LIFTED: &str = "store.read_only_lifted";
+pub const READ_ONLY_LIFTED: &str = StoreReadOnlyLifted::TYPE;
 
 /// How much is done in one statement; what is left comes with the next.
 const BATCH: i64 = 500;
@@ -265,12 +266,16 @@ async fn tell_unpaid(
     now: DateTime<Utc>,
 ) -> Result<(), sqlx::Error> {
     let Charge { store_id, day, service, amount, .. } = charge;
-    let data = serde_json::json!({
-        "storeId": store_id, "day": day, "service": service, "amount": amount, "reason": reason,
-        "readOnlyAt": now + cx.limits.charges.grace(),
-    });
+    let unpaid = ChargeUnpaid {
+        store_id: *store_id,
+        day: *day,
+        service: service.clone(),
+        amount: *amount,
+        reason: reason.to_owned(),
+        read_only_at: now + cx.limits.charges.grace(),
+    };
     let key = format!("charge-unpaid:{store_id}:{day}:{service}:{}", charge.attempt);
-    webhooks::tell(tx, organization, UNPAID, &key, data, now).await
+    webhooks::tell_of(tx, organization, &unpaid, &key, now).await
 }
 
 /// Makes stores read-only whose grace is over, and lifts it where everything is paid.
@@ -298,13 +303,17 @@ async fn turn_store(cx: &OpsCx, id: StoreId, cutoff: DateTime<Utc>) -> Result<()
         return Ok(());
     }
     db::store_set_read_only(&mut tx, id, is_wanted, now).await?;
-    let (action, kind) =
-        if is_wanted { ("store_read_only_begin", READ_ONLY) } else { ("store_read_only_end", READ_ONLY_LIFTED) };
+    let action = if is_wanted { "store_read_only_begin" } else { "store_read_only_end" };
     let data = serde_json::json!({ "storeId": id, "owed": arrears.amount });
     let subject = Subject::store(store.organization_id, id);
     let store = stores::db::store_find(&mut tx, id).await?.ok_or(ChargeError::StoreNotFound)?;
     let key = format!("read-only:{id}:{}", store.route_version);
-    webhooks::tell(&mut tx, store.organization_id, kind, &key, data.clone(), now).await?;
+    let (organization, store_id, owed) = (store.organization_id, id, arrears.amount);
+    if is_wanted {
+        webhooks::tell_of(&mut tx, organization, &StoreReadOnly { store_id, owed }, &key, now).await?;
+    } else {
+        webhooks::tell_of(&mut tx, organization, &StoreReadOnlyLifted { store_id, owed }, &key, now).await?;
+    }
     audit::record(&mut tx, now, Actor::System, action, subject, data).await?;
     tx.commit().await?;
     cx.announce(id, store.route_version);

@@ -512,35 +512,6 @@ pub async fn lots_of_purchase(conn: &mut PgConnection, purchase: Uuid) -> Result
     .await
 }
 
-/// Something that organizations are told.
-pub struct OutboxEvent<'a> {
-    pub kind: &'a str,
-    /// The same thing is told once.
-    pub dedupe_key: &'a str,
-    pub data: serde_json::Value,
-}
-
-pub async fn outbox_insert(
-    conn: &mut PgConnection,
-    organization: OrganizationId,
-    event: &OutboxEvent<'_>,
-    now: DateTime<Utc>,
-) -> Result<(), sqlx::Error> {
-    sqlx::query!(
-        "insert into outbox_events (organization_id, type, dedupe_key, data, created_at)
-         values ($1, $2, $3, $4, $5)
-         on conflict on constraint outbox_events_dedupe_key do nothing",
-        organization.as_uuid(),
-        event.kind,
-        event.dedupe_key,
-        event.data,
-        now,
-    )
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
 /// Open holds whose time is over, oldest first.
 pub async fn holds_to_expire(
     conn: &mut PgConnection,

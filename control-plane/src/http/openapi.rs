@@ -71,6 +71,7 @@ fn described() -> (Router<Cx>, utoipa::openapi::OpenApi) {
     let (router, mut document) = platform_routes().split_for_parts();
     describe_storefront(&mut document);
     describe_keys(&mut document);
+    webhooks::events::describe(&mut document);
     (router, document)
 }
 

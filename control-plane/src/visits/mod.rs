@@ -6,8 +6,9 @@
 //!
 //! - The copy is written and never read. It tells what is left of the store's own hard budget while its organization has as
 //!   much, and no number otherwise: a client's database must not tell an agency's balance.
-//! - What stands in a store's database may have been restored or changed by its owner. The next difference puts it right, and
-//!   without one it is written again once a day.
+//! - What stands in a store's database may have been restored or changed by its owner. That is not looked at: the next visit
+//!   overwrites it, which comes when there is something else to write or to count, and a day after the last one at the latest.
+//!   Until then it says what its owner made it say, to nobody but themselves: nothing is decided by it.
 //! - A node claims a store by the moment that the visit speaks of; of a store every such moment is later than the one before.
 //!   The copy takes no older moment than it has, so that a node that was held up overwrites nothing newer.
 //! - Orders are counted out of the orders themselves when their day is over, in the commit that says so: none is lost and none

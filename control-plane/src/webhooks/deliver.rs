@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 use url::Url;
 
 use super::db::{Claimed, Finish};
+use super::events::EndpointDisabled;
 use super::outbound::{Answer, Outbound, SendError};
 use super::{Attempt, DeliveryState, DisabledReason, WebhookError, db, sign};
 use crate::audit::{self, Actor, Subject};
@@ -328,11 +329,11 @@ async fn disable_in(
     endpoint.updated_at = now;
     db::endpoint_update(tx, &endpoint).await?;
     db::deliveries_give_up(tx, endpoint.id, ENDPOINT_DISABLED, now).await?;
-    let data = serde_json::json!({ "endpointId": endpoint.id, "reason": reason });
+    let disabled = EndpointDisabled { endpoint_id: endpoint.id, reason };
     let dedupe = format!("webhook-disabled:{}:{}", endpoint.id, now.timestamp_micros());
-    super::tell(tx, endpoint.organization_id, super::ENDPOINT_DISABLED, &dedupe, data.clone(), now).await?;
+    super::tell_of(tx, endpoint.organization_id, &disabled, &dedupe, now).await?;
     let subject = Subject::organization(endpoint.organization_id);
-    audit::record(tx, now, Actor::System, "webhook_endpoint_disable", subject, data).await?;
+    audit::record(tx, now, Actor::System, "webhook_endpoint_disable", subject, super::data_of(&disabled)?).await?;
     tracing::warn!(webhook.endpoint = %endpoint.id, "disabled webhook endpoint {}: {}", endpoint.id, reason.as_str());
     Ok(())
 }

@@ -10,6 +10,7 @@
 
 pub mod db;
 pub mod deliver;
+pub mod events;
 pub mod outbound;
 pub mod routes;
 pub mod sign;
@@ -25,37 +26,12 @@ use uuid::Uuid;
 use vault::{Aad, Purpose, Sealed};
 
 use crate::audit::{self, Actor, Subject};
-use crate::charges;
-use crate::credits::topups;
 use crate::cx::OpsCx;
 use crate::http::paging::{PagingError, Window};
 use crate::idempotency::{self, Claim};
 use crate::provisioning::TargetError;
 use crate::provisioning::target;
-
-/// What organizations can be told of.
-pub const EVENT_TYPES: &[&str] = &[
-    "credits.balance_low",
-    "credits.budget_reached",
-    "credits.purchase_completed",
-    "credits.purchase_ended",
-    "credits.purchase_refunded",
-    "credits.dispute_opened",
-    "credits.dispute_closed",
-    topups::FAILED,
-    topups::NEEDS_AUTHENTICATION,
-    topups::CAPPED,
-    topups::OFF,
-    charges::UNPAID,
-    charges::READ_ONLY,
-    charges::READ_ONLY_LIFTED,
-    ENDPOINT_DISABLED,
-    TEST,
-];
-/// An endpoint is not told any more.
-pub const ENDPOINT_DISABLED: &str = "webhook.endpoint_disabled";
-/// Made by an owner who tries an endpoint; sent to that one alone.
-pub const TEST: &str = "webhook.test";
+use events::{EVENT_TYPES, EventData};
 
 /// How long an event is tried.
 pub const RETRY_FOR: Duration = Duration::days(3);
@@ -95,6 +71,22 @@ pub async fn tell(
     let event = Event { id: EventId::new(now), organization_id, kind, data, created_at: now };
     db::event_insert(tx, &event, dedupe_key, false).await?;
     Ok(())
+}
+
+/// [`tell`] with what the type of the event says.
+pub async fn tell_of<E: EventData>(
+    tx: &mut PgConnection,
+    organization_id: OrganizationId,
+    said: &E,
+    dedupe_key: &str,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    tell(tx, organization_id, E::TYPE, dedupe_key, data_of(said)?, now).await
+}
+
+/// What an event says, as it is kept.
+pub fn data_of<E: EventData>(said: &E) -> Result<serde_json::Value, sqlx::Error> {
+    serde_json::to_value(said).map_err(|error| sqlx::Error::Encode(error.into()))
 }
 
 /// Why an endpoint is not told.
@@ -493,8 +485,8 @@ pub async fn test_send(
     let event = Event {
         id: EventId::new(now),
         organization_id: endpoint.organization_id,
-        kind: TEST,
-        data: serde_json::json!({ "endpointId": endpoint.id }),
+        kind: events::Test::TYPE,
+        data: data_of(&events::Test { endpoint_id: endpoint.id })?,
         created_at: now,
     };
     let dedupe_key = match key {
@@ -587,8 +579,16 @@ pub async fn resend_since(
     db::endpoint_lock(&mut tx, endpoint.id).await?.ok_or(WebhookError::EndpointNotFound)?;
     let again =
         db::deliveries_resend(&mut tx, endpoint.id, body.since, with_delivered, now, give_up_at, MAX_RESENT).await?;
-    let missing =
-        db::deliveries_insert_missing(&mut tx, endpoint.id, body.since, TEST, now, give_up_at, MAX_RESENT).await?;
+    let missing = db::deliveries_insert_missing(
+        &mut tx,
+        endpoint.id,
+        body.since,
+        events::Test::TYPE,
+        now,
+        give_up_at,
+        MAX_RESENT,
+    )
+    .await?;
     let data = serde_json::json!({ "endpointId": endpoint.id, "since": body.since, "resent": again + missing });
     let subject = Subject::organization(endpoint.organization_id);
     audit::record(&mut tx, now, Actor::User(by), "webhook_resend_since", subject, data).await?;
@@ -661,7 +661,8 @@ impl From<WebhookError> for Problem {
 
 #[cfg(test)]
 mod tests {
-    use super::{EVENT_TYPES, printed};
+    use super::events::EVENT_TYPES;
+    use super::printed;
     use serde_json::json;
 
     #[test]
@@ -673,7 +674,10 @@ mod tests {
                 .expect("a description");
         for kind in EVENT_TYPES {
             assert!(described.contains(&format!("`{kind}`")), "{kind} is not described");
+            let says = &document["webhooks"][kind]["post"]["description"];
+            assert!(says.as_str().is_some_and(|says| !says.is_empty()), "{kind} does not say when it is told");
         }
+        assert_eq!(document["webhooks"].as_object().map(serde_json::Map::len), Some(EVENT_TYPES.len()));
     }
 
     #[test]

@@ -140,7 +140,8 @@ pub struct EndpointCreateBody {
     /// `credits.dispute_closed`, `credits.top_up_failed` (the card was declined), `credits.top_up_needs_authentication` (the bank
     /// asks for the card's owner), `credits.top_up_capped`, `credits.top_up_off` (nothing is bought any more: `reason` says
     /// why, `refunded` and `disputed` among others). Of stores: `store.charge_unpaid`, `store.read_only`,
-    /// `store.read_only_lifted`. Of webhooks: `webhook.endpoint_disabled`, `webhook.test`.
+    /// `store.read_only_lifted`. Of webhooks: `webhook.endpoint_disabled`, `webhook.test`. What each of them
+    /// says is described under `webhooks`.
     #[schema(example = json!(["credits.balance_low"]))]
     pub event_types: Option<Vec<String>>,
 }

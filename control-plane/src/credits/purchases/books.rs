@@ -17,6 +17,8 @@ use crate::credits::packs;
 use crate::credits::stripe::objects::{self, Charge, PaymentIntent, Reference, Session};
 use crate::credits::topups::{self, OffReason, cards};
 use crate::credits::{CreditError, LotKind, NewLot, TransactionKind, db as ledger, request_hash};
+use crate::webhooks::events::{DisputeClosed, DisputeOpened, PurchaseCompleted, PurchaseEnded, PurchaseRefunded};
+use crate::webhooks::tell_of;
 
 /// Why a fact is not followed.
 #[derive(Debug, thiserror::Error)]
@@ -318,11 +320,16 @@ async fn grant(tx: &mut PgConnection, purchase: &mut Purchase, intent: &str, now
     purchase.state = PurchaseState::Completed;
     purchase.completed_at = Some(now);
     (purchase.failure, purchase.next_check_at, purchase.checkout_url) = (None, None, None);
-    let data = json!({
-        "purchaseId": purchase.id, "packId": purchase.pack_id, "credits": purchase.credits,
-        "bonusCredits": purchase.bonus_credits, "amountMinor": purchase.amount_minor, "currency": purchase.currency,
-    });
-    tell(tx, purchase, "credits.purchase_completed", &format!("purchase:{}", purchase.id), data, now).await?;
+    let completed = PurchaseCompleted {
+        purchase_id: purchase.id,
+        pack_id: purchase.pack_id,
+        credits: purchase.credits,
+        bonus_credits: purchase.bonus_credits,
+        amount_minor: purchase.amount_minor,
+        currency: purchase.currency.clone(),
+        is_automatic: purchase.is_auto,
+    };
+    tell_of(tx, purchase.organization_id, &completed, &format!("purchase:{}", purchase.id), now).await?;
     let subject = Subject::organization(purchase.organization_id);
     let data = json!({ "purchaseId": purchase.id, "transactionId": decision.transaction.id });
     audit::record(tx, now, Actor::System, "purchase_complete", subject, data).await?;
@@ -338,23 +345,12 @@ async fn end(
 ) -> Result<(), sqlx::Error> {
     purchase.state = state;
     (purchase.next_check_at, purchase.checkout_url) = (None, None);
-    let data = json!({ "purchaseId": purchase.id, "state": state, "failure": purchase.failure });
-    tell(tx, purchase, "credits.purchase_ended", &format!("purchase-ended:{}", purchase.id), data, now).await?;
+    let ended = PurchaseEnded { purchase_id: purchase.id, state, failure: purchase.failure.clone() };
+    tell_of(tx, purchase.organization_id, &ended, &format!("purchase-ended:{}", purchase.id), now).await?;
     if purchase.is_auto && state == PurchaseState::Failed {
         topups::follow_failure(tx, purchase, now).await?;
     }
     Ok(())
-}
-
-async fn tell(
-    tx: &mut PgConnection,
-    purchase: &Purchase,
-    kind: &str,
-    dedupe_key: &str,
-    data: serde_json::Value,
-    now: DateTime<Utc>,
-) -> Result<(), sqlx::Error> {
-    ledger::outbox_insert(tx, purchase.organization_id, &ledger::OutboxEvent { kind, dedupe_key, data }, now).await
 }
 
 async fn save(tx: &mut PgConnection, purchase: &mut Purchase, now: DateTime<Utc>) -> Result<(), Fault> {
@@ -518,11 +514,14 @@ async fn settle_refunds(tx: &mut PgConnection, purchase: &mut Purchase, now: Dat
     }
     purchase.refunded_minor = money;
     if before != (purchase.refunded_credits, purchase.refunded_minor) {
-        let data = json!({
-            "purchaseId": purchase.id, "refundedMinor": money, "currency": purchase.currency, "refundedCredits": due,
-        });
+        let refunded = PurchaseRefunded {
+            purchase_id: purchase.id,
+            refunded_minor: money,
+            currency: purchase.currency.clone(),
+            refunded_credits: due,
+        };
         let dedupe = format!("refund:{}:{}:{money}", purchase.id, purchase.refund_steps);
-        tell(tx, purchase, "credits.purchase_refunded", &dedupe, data, now).await?;
+        tell_of(tx, purchase.organization_id, &refunded, &dedupe, now).await?;
     }
     if purchase.is_auto && money > before.1 {
         topups::follow_reversal(tx, purchase, OffReason::Refunded, now).await?;
@@ -646,9 +645,9 @@ async fn settle_dispute(
             dispute.opening_id = Some(decision.transaction.id);
         }
         db::dispute_save(tx, dispute, now).await?;
-        let data =
-            json!({ "purchaseId": purchase.id, "disputedMinor": dispute.amount_minor, "disputedCredits": credits });
-        tell(tx, purchase, "credits.dispute_opened", &format!("dispute:{}:open", dispute.id), data, now).await?;
+        let opened =
+            DisputeOpened { purchase_id: purchase.id, disputed_minor: dispute.amount_minor, disputed_credits: credits };
+        tell_of(tx, organization, &opened, &format!("dispute:{}:open", dispute.id), now).await?;
         if purchase.is_auto {
             topups::follow_reversal(tx, purchase, OffReason::Disputed, now).await?;
         }
@@ -677,8 +676,8 @@ async fn settle_dispute(
         // Not counted as refunded: no money went back by our hand.
         take_back(tx, purchase, LotKind::Promotional, wanted, false, now).await?;
     }
-    let data = json!({ "purchaseId": purchase.id, "isWon": is_won });
-    tell(tx, purchase, "credits.dispute_closed", &format!("dispute:{}:close", dispute.id), data, now).await?;
+    let closed = DisputeClosed { purchase_id: purchase.id, is_won };
+    tell_of(tx, organization, &closed, &format!("dispute:{}:close", dispute.id), now).await?;
     Ok(())
 }
 

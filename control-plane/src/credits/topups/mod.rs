@@ -37,15 +37,7 @@ use super::{CreditError, check_amount, request_hash};
 use crate::audit::{self, Actor, Subject};
 use crate::cx::OpsCx;
 use crate::webhooks;
-
-/// A payment was declined.
-pub const FAILED: &str = "credits.top_up_failed";
-/// A payment was declined because the bank asks for the owner of the card.
-pub const NEEDS_AUTHENTICATION: &str = "credits.top_up_needs_authentication";
-/// Nothing is bought any more.
-pub const OFF: &str = "credits.top_up_off";
-/// The next pack would cost more than the month may, or was tried for too often on one day; once for each.
-pub const CAPPED: &str = "credits.top_up_capped";
+use crate::webhooks::events::{TopUpCapped, TopUpDeclined, TopUpFailed, TopUpNeedsAuthentication, TopUpOff};
 
 /// So many payments that are declined in a row switch a rule off.
 pub const MAX_DECLINES: i32 = 3;
@@ -352,13 +344,16 @@ async fn switch_off(
 ) -> Result<(), sqlx::Error> {
     (rule.is_enabled, rule.off_reason, rule.updated_at) = (false, Some(reason), now);
     db::rule_save(tx, rule).await?;
-    let data = json!({
-        "reason": reason, "packId": rule.pack_id, "consecutiveDeclines": rule.consecutive_declines, "failure": rule.last_failure,
-    });
+    let off = TopUpOff {
+        reason,
+        pack_id: rule.pack_id,
+        consecutive_declines: rule.consecutive_declines,
+        failure: rule.last_failure.clone(),
+    };
     let key = format!("top-up-off:{}:{}", reason.as_str(), now.timestamp_micros());
-    webhooks::tell(tx, rule.organization_id, OFF, &key, data.clone(), now).await?;
+    webhooks::tell_of(tx, rule.organization_id, &off, &key, now).await?;
     let subject = Subject::organization(rule.organization_id);
-    audit::record(tx, now, Actor::System, "credit_top_up_off", subject, data).await?;
+    audit::record(tx, now, Actor::System, "credit_top_up_off", subject, webhooks::data_of(&off)?).await?;
     Outcome::SwitchedOff.count();
     Ok(())
 }
@@ -374,11 +369,8 @@ pub async fn follow_success(tx: &mut PgConnection, purchase: &Purchase, now: Dat
 pub async fn follow_failure(tx: &mut PgConnection, purchase: &Purchase, now: DateTime<Utc>) -> Result<(), sqlx::Error> {
     let organization = purchase.organization_id;
     let why = purchase.failure.as_deref().unwrap_or("payment_failed");
-    let (outcome, kind) = if why == AUTHENTICATION_REQUIRED {
-        (Outcome::NeedsAuthentication, NEEDS_AUTHENTICATION)
-    } else {
-        (Outcome::Declined, FAILED)
-    };
+    let needs_authentication = why == AUTHENTICATION_REQUIRED;
+    let outcome = if needs_authentication { Outcome::NeedsAuthentication } else { Outcome::Declined };
     outcome.count();
     let card = db::card_find(tx, organization).await?;
     // What a card did that was replaced since says nothing about the one that took its place.
@@ -394,11 +386,20 @@ pub async fn follow_failure(tx: &mut PgConnection, purchase: &Purchase, now: Dat
         None => None,
     };
     let declines = rule.as_ref().map_or(0, |rule| rule.consecutive_declines);
-    let data = json!({
-        "purchaseId": purchase.id, "packId": purchase.pack_id, "amountMinor": purchase.amount_minor,
-        "currency": purchase.currency, "failure": why, "consecutiveDeclines": declines,
-    });
-    webhooks::tell(tx, organization, kind, &format!("top-up-failed:{}", purchase.id), data, now).await?;
+    let declined = TopUpDeclined {
+        purchase_id: purchase.id,
+        pack_id: purchase.pack_id,
+        amount_minor: purchase.amount_minor,
+        currency: purchase.currency.clone(),
+        failure: why.to_owned(),
+        consecutive_declines: declines,
+    };
+    let key = format!("top-up-failed:{}", purchase.id);
+    if needs_authentication {
+        webhooks::tell_of(tx, organization, &TopUpNeedsAuthentication { declined }, &key, now).await?;
+    } else {
+        webhooks::tell_of(tx, organization, &TopUpFailed { declined }, &key, now).await?;
+    }
     match rule {
         Some(mut rule) if declines >= MAX_DECLINES => switch_off(tx, &mut rule, OffReason::Declined, now).await,
         _ => Ok(()),
@@ -501,12 +502,16 @@ async fn cap(
 ) -> Result<(), sqlx::Error> {
     (rule.capped_month, rule.updated_at) = (Some(month.first), now);
     db::rule_save(tx, rule).await?;
-    let data = json!({
-        "reason": "monthly_cap", "packId": pack.id, "priceMinor": pack.price_minor, "spentMinor": spent_minor,
-        "monthlyCapMinor": rule.monthly_cap_minor, "currency": pack.currency, "until": month.end,
-    });
+    let capped = TopUpCapped::MonthlyCap {
+        pack_id: pack.id,
+        price_minor: pack.price_minor,
+        spent_minor,
+        monthly_cap_minor: rule.monthly_cap_minor,
+        currency: pack.currency.clone(),
+        until: month.end,
+    };
     let key = format!("top-up-capped:{}", month.first.format("%Y-%m"));
-    webhooks::tell(tx, rule.organization_id, CAPPED, &key, data, now).await?;
+    webhooks::tell_of(tx, rule.organization_id, &capped, &key, now).await?;
     Outcome::Capped.count();
     Ok(())
 }
@@ -515,9 +520,9 @@ async fn cap(
 async fn limit(tx: &mut PgConnection, rule: &mut Rule, pack: &Pack, now: DateTime<Utc>) -> Result<(), sqlx::Error> {
     (rule.limited_day, rule.updated_at) = (Some(now.date_naive()), now);
     db::rule_save(tx, rule).await?;
-    let data = json!({ "reason": "daily_limit", "packId": pack.id, "attempts": MAX_A_DAY, "until": day_of(now)[1] });
-    webhooks::tell(tx, rule.organization_id, CAPPED, &format!("top-up-limited:{}", now.date_naive()), data, now)
-        .await?;
+    let limited = TopUpCapped::DailyLimit { pack_id: pack.id, attempts: MAX_A_DAY, until: day_of(now)[1] };
+    let key = format!("top-up-limited:{}", now.date_naive());
+    webhooks::tell_of(tx, rule.organization_id, &limited, &key, now).await?;
     Outcome::Limited.count();
     Ok(())
 }
