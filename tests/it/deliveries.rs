@@ -275,7 +275,7 @@ async fn a_slow_receiver_takes_its_own_time_only() {
     hooks.receiver.wait_for(12).await;
     assert_eq!(numbers(&hooks.receiver.received()), (0..12).collect::<Vec<_>>());
     eventually("time-outs", || async {
-        hooks.pass_time().await;
+        hooks.pass_time_and(Duration::hours(1)).await;
         let at_once = "select coalesce(max(n), 0) from (select count(*) n from webhook_deliveries
              where leased_until is not null group by endpoint_id) x";
         assert!(count(&hooks.app, at_once).await <= 2);

@@ -100,6 +100,11 @@ impl Hooks {
     /// Lets the time pass to when something is due next, unless something is on its way or about to be; whether anything
     /// is left to be done.
     pub(crate) async fn pass_time(&self) -> bool {
+        self.pass_time_and(Duration::zero()).await
+    }
+
+    /// The same, and so much more time: what is due by then is tried at once.
+    pub(crate) async fn pass_time_and(&self, more: Duration) -> bool {
         let waiting = count(&self.app, "select count(*) from outbox_events where not is_fanned_out").await;
         let leased = count(&self.app, "select count(*) from webhook_deliveries where leased_until is not null").await;
         let due: Option<DateTime<Utc>> = sqlx::query_scalar(
@@ -110,8 +115,8 @@ impl Hooks {
         .fetch_one(&mut self.app.master().await)
         .await
         .unwrap();
-        if let Some(due) = due.filter(|_| waiting + leased == 0) {
-            self.until(due);
+        if let Some(due) = due.filter(|due| waiting + leased == 0 && *due > self.app.clock.now()) {
+            self.until(due + more);
         }
         due.is_some() || waiting + leased > 0
     }
