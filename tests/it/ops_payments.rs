@@ -477,12 +477,12 @@ async fn ops_see_what_an_organization_has_bought() {
     }
     assert_eq!(as_bought, shop.purchase(&paid).await);
 
-    assert_eq!(ids(&list(&format!("{of_organization}&state=completed")).await), [paid.id.clone()]);
+    assert_eq!(ids(&list(&format!("{of_organization}&state=completed")).await), std::slice::from_ref(&paid.id));
     assert_eq!(list(&format!("{of_organization}&state=failed")).await, Vec::<Value>::new());
     let path = "/api/ops/credits/purchases";
     let page = desk.ops.api.get(&format!("{path}?limit=2")).await.expect_status(200);
     let cursor = text(&page["meta"]["nextCursor"]).to_owned();
-    assert_eq!(ids(&list(&format!("?limit=2&cursor={cursor}")).await), [paid.id.clone()]);
+    assert_eq!(ids(&list(&format!("?limit=2&cursor={cursor}")).await), std::slice::from_ref(&paid.id));
     let elsewhere = format!("{path}{of_organization}&cursor={cursor}");
     desk.ops.api.get(&elsewhere).await.expect_problem(400, "invalid-cursor");
     desk.ops.api.get(&format!("{path}?limit=0")).await.expect_field(400, "invalid-query", "limit");

@@ -362,7 +362,7 @@ impl Described<'_> {
             .tag("webhooks")
             .summary(Some(E::TYPE))
             .description(Some(when))
-            .parameter(header("webhook-id", "The event's: one that came before is to be done nothing for."))
+            .parameter(header("webhook-id", "The event's id: the same when it is sent again."))
             .parameter(header("webhook-timestamp", "When it was sent, in seconds of Unix time."))
             .parameter(header("webhook-signature", "`v1,` and the signature, for each secret that counts."))
             .request_body(Some(
