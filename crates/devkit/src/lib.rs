@@ -1,11 +1,17 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
+mod error;
+mod folder;
+mod mariadb;
 pub mod payments;
+mod ports;
 mod postgres;
 mod process;
 mod supervise;
 pub mod testing;
 mod user;
 
-pub use postgres::{Binaries, Postgres, PostgresError, PostgresOptions, Profile, find_binaries};
+pub use error::ServerError;
+pub use mariadb::MariaDb;
+pub use postgres::{Binaries, Postgres, PostgresOptions, Profile, find_binaries};

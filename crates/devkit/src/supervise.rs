@@ -1,6 +1,6 @@
 //! The watchdog: whatever it runs ends when the process that holds its reins ends, in whichever way.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -11,18 +11,34 @@ use tokio::process::{Child, ChildStdin, Command};
 
 use crate::user::User;
 
-/// `$@` runs in the background, because somebody has to read the reins; a reader of its own does, because somebody has to
-/// notice when `$@` ends by itself. Signals: INT is a fast shutdown to PostgreSQL, QUIT an immediate one. They are sent again
+/// The signals that end a program: the polite one, then the impatient one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ending {
+    polite: &'static str,
+    impatient: &'static str,
+}
+
+impl Ending {
+    /// A fast shutdown, and an immediate one.
+    pub(crate) const POSTGRES: Self = Self { polite: "INT", impatient: "QUIT" };
+    /// A shutdown, and its like; INT it does not hear.
+    pub(crate) const MARIADB: Self = Self { polite: "TERM", impatient: "QUIT" };
+}
+
+/// `$@` after the two signals runs in the background, because somebody has to read the reins; a reader of its own does, because somebody has to
+/// notice when `$@` ends by itself. The signals are sent again
 /// and again, because a shell starts its background with both ignored: one that comes before `$@` listens is lost.
 const SCRIPT: &str = r#"
 exec 3<&0 0</dev/null
+polite=$1 impatient=$2
+shift 2
 "$@" 3<&- &
 server=$!
 (
     while read -r word; do kill -s "$word" "$server"; done
     tenths=0
     while [ $tenths -lt 150 ]; do
-        if [ $tenths -lt 100 ]; then kill -s INT "$server"; else kill -s QUIT "$server"; fi
+        if [ $tenths -lt 100 ]; then kill -s "$polite" "$server"; else kill -s "$impatient" "$server"; fi
         sleep 0.1
         tenths=$((tenths + 1))
     done
@@ -48,9 +64,15 @@ pub(crate) struct Watchdog {
 
 impl Watchdog {
     /// Starts `program`; what it prints goes to `log`, whose lock it and all its children inherit.
-    pub(crate) fn spawn(program: &Path, args: &[OsString], run_as: Option<&User>, log: &File) -> io::Result<Watchdog> {
+    pub(crate) fn spawn(
+        program: &Path,
+        args: &[OsString],
+        ending: Ending,
+        run_as: Option<&User>,
+        log: &File,
+    ) -> io::Result<Watchdog> {
         let mut command = Command::new("/bin/sh");
-        command.args([OsStr::new("-c"), OsStr::new(SCRIPT), OsStr::new("devkit"), program.as_os_str()]).args(args);
+        command.args(["-c", SCRIPT, "devkit", ending.polite, ending.impatient]).arg(program).args(args);
         command.env_clear().envs(INHERITED.iter().filter_map(|name| Some((name, env(name)?)))).env("LC_ALL", "C");
         command.stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log.try_clone()?);
         command.current_dir("/").process_group(0);
@@ -71,7 +93,7 @@ impl Watchdog {
         }
     }
 
-    /// Lets go of the reins: INT now, QUIT after ten seconds, KILL after fifteen.
+    /// Lets go of the reins: the polite signal now, the impatient one after ten seconds, KILL after fifteen.
     pub(crate) fn let_go(&mut self) {
         self.reins = None;
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::{fs, io};
 
-use crate::PostgresError;
+use crate::ServerError;
 
 /// An entry of `/etc/passwd`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,15 +17,15 @@ pub(crate) struct User {
 }
 
 /// Whom to drop to: nobody (`None`) unless we are root. Data that exists decides, so that root can take up what a user began.
-pub(crate) fn run_as(pgdata: &Path) -> Result<Option<User>, PostgresError> {
-    let uid = effective_uid().map_err(PostgresError::io("asking `id` who we are"))?;
+pub(crate) fn run_as(pgdata: &Path) -> Result<Option<User>, ServerError> {
+    let uid = effective_uid().map_err(ServerError::io("asking `id` who we are"))?;
     if uid != 0 {
         let named = quietly(Command::new("id").arg("-un")).status().is_ok_and(|status| status.success());
-        return if named { Ok(None) } else { Err(PostgresError::UnknownUser { uid }) };
+        return if named { Ok(None) } else { Err(ServerError::UnknownUser { uid }) };
     }
-    let passwd = fs::read_to_string("/etc/passwd").map_err(PostgresError::io("reading /etc/passwd"))?;
+    let passwd = fs::read_to_string("/etc/passwd").map_err(ServerError::io("reading /etc/passwd"))?;
     let owner = fs::metadata(pgdata).ok().map(|meta| meta.uid());
-    choose(&parse(&passwd), owner).map(Some).ok_or(PostgresError::NoUnprivilegedUser)
+    choose(&parse(&passwd), owner).map(Some).ok_or(ServerError::NoUnprivilegedUser)
 }
 
 /// Whether `user` can pass through `dir`: tried, not computed, because access lists and mounts have a say as well.

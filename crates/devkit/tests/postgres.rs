@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use devkit::{Postgres, PostgresError, PostgresOptions, Profile};
+use devkit::{Postgres, PostgresOptions, Profile, ServerError};
 use sqlx::{Connection as _, PgConnection};
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
@@ -155,7 +155,7 @@ async fn simultaneous_starts_make_one_server_and_share_it() {
     assert_eq!(owner.pid(), guest.pid());
     assert_eq!(owner.socket_dir(), guest.socket_dir());
 
-    assert!(matches!(guest.kill().await, Err(PostgresError::NotOwner)));
+    assert!(matches!(guest.kill().await, Err(ServerError::NotOwner)));
     guest.stop().await.unwrap();
     assert_eq!(number(&mut connect(&owner).await, "select 1").await, 1);
     owner.stop().await.unwrap();
@@ -381,7 +381,7 @@ async fn another_major_versions_data_is_refused_and_left_alone() {
     let error = Postgres::start(options(&place)).await.unwrap_err();
     let ours = devkit::find_binaries(None).unwrap().version;
     let text = error.to_string();
-    assert!(matches!(error, PostgresError::OtherMajorVersion { .. }), "{text}");
+    assert!(matches!(error, ServerError::OtherMajorVersion { .. }), "{text}");
     assert!(text.contains("PostgreSQL 9.6") && text.contains(&ours) && text.contains("PG_BINDIR"), "{text}");
     assert_eq!(fs::read_to_string(&version_file).unwrap(), "9.6\n");
 }
@@ -417,7 +417,7 @@ async fn a_failed_start_carries_the_servers_last_words() {
     let place = place();
     let settings = vec![("shared_buffers".to_owned(), "enormous".to_owned())];
     let error = Postgres::start(PostgresOptions { settings, ..options(&place) }).await.unwrap_err();
-    let PostgresError::StartFailed { log_tail, .. } = &error else { panic!("{error}") };
+    let ServerError::StartFailed { log_tail, .. } = &error else { panic!("{error}") };
     assert!(log_tail.contains("shared_buffers"), "{log_tail}");
 
     Postgres::start(options(&place)).await.unwrap().stop().await.unwrap();

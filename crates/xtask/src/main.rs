@@ -113,6 +113,7 @@ fn dev(workspace: &Workspace, args: &[String]) -> anyhow::Result<()> {
 
 fn test(workspace: &Workspace, args: &[String]) -> anyhow::Result<()> {
     let (server, peers) = (ready::server(workspace)?, peers::peers(workspace)?);
+    ready::test_servers()?;
     let mut command = tests(workspace, &server, &["--no-fail-fast"])?;
     peers.tell(&mut command);
     command.arg("--").args(args);
@@ -120,6 +121,7 @@ fn test(workspace: &Workspace, args: &[String]) -> anyhow::Result<()> {
 }
 
 fn soak(workspace: &Workspace, args: &[String]) -> anyhow::Result<()> {
+    ready::test_servers()?;
     let mut command = tests(workspace, &ready::server(workspace)?, &["--test", "it"])?;
     command.args(["--", "--ignored", "soak::"]).args(args);
     run(command)

@@ -1,4 +1,4 @@
-//! Makes PostgreSQL available: finds it, installs it, or says how to.
+//! Makes servers available: finds them, installs them, or says how to.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -66,6 +66,40 @@ pub(crate) fn server(workspace: &Workspace) -> anyhow::Result<Server> {
          3. set PG_BINDIR to a folder that holds `postgres`, `initdb` and `psql`",
         pgbin.display()
     )
+}
+
+/// The programs that only tests need, and the Debian packages that bring them.
+const OF_TESTS: [(&str, &str); 2] = [("mariadbd", "mariadb-server"), ("mariadb-install-db", "mariadb-server")];
+
+/// Finds the servers that tests start besides PostgreSQL, or installs them.
+pub(crate) fn test_servers() -> anyhow::Result<()> {
+    let missing: Vec<_> = OF_TESTS.iter().filter(|(program, _)| !is_there(program)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let mut packages: Vec<&str> = missing.iter().map(|(_, package)| *package).collect();
+    packages.dedup();
+    if apt::is_usable()? {
+        match apt::install(&packages) {
+            Ok(()) if missing.iter().all(|(program, _)| is_there(program)) => return Ok(()),
+            Ok(()) => say("xtask: the packages are installed, but their programs are not where they should be"),
+            Err(error) => say(&format!("xtask: apt-get did not bring {}: {error:#}", packages.join(", "))),
+        }
+    }
+    let programs: Vec<&str> = missing.iter().map(|(program, _)| *program).collect();
+    bail!(
+        "the tests need {}, which are not here and could not be installed:\n  \
+         Debian, Ubuntu: apt-get install {}\n  Homebrew: brew install mariadb",
+        programs.join(", "),
+        packages.join(" ")
+    )
+}
+
+/// Whether a program is where `devkit` looks for it: PATH, then where packages put what is not for everybody's.
+fn is_there(program: &str) -> bool {
+    let path = env("PATH").unwrap_or_default();
+    let usual = ["/usr/sbin", "/usr/local/sbin", "/usr/bin", "/opt/homebrew/bin", "/usr/local/bin", "/usr/libexec"];
+    std::env::split_paths(&path).chain(usual.map(PathBuf::from)).any(|dir| dir.join(program).is_file())
 }
 
 /// Where `devkit` looks as well: PATH, then the packages of Debian, Red Hat and Homebrew.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::PostgresError;
+use crate::ServerError;
 use crate::supervise::env;
 
 /// The programs of one PostgreSQL installation.
@@ -28,22 +28,22 @@ impl Binaries {
         self.dir.join(name)
     }
 
-    fn in_dir(dir: &Path) -> Result<Binaries, PostgresError> {
+    fn in_dir(dir: &Path) -> Result<Binaries, ServerError> {
         // PATH entries and package managers link to the place where the programs find their libraries.
-        let missing = |missing| PostgresError::BinDirIncomplete { dir: dir.to_owned(), missing };
+        let missing = |missing| ServerError::BinDirIncomplete { dir: dir.to_owned(), missing };
         let postgres = dir.join("postgres").canonicalize().map_err(|_| missing("postgres"))?;
         let dir = postgres.parent().unwrap_or(dir).to_owned();
         if !dir.join("initdb").is_file() {
             return Err(missing("initdb"));
         }
         let output = Command::new(&postgres).arg("--version").current_dir("/").stdin(Stdio::null()).output();
-        let output = output.map_err(PostgresError::io(format!("running {} --version", postgres.display())))?;
+        let output = output.map_err(ServerError::io(format!("running {} --version", postgres.display())))?;
         let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         match parse_version(&text) {
             Some(version) => Ok(Binaries { dir, version: version.to_owned() }),
             None => {
                 let output = text + String::from_utf8_lossy(&output.stderr).trim();
-                Err(PostgresError::VersionUnknown { program: postgres, output })
+                Err(ServerError::VersionUnknown { program: postgres, output })
             }
         }
     }
@@ -53,8 +53,8 @@ impl Binaries {
 /// folders of Debian's, Red Hat's and Homebrew's packages (the highest version first), and where `cargo xtask` unpacks them.
 ///
 /// # Errors
-/// [`PostgresError::BinariesNotFound`] says how to get them; another error is about the folder that was given.
-pub fn find_binaries(explicit: Option<&Path>) -> Result<Binaries, PostgresError> {
+/// [`ServerError::BinariesNotFound`] says how to get them; another error is about the folder that was given.
+pub fn find_binaries(explicit: Option<&Path>) -> Result<Binaries, ServerError> {
     find(explicit, None, None)
 }
 
@@ -63,7 +63,7 @@ pub(super) fn find(
     explicit: Option<&Path>,
     data_dir: Option<&Path>,
     wanted_major: Option<&str>,
-) -> Result<Binaries, PostgresError> {
+) -> Result<Binaries, ServerError> {
     if let Some(dir) = explicit {
         return Binaries::in_dir(dir);
     }
@@ -76,7 +76,7 @@ pub(super) fn find(
         }
         first.get_or_insert(found);
     }
-    first.ok_or_else(|| PostgresError::BinariesNotFound { searched: searched(data_dir) })
+    first.ok_or_else(|| ServerError::BinariesNotFound { searched: searched(data_dir) })
 }
 
 /// Parent folders of installations: `<parent>/<prefix><version>/bin`.
@@ -165,7 +165,7 @@ mod tests {
     fn a_folder_given_by_the_caller_is_not_replaced_by_another() {
         let dir = tempfile::tempdir().unwrap();
         let error = find_binaries(Some(dir.path())).unwrap_err();
-        assert!(matches!(error, PostgresError::BinDirIncomplete { missing: "postgres", .. }), "{error}");
+        assert!(matches!(error, ServerError::BinDirIncomplete { missing: "postgres", .. }), "{error}");
     }
 
     #[test]
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn the_error_names_three_ways() {
-        let error = PostgresError::BinariesNotFound { searched: searched(None) }.to_string();
+        let error = ServerError::BinariesNotFound { searched: searched(None) }.to_string();
         for way in ["(1) install", "(2) run `cargo xtask dev`", "(3) set PG_BINDIR", "/usr/lib/postgresql/*/bin"] {
             assert!(error.contains(way), "{error}");
         }

@@ -3,25 +3,25 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 use std::{fs, io};
 
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::binaries::{self, Binaries};
-use super::folder::{Folder, tail};
-use super::{PostgresError, PostgresOptions, Profile, SUPERUSER};
+use super::{PostgresOptions, Profile, SUPERUSER};
+use crate::ServerError;
+use crate::folder::{Folder, tail};
 use crate::process;
-use crate::supervise::Watchdog;
+use crate::supervise::{Ending, Watchdog};
 use crate::user;
 
 /// Chooses the programs for the data in the folder, or refuses to touch it with those that there are.
-pub(super) fn choose_binaries(folder: &Folder, options: &PostgresOptions) -> Result<Binaries, PostgresError> {
-    let data_version = fs::read_to_string(folder.pgdata().join("PG_VERSION")).ok().map(|text| text.trim().to_owned());
+pub(super) fn choose_binaries(folder: &Folder, options: &PostgresOptions) -> Result<Binaries, ServerError> {
+    let data_version = fs::read_to_string(folder.data().join("PG_VERSION")).ok().map(|text| text.trim().to_owned());
     let data_version = data_version.as_deref();
     let found = binaries::find(options.bin_dir.as_deref(), Some(&options.data_dir), data_version)?;
     if let Some(data_version) = data_version.filter(|version| *version != found.major()) {
-        return Err(PostgresError::OtherMajorVersion {
+        return Err(ServerError::OtherMajorVersion {
             data_dir: folder.dir.clone(),
             data_version: data_version.to_owned(),
             bin_dir: found.dir,
@@ -30,7 +30,7 @@ pub(super) fn choose_binaries(folder: &Folder, options: &PostgresOptions) -> Res
     }
     match &folder.run_as {
         Some(user) if !user::can_run(user, &found.program("postgres")) => {
-            Err(PostgresError::BinariesUnreachable { dir: found.dir, user: user.name.clone() })
+            Err(ServerError::BinariesUnreachable { dir: found.dir, user: user.name.clone() })
         }
         _ => Ok(found),
     }
@@ -43,10 +43,10 @@ pub(super) async fn init(
     profile: Profile,
     log: &File,
     deadline: Instant,
-) -> Result<(), PostgresError> {
+) -> Result<(), ServerError> {
     let half = folder.dir.join("pgdata.new");
     remove_half_made(&half)?;
-    let pgdata = folder.pgdata();
+    let pgdata = folder.data();
     if pgdata.exists() {
         return Ok(());
     }
@@ -63,14 +63,14 @@ pub(super) async fn init(
         }
         match run_initdb(folder, binaries, &args, log, deadline).await {
             Ok(()) => {
-                fs::rename(&half, &pgdata).map_err(PostgresError::io(format!("making {}", pgdata.display())))?;
+                fs::rename(&half, &pgdata).map_err(ServerError::io(format!("making {}", pgdata.display())))?;
                 tracing::info!("made a PostgreSQL {} cluster in {}", binaries.version, folder.dir.display());
                 return Ok(());
             }
             Err(error) => {
                 remove_half_made(&half)?;
                 let unknown_locale =
-                    matches!(&error, PostgresError::InitFailed { output, .. } if output.contains("locale"));
+                    matches!(&error, ServerError::InitFailed { output, .. } if output.contains("locale"));
                 let first = failure.get_or_insert(error);
                 if !unknown_locale {
                     break;
@@ -88,66 +88,39 @@ async fn run_initdb(
     args: &[OsString],
     log: &File,
     deadline: Instant,
-) -> Result<(), PostgresError> {
+) -> Result<(), ServerError> {
     let from = log.metadata().map_or(0, |meta| meta.len());
     let doing = "running initdb";
-    let mut initdb = Watchdog::spawn(&binaries.program("initdb"), args, folder.run_as.as_ref(), log)
-        .map_err(PostgresError::io(doing))?;
+    let mut initdb = Watchdog::spawn(&binaries.program("initdb"), args, Ending::POSTGRES, folder.run_as.as_ref(), log)
+        .map_err(ServerError::io(doing))?;
     let Ok(status) = tokio::time::timeout_at(deadline, initdb.ended()).await else {
         initdb.signal("KILL").await;
         let log_tail = tail(&folder.log(), from);
-        return Err(PostgresError::TimedOut { doing, after: super::START_LIMIT, log_tail });
+        return Err(ServerError::TimedOut { doing, after: super::START_LIMIT, log_tail });
     };
-    let status = status.map_err(PostgresError::io(doing))?;
+    let status = status.map_err(ServerError::io(doing))?;
     if status.success() {
         return Ok(());
     }
     let output = tail(&folder.log(), from);
-    Err(PostgresError::InitFailed { status: status.to_string(), output })
+    Err(ServerError::InitFailed { status: status.to_string(), output })
 }
 
-fn remove_half_made(half: &Path) -> Result<(), PostgresError> {
+fn remove_half_made(half: &Path) -> Result<(), ServerError> {
     match fs::remove_dir_all(half) {
         Ok(()) => tracing::info!("removed a half-made cluster: {}", half.display()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(PostgresError::io(format!("removing {}", half.display()))(error)),
+        Err(error) => return Err(ServerError::io(format!("removing {}", half.display()))(error)),
     }
     Ok(())
 }
 
-/// Waits until no process of an earlier server lives, and returns the log with the lock that says so. An earlier server
-/// whose owner was killed is on its way out, or was left behind when its watchdog was killed too: then it is seen off.
-pub(super) async fn own_log(folder: &Folder) -> Result<File, PostgresError> {
-    let pgdata = folder.pgdata();
-    let began = Instant::now();
-    let mut said = false;
-    loop {
-        if let Some(log) = folder.try_log()? {
-            return Ok(log);
-        }
-        // One that is only just starting works elsewhere yet and does not listen to INT yet: so look, and ask, again.
-        let pids = process::working_in(&pgdata, "postgres");
-        if !pids.is_empty() && !said {
-            tracing::info!("waiting for the end of an earlier PostgreSQL server in {}", pgdata.display());
-            said = true;
-        }
-        let signal = match began.elapsed().as_secs() {
-            0..10 => "INT",
-            10..16 => "QUIT",
-            16..20 => "KILL",
-            _ => return Err(PostgresError::StillRunning { data_dir: pgdata, pids }),
-        };
-        process::signal(signal, &pids).map_err(PostgresError::io("signalling an earlier server"))?;
-        sleep(Duration::from_millis(50)).await;
-    }
-}
-
 /// Removes the lock files of a server that is gone, when PostgreSQL would not: it takes any process with the number in
 /// the file for a server, a zombie and a stranger as well. `_log` is the proof that it is gone.
-pub(super) fn clear_stale(pgdata: &Path, socket_dir: &Path, _log: &File) -> Result<(), PostgresError> {
+pub(super) fn clear_stale(pgdata: &Path, socket_dir: &Path, _log: &File) -> Result<(), ServerError> {
     let remove = |path: &Path| match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(PostgresError::io(format!("removing {}", path.display()))(error))
+            Err(ServerError::io(format!("removing {}", path.display()))(error))
         }
         _ => Ok(()),
     };
@@ -157,7 +130,7 @@ pub(super) fn clear_stale(pgdata: &Path, socket_dir: &Path, _log: &File) -> Resu
         tracing::info!("removed the lock file of a server that is gone: {}", pid_file.display());
         remove(&pid_file)?;
     }
-    let sockets = fs::read_dir(socket_dir).map_err(PostgresError::io(format!("reading {}", socket_dir.display())))?;
+    let sockets = fs::read_dir(socket_dir).map_err(ServerError::io(format!("reading {}", socket_dir.display())))?;
     for entry in sockets.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(".s.PGSQL.")) {
         remove(&entry.path())?;
     }

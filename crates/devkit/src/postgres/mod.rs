@@ -3,13 +3,10 @@
 
 mod binaries;
 mod cluster;
-mod error;
-mod folder;
 mod options;
 
 use std::fmt;
 use std::fs::File;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,10 +16,11 @@ use tokio::time::{Instant, sleep, timeout};
 
 pub use self::binaries::{Binaries, find_binaries};
 use self::cluster::PidFile;
-pub use self::error::PostgresError;
-use self::folder::Folder;
 pub use self::options::{PostgresOptions, Profile};
-use crate::supervise::Watchdog;
+use crate::ServerError;
+use crate::folder::{self, Folder};
+use crate::ports;
+use crate::supervise::{Ending, Watchdog};
 
 /// The cluster's first role.
 const SUPERUSER: &str = "postgres";
@@ -30,8 +28,6 @@ const SUPERUSER: &str = "postgres";
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// How long a stop may take: the watchdog kills after fifteen.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
-/// Our ports: below the range that the operating systems take for outgoing connections.
-const PORTS: std::ops::RangeInclusive<u16> = 15432..=25431;
 
 /// A server that answers. Dropped without [`stop`](Postgres::stop) it is shut down all the same, but nobody waits for it.
 pub struct Postgres {
@@ -59,9 +55,9 @@ impl Postgres {
     ///
     /// # Errors
     /// When there are no programs, the data is another version's, the server does not start, or it takes over 60 seconds.
-    pub async fn start(options: PostgresOptions) -> Result<Postgres, PostgresError> {
+    pub async fn start(options: PostgresOptions) -> Result<Postgres, ServerError> {
         let deadline = Instant::now() + START_LIMIT;
-        let folder = Folder::open(&options.data_dir)?;
+        let folder = Folder::open(&options.data_dir, "pgdata")?;
         loop {
             if let Some(lock) = folder.try_own()? {
                 return Postgres::start_owned(options, folder, lock, deadline).await;
@@ -75,7 +71,7 @@ impl Postgres {
             if Instant::now() >= deadline {
                 let log_tail = folder::tail(&folder.log(), 0);
                 let doing = "waiting for the server that another process starts";
-                return Err(PostgresError::TimedOut { doing, after: START_LIMIT, log_tail });
+                return Err(ServerError::TimedOut { doing, after: START_LIMIT, log_tail });
             }
             sleep(Duration::from_millis(30)).await;
         }
@@ -140,7 +136,7 @@ impl Postgres {
     ///
     /// # Errors
     /// When the server has not ended after 20 seconds.
-    pub async fn stop(mut self) -> Result<(), PostgresError> {
+    pub async fn stop(mut self) -> Result<(), ServerError> {
         if self.owned.is_some() {
             self.go_down(None).await?;
             // The folder below /tmp is worth removing; one that is not empty stays.
@@ -154,7 +150,7 @@ impl Postgres {
     ///
     /// # Errors
     /// When the server is another process's, or has not ended after 20 seconds.
-    pub async fn kill(&mut self) -> Result<(), PostgresError> {
+    pub async fn kill(&mut self) -> Result<(), ServerError> {
         self.go_down(Some("QUIT")).await
     }
 
@@ -162,21 +158,21 @@ impl Postgres {
     ///
     /// # Errors
     /// As [`start`](Postgres::start), and when the port was taken meanwhile.
-    pub async fn restart(&mut self) -> Result<(), PostgresError> {
+    pub async fn restart(&mut self) -> Result<(), ServerError> {
         self.go_down(None).await?;
-        let Some(owned) = &mut self.owned else { return Err(PostgresError::NotOwner) };
-        if !is_free(self.port) {
-            return Err(PostgresError::PortTaken { port: self.port });
+        let Some(owned) = &mut self.owned else { return Err(ServerError::NotOwner) };
+        if !ports::is_free(self.port) {
+            return Err(ServerError::PortTaken { port: self.port });
         }
         let deadline = Instant::now() + START_LIMIT;
-        let log = cluster::own_log(&self.folder).await?;
+        let log = folder::own_log(&self.folder, "postgres").await?;
         match launch(&self.options, &self.folder, &owned.binaries, &log, self.port, deadline).await? {
             Some(up) => {
                 owned.watchdog = Some(up.watchdog);
                 self.pid = Some(up.pid);
                 Ok(())
             }
-            None => Err(PostgresError::PortTaken { port: self.port }),
+            None => Err(ServerError::PortTaken { port: self.port }),
         }
     }
 
@@ -185,17 +181,17 @@ impl Postgres {
         folder: Folder,
         lock: File,
         deadline: Instant,
-    ) -> Result<Postgres, PostgresError> {
+    ) -> Result<Postgres, ServerError> {
         let began = Instant::now();
-        let log = cluster::own_log(&folder).await?;
+        let log = folder::own_log(&folder, "postgres").await?;
         let binaries = cluster::choose_binaries(&folder, &options)?;
         cluster::init(&folder, &binaries, options.profile, &log, deadline).await?;
         let password = folder.password()?;
         let wanted = options.port.or_else(|| folder.remembered_port());
-        let mut ports = ports(wanted, folder::hash_number(&folder.dir));
+        let mut ports = ports::to_try(wanted, folder::hash_number(&folder.dir));
         let (port, up) = loop {
-            let Some(port) = ports.find(|port| is_free(*port)) else {
-                return Err(PostgresError::NoFreePort { from: *PORTS.start(), to: *PORTS.end() });
+            let Some(port) = ports.find(|port| ports::is_free(*port)) else {
+                return Err(ports::none_free());
             };
             if let Some(up) = launch(&options, &folder, &binaries, &log, port, deadline).await? {
                 break (port, up);
@@ -215,8 +211,8 @@ impl Postgres {
         Ok(Postgres { options, folder, password, port, socket_dir: up.socket_dir, pid: Some(up.pid), owned })
     }
 
-    async fn go_down(&mut self, signal: Option<&str>) -> Result<(), PostgresError> {
-        let Some(owned) = &mut self.owned else { return Err(PostgresError::NotOwner) };
+    async fn go_down(&mut self, signal: Option<&str>) -> Result<(), ServerError> {
+        let Some(owned) = &mut self.owned else { return Err(ServerError::NotOwner) };
         let Some(mut watchdog) = owned.watchdog.take() else { return Ok(()) };
         self.pid = None;
         if let Some(signal) = signal {
@@ -225,10 +221,10 @@ impl Postgres {
         watchdog.let_go();
         if timeout(STOP_LIMIT, watchdog.ended()).await.is_err() {
             let log_tail = folder::tail(&self.folder.log(), 0);
-            return Err(PostgresError::TimedOut { doing: "stopping the server", after: STOP_LIMIT, log_tail });
+            return Err(ServerError::TimedOut { doing: "stopping the server", after: STOP_LIMIT, log_tail });
         }
         // The last of its processes may outlive the first one by a moment.
-        cluster::own_log(&self.folder).await.map(drop)
+        folder::own_log(&self.folder, "postgres").await.map(drop)
     }
 }
 
@@ -258,28 +254,29 @@ async fn launch(
     log: &File,
     port: u16,
     deadline: Instant,
-) -> Result<Option<Up>, PostgresError> {
+) -> Result<Option<Up>, ServerError> {
     let socket_dir = folder.socket_dir()?;
-    cluster::clear_stale(&folder.pgdata(), &socket_dir, log)?;
+    cluster::clear_stale(&folder.data(), &socket_dir, log)?;
     let from = log.metadata().map_or(0, |meta| meta.len());
-    let args = options.server_args(&folder.pgdata(), &socket_dir, port);
-    let mut watchdog = Watchdog::spawn(&binaries.program("postgres"), &args, folder.run_as.as_ref(), log)
-        .map_err(PostgresError::io("starting PostgreSQL"))?;
+    let args = options.server_args(&folder.data(), &socket_dir, port);
+    let mut watchdog =
+        Watchdog::spawn(&binaries.program("postgres"), &args, Ending::POSTGRES, folder.run_as.as_ref(), log)
+            .map_err(ServerError::io("starting PostgreSQL"))?;
     let mut pause = Duration::from_millis(10);
     loop {
         if let Some((file, _)) = answering(folder).await.filter(|(file, _)| file.port == port) {
             return Ok(Some(Up { watchdog, pid: file.pid, socket_dir }));
         }
-        if let Some(status) = watchdog.try_ended().map_err(PostgresError::io("watching PostgreSQL"))? {
+        if let Some(status) = watchdog.try_ended().map_err(ServerError::io("watching PostgreSQL"))? {
             let log_tail = folder::tail(&folder.log(), from);
             if log_tail.contains("could not create any TCP/IP sockets") {
                 return Ok(None);
             }
-            return Err(PostgresError::StartFailed { status: status.to_string(), log: folder.log(), log_tail });
+            return Err(ServerError::StartFailed { status: status.to_string(), log: folder.log(), log_tail });
         }
         if Instant::now() >= deadline {
             let log_tail = folder::tail(&folder.log(), from);
-            return Err(PostgresError::TimedOut { doing: "starting PostgreSQL", after: START_LIMIT, log_tail });
+            return Err(ServerError::TimedOut { doing: "starting PostgreSQL", after: START_LIMIT, log_tail });
         }
         sleep(pause).await;
         pause = (pause * 3 / 2).min(Duration::from_millis(100));
@@ -288,7 +285,7 @@ async fn launch(
 
 /// What the folder's server says of itself, if it lets us in and is the folder's.
 async fn answering(folder: &Folder) -> Option<(PidFile, String)> {
-    let file = PidFile::read(&folder.pgdata()).filter(|file| file.port != 0)?;
+    let file = PidFile::read(&folder.data()).filter(|file| file.port != 0)?;
     let password = folder.password().ok()?;
     let options = PgConnectOptions::new_without_pgpass()
         .host("127.0.0.1")
@@ -305,17 +302,5 @@ async fn answering(folder: &Folder) -> Option<(PidFile, String)> {
         Ok::<_, sqlx::Error>(data_dir)
     });
     let data_dir = asked.await.ok()?.ok()?;
-    (Path::new(&data_dir) == folder.pgdata()).then_some((file, password))
-}
-
-/// The ports to try, the best first: the one wanted, then our range, beginning at a place that `hash` decides.
-fn ports(wanted: Option<u16>, hash: u64) -> impl Iterator<Item = u16> {
-    let count = u64::from(PORTS.end() - PORTS.start()) + 1;
-    let begin = hash % count;
-    let ours = (0..count).filter_map(move |step| u16::try_from((begin + step) % count).ok());
-    wanted.into_iter().chain(ours.map(|offset| PORTS.start() + offset))
-}
-
-fn is_free(port: u16) -> bool {
-    TcpListener::bind(("127.0.0.1", port)).is_ok()
+    (Path::new(&data_dir) == folder.data()).then_some((file, password))
 }

@@ -6,11 +6,12 @@ use std::path::PathBuf;
 
 use tokio::sync::OnceCell;
 
-use crate::{Postgres, PostgresOptions, Profile};
+use crate::{MariaDb, Postgres, PostgresOptions, Profile};
 
 pub use pooler::TransactionPooler;
 
 static SHARED: OnceCell<Postgres> = OnceCell::const_new();
+static SHARED_MARIADB: OnceCell<MariaDb> = OnceCell::const_new();
 /// Enough for a test binary that opens pools on many stores at once.
 const MAX_CONNECTIONS: u32 = 400;
 
@@ -34,6 +35,26 @@ pub async fn own_postgres(name: &str) -> Postgres {
     options.bin_dir = bin_dir();
     options.max_connections = MAX_CONNECTIONS;
     Postgres::start(options).await.unwrap_or_else(|error| panic!("the test server did not start: {error}"))
+}
+
+/// The shared MariaDB server, as [`shared_postgres`].
+///
+/// # Panics
+/// As [`shared_postgres`].
+pub async fn shared_mariadb() -> &'static MariaDb {
+    SHARED_MARIADB.get_or_init(|| own_mariadb("mariadb")).await
+}
+
+/// As [`own_postgres`].
+///
+/// # Panics
+/// As [`shared_postgres`].
+pub async fn own_mariadb(name: &str) -> MariaDb {
+    sweep();
+    let folder = std::env::temp_dir().join(format!("tenantry-test-{}-{name}", std::process::id()));
+    MariaDb::start(&folder, Profile::Test, MAX_CONNECTIONS)
+        .await
+        .unwrap_or_else(|error| panic!("the test server did not start: {error}"))
 }
 
 /// Removes what earlier test runs have left: their server went with them, their folder could not.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Why there is no server. Each variant is something that a person at the machine can act on.
 #[derive(Debug, thiserror::Error)]
-pub enum PostgresError {
+pub enum ServerError {
     /// No PostgreSQL anywhere we look.
     #[error(
         "no PostgreSQL server found (looked in {}). Three ways to get one: \
@@ -15,6 +15,14 @@ pub enum PostgresError {
     BinariesNotFound {
         /// The folders and patterns that were searched.
         searched: Vec<PathBuf>,
+    },
+    /// No MariaDB anywhere we look.
+    #[error(
+        "no MariaDB server found (looked for `{missing}` on PATH, in /usr/sbin and /usr/local): install it, e.g. `apt-get install mariadb-server`"
+    )]
+    MariaDbNotFound {
+        /// The program that is not there.
+        missing: &'static str,
     },
     /// The folder given by the caller is not one of a PostgreSQL server.
     #[error("PG_BINDIR is {}, which holds no `{missing}`: point it at a folder that holds `postgres` and `initdb`", .dir.display())]
@@ -41,10 +49,10 @@ pub enum PostgresError {
         user: String,
     },
     /// Root, and nobody to drop to.
-    #[error("PostgreSQL does not run as root, and there is neither a user `postgres` nor `nobody` to run it as")]
+    #[error("the server does not run as root, and there is neither a user `postgres` nor `nobody` to run it as")]
     NoUnprivilegedUser,
     /// `initdb` refuses a user without a name.
-    #[error("the user id {uid} has no entry in the user database, which PostgreSQL asks for: add one to /etc/passwd")]
+    #[error("the user id {uid} has no entry in the user database, which the server asks for: add one to /etc/passwd")]
     UnknownUser {
         /// Our user id.
         uid: u32,
@@ -86,8 +94,8 @@ pub enum PostgresError {
         /// Where it should be.
         file: PathBuf,
     },
-    /// `initdb` failed.
-    #[error("initdb failed ({status}):\n{output}")]
+    /// The program that makes the data failed.
+    #[error("making the server's data failed ({status}):\n{output}")]
     InitFailed {
         /// How it ended.
         status: String,
@@ -95,7 +103,7 @@ pub enum PostgresError {
         output: String,
     },
     /// The server ended while starting.
-    #[error("PostgreSQL did not start ({status}); the last lines of {}:\n{log_tail}", .log.display())]
+    #[error("the server did not start ({status}); the last lines of {}:\n{log_tail}", .log.display())]
     StartFailed {
         /// How it ended.
         status: String,
@@ -119,7 +127,7 @@ pub enum PostgresError {
         to: u16,
     },
     /// A server without an owner works on the data and does not end.
-    #[error("an abandoned PostgreSQL server still works in {} and does not end: processes {pids:?}", .data_dir.display())]
+    #[error("an abandoned server still works in {} and does not end: processes {pids:?}", .data_dir.display())]
     StillRunning {
         /// The folder.
         data_dir: PathBuf,
@@ -149,10 +157,10 @@ pub enum PostgresError {
     },
 }
 
-impl PostgresError {
+impl ServerError {
     /// For `map_err`: `doing` reads on after "failed".
-    pub(crate) fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> PostgresError {
-        move |source| PostgresError::Io { doing: doing.into(), source }
+    pub(crate) fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> ServerError {
+        move |source| ServerError::Io { doing: doing.into(), source }
     }
 }
 
