@@ -55,6 +55,8 @@ impl std::fmt::Display for StoreStatus {
 pub enum Engine {
     /// PostgreSQL 13 or later.
     Postgresql,
+    /// MySQL 8.0 or MariaDB 10.6, or later: what one of them lacks is not used on the other.
+    Mysql,
 }
 
 impl Engine {
@@ -63,6 +65,7 @@ impl Engine {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Postgresql => "postgresql",
+            Self::Mysql => "mysql",
         }
     }
 }

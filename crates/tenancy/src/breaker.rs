@@ -113,7 +113,7 @@ impl Breaker {
         };
         let last_error = self.last_error.as_ref().map(|(error, at)| LastError {
             cause: error.cause,
-            sqlstate: error.sqlstate.clone(),
+            code: error.code.clone(),
             ago_ms: millis(now.saturating_duration_since(*at)),
         });
         (state, last_error)

@@ -34,14 +34,14 @@ impl Pool {
         // take long: nobody should count on it yet.
         let at_once = (farewell != Farewell::Drain).then(|| self.node.budget.closing());
         self.node.spawn(async move {
-            let Physical { mut link, backend, permit, .. } = *physical;
+            let Physical { mut session, backend, permit, .. } = *physical;
             let config = &pool.node.config;
             if farewell == Farewell::Drain {
                 // The statement ends by itself or by `statement_timeout`; what it returns is read and thrown away.
-                link.ping(config.statement_timeout + config.query_margin).await;
+                session.ping(config.statement_timeout + config.query_margin).await;
             }
             let closing = at_once.unwrap_or_else(|| pool.node.budget.closing());
-            link.close(config.close_timeout).await;
+            session.close_within(config.close_timeout).await;
             tokio::time::sleep(config.close_linger).await;
             drop(permit);
             drop(closing);

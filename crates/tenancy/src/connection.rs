@@ -10,20 +10,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::TryStreamExt as _;
 use kernel::Engine;
+use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{Either, Executor as _, Postgres};
-use sqlx_core::transaction::TransactionManager as _;
 use tokio::time::timeout;
 
 use crate::closing::Farewell;
 use crate::error::{ConnectError, LeaseError, is_fatal};
-use crate::link::{Link, Ping};
 use crate::pool::{Physical, Pool};
-use crate::query::{Kind, Query, Row, Statement};
-
-type Manager = <Postgres as sqlx::Database>::TransactionManager;
+use crate::query::{Kind, Query, Row};
+use crate::session::{Ping, Session, Sink};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Condition {
@@ -69,10 +65,17 @@ impl Connection {
     /// The driver's connection, for what [`Query`] cannot say (COPY, several statements at once). Whatever is done to the
     /// session is undone before the next borrower gets it, which costs a round trip.
     pub fn postgres(&mut self) -> Option<&mut PgConnection> {
+        let connection = self.physical.as_mut()?.session.postgres()?;
         self.is_touched = true;
-        match &mut self.physical.as_mut()?.link {
-            Link::Postgres(connection) => Some(connection),
-        }
+        Some(connection)
+    }
+
+    /// As [`Connection::postgres`] for MySQL, where nothing undoes what is done to a session: the connection is closed when
+    /// it is given back.
+    pub fn mysql(&mut self) -> Option<&mut MySqlConnection> {
+        let connection = self.physical.as_mut()?.session.mysql()?;
+        self.is_touched = true;
+        Some(connection)
     }
 
     /// All rows.
@@ -92,7 +95,7 @@ impl Connection {
     pub async fn fetch_optional<T: Row>(&mut self, query: Query) -> Result<Option<T>, sqlx::Error> {
         let mut first = First(None);
         self.run(query, &mut first).await?;
-        first.0.map(|row| T::from_row(&row)).transpose()
+        first.0.transpose()
     }
 
     /// The first row.
@@ -128,24 +131,13 @@ impl Connection {
 
     async fn run_once(&mut self, query: Query, sink: &mut impl Sink) -> Result<(), sqlx::Error> {
         self.is_touched |= query.may_alter_session();
-        let Statement::Postgres(sql, arguments) = query.statement;
-        self.exchange(async |connection| {
-            let mut answers = connection.fetch_many(sqlx::query_with(sql, arguments));
-            while let Some(answer) = answers.try_next().await? {
-                match answer {
-                    Either::Left(done) => sink.done(done.rows_affected()),
-                    Either::Right(row) => sink.row(row),
-                }
-            }
-            Ok(())
-        })
-        .await
+        self.exchange(async |session| session.run(query.statement, sink).await).await
     }
 
     /// One exchange with the server: in flight from before the first byte until the last is read.
     async fn exchange<T>(
         &mut self,
-        ask: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+        ask: impl AsyncFnOnce(&mut Session) -> Result<T, sqlx::Error>,
     ) -> Result<T, sqlx::Error> {
         let config = &self.pool.node.config;
         let limit = config.statement_timeout + config.query_margin;
@@ -154,8 +146,7 @@ impl Connection {
             return Err(sqlx::Error::PoolClosed);
         }
         self.condition = Condition::InFlight;
-        let Link::Postgres(connection) = &mut physical.link;
-        let result = timeout(limit, ask(connection)).await;
+        let result = timeout(limit, ask(&mut physical.session)).await;
         match result {
             Ok(Ok(answer)) => {
                 self.condition = Condition::Clean;
@@ -167,7 +158,7 @@ impl Connection {
                     self.pool.suspect_idle();
                 } else {
                     self.has_failed |= matches!(error, sqlx::Error::Database(_));
-                    let is_settled = physical.link.settle(config.ping_timeout).await;
+                    let is_settled = physical.session.settle(config.ping_timeout).await;
                     self.condition = if is_settled { Condition::Clean } else { Condition::Dead };
                 }
                 Err(error)
@@ -196,15 +187,15 @@ impl Connection {
     pub(crate) async fn ping(&mut self) -> Ping {
         let Some(physical) = self.physical.as_mut() else { return Ping::Dead };
         self.condition = Condition::InFlight;
-        let ping = physical.link.ping(self.pool.node.config.ping_timeout).await;
+        let ping = physical.session.ping(self.pool.node.config.ping_timeout).await;
         self.condition = if ping == Ping::Alive { Condition::Clean } else { Condition::Dead };
         ping
     }
 
     pub(crate) async fn begin(mut self) -> Result<Transaction, LeaseError> {
-        let mut result = self.exchange(async |connection| Manager::begin(connection, None).await).await;
+        let mut result = self.exchange(async |session| session.begin().await).await;
         if result.is_err() && self.condition == Condition::Dead && self.renew().await {
-            result = self.exchange(async |connection| Manager::begin(connection, None).await).await;
+            result = self.exchange(async |session| session.begin().await).await;
         }
         match result {
             Ok(()) => {
@@ -228,7 +219,7 @@ impl Connection {
             self.condition = Condition::InFlight;
             let Some(physical) = self.physical.as_mut() else { return };
             let node = &self.pool.node;
-            if physical.link.reset(&node.setup, node.config.close_timeout).await {
+            if physical.session.reset(&node.setup, node.config.close_timeout).await {
                 self.condition = Condition::Clean;
                 self.is_touched = false;
             }
@@ -236,7 +227,7 @@ impl Connection {
     }
 
     async fn roll_back(&mut self) -> Result<(), sqlx::Error> {
-        self.exchange(async |connection| Manager::rollback(connection).await).await?;
+        self.exchange(async |session| session.roll_back().await).await?;
         self.in_transaction = false;
         Ok(())
     }
@@ -293,14 +284,14 @@ impl Transaction {
     pub async fn commit(mut self) -> Result<(), sqlx::Error> {
         let connection = &mut self.connection;
         if connection.is_touched && !connection.has_failed {
-            // Statements went by us, so the server is asked: it refuses anything when one of them failed.
-            connection.exchange(async |link| link.execute("select 1").await.map(drop)).await?;
+            // Statements went by us: where one that failed spoils the transaction, the server says so.
+            connection.exchange(async |session| session.check_transaction().await).await?;
         }
         if connection.has_failed {
             connection.roll_back().await?;
             return Err(sqlx::Error::Protocol("the transaction was rolled back: a statement in it had failed".into()));
         }
-        match connection.exchange(async |link| Manager::commit(link).await).await {
+        match connection.exchange(async |session| session.commit().await).await {
             Ok(()) => {
                 connection.in_transaction = false;
                 Ok(())
@@ -324,26 +315,28 @@ impl Transaction {
     }
 }
 
-/// What becomes of an answer. Rows that do not decode must not stop the reading: an answer is always read to its end.
-trait Sink: Send {
-    fn row(&mut self, row: PgRow);
-    fn done(&mut self, _changed: u64) {}
-    fn forget(&mut self);
-}
-
 struct All<T> {
     rows: Vec<T>,
     wrong: Option<sqlx::Error>,
 }
 
-impl<T: Row> Sink for All<T> {
-    fn row(&mut self, row: PgRow) {
+impl<T> All<T> {
+    fn take(&mut self, decode: impl FnOnce() -> Result<T, sqlx::Error>) {
         if self.wrong.is_none() {
-            match T::from_row(&row) {
+            match decode() {
                 Ok(row) => self.rows.push(row),
                 Err(error) => self.wrong = Some(error),
             }
         }
+    }
+}
+
+impl<T: Row> Sink for All<T> {
+    fn postgres(&mut self, row: PgRow) {
+        self.take(|| T::from_row(&row));
+    }
+    fn mysql(&mut self, row: MySqlRow) {
+        self.take(|| T::from_row(&row));
     }
     fn forget(&mut self) {
         self.rows.clear();
@@ -351,11 +344,14 @@ impl<T: Row> Sink for All<T> {
     }
 }
 
-struct First(Option<PgRow>);
+struct First<T>(Option<Result<T, sqlx::Error>>);
 
-impl Sink for First {
-    fn row(&mut self, row: PgRow) {
-        self.0.get_or_insert(row);
+impl<T: Row> Sink for First<T> {
+    fn postgres(&mut self, row: PgRow) {
+        self.0.get_or_insert_with(|| T::from_row(&row));
+    }
+    fn mysql(&mut self, row: MySqlRow) {
+        self.0.get_or_insert_with(|| T::from_row(&row));
     }
     fn forget(&mut self) {
         self.0 = None;
@@ -365,7 +361,8 @@ impl Sink for First {
 struct Changed(u64);
 
 impl Sink for Changed {
-    fn row(&mut self, _row: PgRow) {}
+    fn postgres(&mut self, _row: PgRow) {}
+    fn mysql(&mut self, _row: MySqlRow) {}
     fn done(&mut self, changed: u64) {
         self.0 += changed;
     }

@@ -7,14 +7,15 @@ use std::time::Duration;
 use kernel::{Engine, StoreId};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
-use sqlx::{ConnectOptions as _, Connection as _};
+use sqlx::ConnectOptions as _;
+use sqlx::mysql::{MySqlConnectOptions, MySqlSslMode};
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use tokio::time::timeout;
 use vault::{Aad, KeyRing, OpenError, Purpose, Sealed};
 use zeroize::Zeroizing;
 
 use crate::error::{Cause, ConnectError};
-use crate::link;
+use crate::session::{self, Session};
 
 /// What the server sees us as.
 const APPLICATION_NAME: &str = "tenantry";
@@ -163,13 +164,45 @@ impl Credential {
         }
     }
 
+    /// For a driver of MySQL and MariaDB; of the password the same holds as for [`Credential::pg_options`]. The session is set
+    /// up afterwards, in one statement.
+    #[must_use]
+    pub fn mysql_options(&self) -> MySqlConnectOptions {
+        let options = MySqlConnectOptions::new()
+            .host(&self.host)
+            .port(self.port)
+            .username(&self.username)
+            .password(self.password.expose_secret())
+            .database(&self.database)
+            .pipes_as_concat(false)
+            .no_engine_substitution(false)
+            .timezone(None)
+            .set_names(false)
+            // A slow statement would be logged whole, and some hold a password.
+            .disable_statement_logging()
+            .ssl_mode(match self.tls {
+                TlsMode::Disable => MySqlSslMode::Disabled,
+                TlsMode::Require => MySqlSslMode::Required,
+                TlsMode::VerifyCa => MySqlSslMode::VerifyCa,
+                TlsMode::VerifyFull => MySqlSslMode::VerifyIdentity,
+            });
+        match &self.ca_pem {
+            Some(pem) => options.ssl_ca_from_pem(pem.clone().into_bytes()),
+            None => options,
+        }
+    }
+
     /// A bare connection outside every pool and budget, for provisioning and checks. Close it in every outcome.
     ///
     /// # Errors
     /// [`ConnectError`], `Timeout` after `limit`.
-    pub async fn connect(&self, limit: Duration) -> Result<PgConnection, ConnectError> {
-        let options = self.pg_options();
-        within(limit, options.connect()).await
+    pub async fn connect(&self, limit: Duration) -> Result<Session, ConnectError> {
+        within(limit, async {
+            let mut session = Session::connect(self).await?;
+            session.set_up().await?;
+            Ok(session)
+        })
+        .await
     }
 
     /// Makes sure that a connection is one session of the server, for provisioning: two that are open at once must not
@@ -179,19 +212,15 @@ impl Credential {
     /// `TransactionPooler` when they share it, or why they could not be opened within `limit` each.
     pub async fn check_session_mode(&self, limit: Duration) -> Result<(), ConnectError> {
         let mut one = self.connect(limit).await?;
-        let two = self.connect(limit).await;
-        let verdict = match two {
+        let verdict = match self.connect(limit).await {
             Ok(mut two) => {
-                let backends = async { Ok((link::backend_of(&mut one).await?, link::backend_of(&mut two).await?)) };
-                let verdict = within(limit, backends).await.and_then(|(first, second)| {
-                    (first != second).then_some(()).ok_or(ConnectError::new(Cause::TransactionPooler))
-                });
-                drop(timeout(limit, two.close()).await);
-                verdict
+                let verdict = timeout(limit, session::check_apart(&mut one, &mut two)).await;
+                two.close_within(limit).await;
+                verdict.unwrap_or(Err(ConnectError::new(Cause::Timeout)))
             }
             Err(error) => Err(error),
         };
-        drop(timeout(limit, one.close()).await);
+        one.close_within(limit).await;
         verdict
     }
 }

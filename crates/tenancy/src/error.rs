@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use kernel::StoreStatus;
 use serde::Serialize;
+use sqlx::error::DatabaseError;
+use sqlx::mysql::MySqlDatabaseError;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 /// Why a database could not be reached or used.
@@ -72,13 +74,13 @@ impl Cause {
 pub struct ConnectError {
     /// What kind of trouble it is.
     pub cause: Cause,
-    /// The server's five-character code, when it gave one.
-    pub sqlstate: Option<String>,
+    /// What the server itself calls it, when it said anything: PostgreSQL's five characters, MySQL's number.
+    pub code: Option<String>,
 }
 
 impl ConnectError {
     pub(crate) const fn new(cause: Cause) -> Self {
-        Self { cause, sqlstate: None }
+        Self { cause, code: None }
     }
 }
 
@@ -93,33 +95,56 @@ impl From<&sqlx::Error> for ConnectError {
                 _ => Cause::Unreachable,
             },
             sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => Cause::Tls,
-            sqlx::Error::Database(database) => match database.code().as_deref().unwrap_or_default() {
-                "28P01" | "28000" => Cause::WrongPassword,
-                "42501" => Cause::Forbidden,
-                "3D000" => Cause::MissingDatabase,
-                "53300" => Cause::TooManyConnections,
-                "57P01" | "57P02" | "57P03" => Cause::NotReady,
-                "57014" | "25P03" | "57P05" => Cause::Timeout,
-                _ => Cause::Protocol,
-            },
+            sqlx::Error::Database(database) => cause_of(database.as_ref()),
             _ => Cause::Protocol,
         };
-        let sqlstate = match error {
-            sqlx::Error::Database(database) => database.code().map(std::borrow::Cow::into_owned),
+        let code = match error {
+            sqlx::Error::Database(database) => code_of(database.as_ref()),
             _ => None,
         };
-        Self { cause, sqlstate }
+        Self { cause, code }
+    }
+}
+
+/// What the server itself calls its error: of MySQL's, whose SQLSTATEs say little, the number.
+fn code_of(error: &dyn DatabaseError) -> Option<String> {
+    match error.try_downcast_ref::<MySqlDatabaseError>() {
+        Some(error) => Some(error.number().to_string()),
+        None => error.code().map(std::borrow::Cow::into_owned),
+    }
+}
+
+/// What a server means when it refuses a connection. The numbers are those of MySQL and MariaDB.
+fn cause_of(error: &dyn DatabaseError) -> Cause {
+    if let Some(error) = error.try_downcast_ref::<MySqlDatabaseError>() {
+        return match error.number() {
+            // Also an expired password, and an account that is locked: no other password helps before somebody acts.
+            1045 | 1698 | 1820 | 1862 | 3118 | 4151 => Cause::WrongPassword,
+            // Not this database, or not from here.
+            1044 | 1129 | 1130 | 1142 => Cause::Forbidden,
+            1049 => Cause::MissingDatabase,
+            1040 | 1203 | 1226 => Cause::TooManyConnections,
+            1053 | 1927 | 4031 => Cause::NotReady,
+            1205 | 1969 | 3024 => Cause::Timeout,
+            3159 => Cause::Tls,
+            _ => Cause::Protocol,
+        };
+    }
+    match error.code().as_deref().unwrap_or_default() {
+        "28P01" | "28000" => Cause::WrongPassword,
+        "42501" => Cause::Forbidden,
+        "3D000" => Cause::MissingDatabase,
+        "53300" => Cause::TooManyConnections,
+        "57P01" | "57P02" | "57P03" => Cause::NotReady,
+        "57014" | "25P03" | "57P05" => Cause::Timeout,
+        _ => Cause::Protocol,
     }
 }
 
 /// Whether the connection that gave this error is of no more use.
 pub(crate) fn is_fatal(error: &sqlx::Error) -> bool {
     match error {
-        sqlx::Error::Database(database) => database.try_downcast_ref::<PgDatabaseError>().is_none_or(|database| {
-            // Prepared statements that are gone, or no longer fit after a migration, fail on this connection for ever.
-            let is_stale = matches!(database.code(), "26000" | "0A000");
-            is_stale || matches!(database.severity(), PgSeverity::Fatal | PgSeverity::Panic)
-        }),
+        sqlx::Error::Database(database) => is_fatal_to_the_session(database.as_ref()),
         // These arise on our side, before or after the exchange.
         sqlx::Error::RowNotFound
         | sqlx::Error::TypeNotFound { .. }
@@ -130,6 +155,20 @@ pub(crate) fn is_fatal(error: &sqlx::Error) -> bool {
         | sqlx::Error::Decode(_) => false,
         _ => true,
     }
+}
+
+/// Whether the server has ended the session, or will answer this statement with the same error for ever: prepared
+/// statements that are gone, or no longer fit after a migration.
+fn is_fatal_to_the_session(error: &dyn DatabaseError) -> bool {
+    if let Some(error) = error.try_downcast_ref::<PgDatabaseError>() {
+        let is_stale = matches!(error.code(), "26000" | "0A000");
+        return is_stale || matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic);
+    }
+    error.try_downcast_ref::<MySqlDatabaseError>().is_none_or(|error| {
+        let is_stale = matches!(error.number(), 1243 | 1615);
+        // Shut down, killed, left idle for too long, or a packet that did not make sense.
+        is_stale || matches!(error.number(), 1053 | 1152..=1161 | 1184 | 1927 | 4031)
+    })
 }
 
 /// Why a lease or a connection was not given.

@@ -9,8 +9,8 @@ use vault::KeyRing;
 
 use crate::budget::Budget;
 use crate::config::TenancyConfig;
-use crate::link::Setup;
 use crate::registry::Stores;
+use crate::session::Setup;
 
 pub(crate) struct Node {
     pub(crate) config: TenancyConfig,

@@ -9,10 +9,10 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::budget::Permit;
 use crate::credential::Credential;
 use crate::error::{Cause, ConnectError};
-use crate::link::{Backend, Link};
 use crate::meter::{ConnectResult, count_connect};
 use crate::node::lock;
 use crate::pool::{Physical, Pool};
+use crate::session::{Backend, Session};
 
 /// Gives the place in the pool's counts back, also when the task dies.
 struct Place {
@@ -40,19 +40,19 @@ pub(crate) async fn open(pool: Arc<Pool>) {
     let Some(permit) = wait_for_permit(&pool).await else { return };
     let deadline = Instant::now() + pool.node.config.connect_timeout;
     let result = timeout_at(deadline, connect(&pool)).await.unwrap_or(Err(ConnectError::new(Cause::Timeout)));
-    let result = result.and_then(|(link, backend)| {
+    let result = result.and_then(|(session, backend)| {
         // Looked up and noted at once: of two that open together the second must find the first.
         let mut state = lock(&pool.state);
         if state.backends.contains(&backend) {
             return Err(ConnectError::new(Cause::TransactionPooler));
         }
         state.backends.push(backend.clone());
-        Ok((link, backend))
+        Ok((session, backend))
     });
     match result {
-        Ok((link, backend)) => {
+        Ok((session, backend)) => {
             place.is_kept = true;
-            hand_over(&pool, link, backend, permit);
+            hand_over(&pool, session, backend, permit);
         }
         Err(error) => {
             count_connect(ConnectResult::Failed(error.cause));
@@ -86,7 +86,7 @@ async fn wait_for_permit(pool: &Arc<Pool>) -> Option<Permit> {
     }
 }
 
-async fn connect(pool: &Pool) -> Result<(Link, Backend), ConnectError> {
+async fn connect(pool: &Pool) -> Result<(Session, Backend), ConnectError> {
     let database = &pool.database;
     let mut pause = Duration::from_millis(10);
     let mut was_ended = false;
@@ -96,7 +96,7 @@ async fn connect(pool: &Pool) -> Result<(Link, Backend), ConnectError> {
             let keys = &pool.node.keys;
             let credential = Credential::open(keys, &database.sealed, pool.store, database.credential_version)
                 .map_err(|_| ConnectError::new(Cause::Sealed))?;
-            Link::open(&credential, &pool.node.setup).await
+            Session::open(&credential, &pool.node.setup).await
         };
         match opened {
             // The server may not have noticed yet that another connection of ours has gone.
@@ -105,13 +105,13 @@ async fn connect(pool: &Pool) -> Result<(Link, Backend), ConnectError> {
                 pause *= 2;
             }
             // Somebody ended this one session, which says nothing of the server: one that stops refuses the next.
-            Err(error) if error.sqlstate.as_deref() == Some("57P01") && !was_ended => was_ended = true,
+            Err(error) if matches!(error.code.as_deref(), Some("57P01" | "1927")) && !was_ended => was_ended = true,
             other => return other,
         }
     }
 }
 
-fn hand_over(pool: &Arc<Pool>, link: Link, backend: Backend, permit: Permit) {
+fn hand_over(pool: &Arc<Pool>, session: Session, backend: Backend, permit: Permit) {
     count_connect(ConnectResult::Ok);
     let now = Instant::now();
     let lifetime = pool.node.config.max_lifetime;
@@ -124,7 +124,7 @@ fn hand_over(pool: &Arc<Pool>, link: Link, backend: Backend, permit: Permit) {
         state.is_pooled = false;
         lock(&pool.breaker).succeeded();
     }
-    pool.release(Box::new(Physical { link, backend, permit, opened: now, expires, since: now }));
+    pool.release(Box::new(Physical { session, backend, permit, opened: now, expires, since: now }));
     let mut state = lock(&pool.state);
     pool.open_for_waiters(&mut state, now);
 }

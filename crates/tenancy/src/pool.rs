@@ -23,15 +23,15 @@ use crate::budget::Permit;
 use crate::closing::Farewell;
 use crate::connection::Connection;
 use crate::error::{Cause, LeaseError};
-use crate::link::{Backend, Link, Ping};
 use crate::node::{Node, lock};
 use crate::opening;
 use crate::route::{DatabaseRoute, Route};
+use crate::session::{Backend, Ping, Session};
 use crate::stats::PoolState;
 
 /// An open connection with everything that it holds.
 pub(crate) struct Physical {
-    pub(crate) link: Link,
+    pub(crate) session: Session,
     pub(crate) backend: Backend,
     pub(crate) permit: Permit,
     pub(crate) opened: Instant,

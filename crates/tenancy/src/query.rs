@@ -1,7 +1,8 @@
 //! A statement with its arguments, ready for the engine of the connection that runs it.
 
 use sqlx::SqlStr;
-use sqlx::postgres::PgArguments;
+use sqlx::mysql::{MySqlArguments, MySqlRow};
+use sqlx::postgres::{PgArguments, PgRow};
 
 /// Whether a statement may be run a second time when its connection turns out to be dead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +23,7 @@ pub struct Query {
 #[derive(Clone)]
 pub(crate) enum Statement {
     Postgres(SqlStr, PgArguments),
+    MySql(SqlStr, MySqlArguments),
 }
 
 impl Query {
@@ -31,11 +33,16 @@ impl Query {
         Self { kind, statement: Statement::Postgres(sql.into_sql_str(), arguments) }
     }
 
+    /// A statement for MySQL and MariaDB; of its text the same holds as for [`Query::postgres`].
+    pub fn mysql(kind: Kind, sql: impl sqlx::SqlSafeStr, arguments: MySqlArguments) -> Self {
+        Self { kind, statement: Statement::MySql(sql.into_sql_str(), arguments) }
+    }
+
     /// Whether it may leave something in the session that the next borrower must not meet: anything but plain reading
     /// and writing of rows counts, and the functions that set or lock for the session.
     pub(crate) fn may_alter_session(&self) -> bool {
         const ROWS: [&str; 6] = ["select", "insert", "update", "delete", "with", "values"];
-        let Statement::Postgres(sql, _) = &self.statement;
+        let (Statement::Postgres(sql, _) | Statement::MySql(sql, _)) = &self.statement;
         let sql = sql.as_str();
         let start = sql.trim_ascii_start();
         let word = start.as_bytes();
@@ -44,18 +51,24 @@ impl Query {
                 && word.get(known.len()).is_none_or(|next| !next.is_ascii_alphanumeric() && *next != b'_')
         });
         // `select … into temp` stays for the session, too, but `into` is too common in `insert into` to look for.
-        !is_rows || sql.contains("set_config") || sql.contains("advisory_lock")
+        let leaves = |text: &str| sql.contains(text);
+        !is_rows
+            || match &self.statement {
+                Statement::Postgres(..) => leaves("set_config") || leaves("advisory_lock"),
+                Statement::MySql(..) => leaves("get_lock") || leaves("GET_LOCK") || leaves(":="),
+            }
     }
 }
 
 /// A row type that every engine can fill: `#[derive(sqlx::FromRow)]` gives it.
-pub trait Row: for<'r> sqlx::FromRow<'r, sqlx::postgres::PgRow> + Send + Unpin {}
+pub trait Row: for<'r> sqlx::FromRow<'r, PgRow> + for<'r> sqlx::FromRow<'r, MySqlRow> + Send + Unpin {}
 
-impl<T> Row for T where T: for<'r> sqlx::FromRow<'r, sqlx::postgres::PgRow> + Send + Unpin {}
+impl<T> Row for T where T: for<'r> sqlx::FromRow<'r, PgRow> + for<'r> sqlx::FromRow<'r, MySqlRow> + Send + Unpin {}
 
 #[cfg(test)]
 mod tests {
     use super::{Kind, Query};
+    use sqlx::mysql::MySqlArguments;
     use sqlx::postgres::PgArguments;
 
     #[test]
@@ -81,5 +94,12 @@ mod tests {
             assert!(alters(other), "{other}");
         }
         assert!(!alters("select pg_advisory_xact_lock(1)"));
+
+        let alters = |sql: &'static str| Query::mysql(Kind::Write, sql, MySqlArguments::default()).may_alter_session();
+        assert!(!alters("select `key` from settings where `key` = ?"));
+        for other in ["set @a = 1", "select @a := 1", "select get_lock('a', 1)", "handler a open", "lock tables a read"]
+        {
+            assert!(alters(other), "{other}");
+        }
     }
 }

@@ -106,7 +106,7 @@ pub struct LastError {
     /// What kind.
     pub cause: Cause,
     /// The server's code, when it gave one.
-    pub sqlstate: Option<String>,
+    pub code: Option<String>,
     /// How long ago.
     pub ago_ms: u64,
 }
