@@ -484,6 +484,14 @@ async fn next_number(tx: &mut Transaction) -> Result<i64, sqlx::Error> {
             let row: Option<(i64,)> = sql::optional_once(tx, &update).await?;
             row.map(|(number,)| number).ok_or(sqlx::Error::RowNotFound)
         }
+        // Nobody else reads it in between: the row is locked by now.
+        Engine::Mysql => {
+            let of_orders = || Expr::col("name").eq("order");
+            let next = Expr::col("value").add(1_i64);
+            sql::run(tx, Query::update().table("counters").value("value", next).and_where(of_orders())).await?;
+            let select = Query::select().column("value").from("counters").and_where(of_orders()).take();
+            sql::one(tx, &select).await.map(|(number,): (i64,)| number)
+        }
         engine => unreachable!("there are no statements for {engine}"),
     }
 }

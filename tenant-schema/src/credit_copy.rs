@@ -3,7 +3,8 @@
 //! then at the latest the copy is written again.
 
 use chrono::{DateTime, NaiveDate, Utc};
-use sea_query::{Expr, ExprTrait as _, OnConflict, Query, UpdateStatement};
+use sea_query::{Expr, ExprTrait as _, Query, UpdateStatement};
+use sqlx::error::DatabaseError;
 use tenancy::Connection;
 
 use crate::sql;
@@ -55,8 +56,9 @@ pub async fn credit_copy_write(conn: &mut Connection, copy: &CreditCopy) -> Resu
     if sql::run(conn, &update).await? == 1 {
         return Ok(None);
     }
-    let mut conflict = OnConflict::column("singleton");
-    conflict.do_nothing_on(["singleton"]);
+    if let Some(found) = found(conn).await? {
+        return Ok(Some(found));
+    }
     let insert = Query::insert()
         .into_table("credit_copy")
         .columns(["singleton", "state", "spendable", "month", "as_of", "copied_at"])
@@ -68,14 +70,21 @@ pub async fn credit_copy_write(conn: &mut Connection, copy: &CreditCopy) -> Resu
             copy.as_of.into(),
             copy.copied_at.into(),
         ])
-        .on_conflict(conflict)
         .take();
-    if sql::run(conn, &insert).await? == 1 {
-        return Ok(None);
+    match sql::run(conn, &insert).await {
+        Ok(_) => Ok(None),
+        // Somebody wrote the first one in between.
+        Err(error) if error.as_database_error().is_some_and(DatabaseError::is_unique_violation) => {
+            Ok(Some(found(conn).await?.ok_or(sqlx::Error::RowNotFound)?))
+        }
+        Err(error) => Err(error),
     }
-    let select = Query::select().expr(Expr::col("as_of").cast_as("text")).from("credit_copy").take();
-    let (found,) = sql::one(conn, &select).await?;
-    Ok(Some(FoundCopy(found)))
+}
+
+async fn found(conn: &mut Connection) -> Result<Option<FoundCopy>, sqlx::Error> {
+    let select = Query::select().expr(sql::as_text(conn.engine(), "as_of")).from("credit_copy").take();
+    let found: Option<(String,)> = sql::optional(conn, &select).await?;
+    Ok(found.map(|(found,)| FoundCopy(found)))
 }
 
 /// Writes the copy over one that was found, for who knows that nobody wrote a newer one; false when another is there now.
@@ -87,7 +96,7 @@ pub async fn credit_copy_replace(
     copy: &CreditCopy,
     found: &FoundCopy,
 ) -> Result<bool, sqlx::Error> {
-    let update = update(copy).and_where(Expr::col("as_of").cast_as("text").eq(found.0.as_str())).take();
+    let update = update(copy).and_where(sql::as_text(conn.engine(), "as_of").eq(found.0.as_str())).take();
     Ok(sql::run(conn, &update).await? == 1)
 }
 

@@ -2,8 +2,7 @@
 
 use kernel::Currency;
 use sqlx::error::BoxDynError;
-use sqlx::postgres::{PgTypeInfo, PgValueRef};
-use sqlx::{Decode, Postgres, Type};
+use sqlx::{Database, Decode, MySql, Postgres, Type};
 
 /// A column of text that reads as a `T`: `#[sqlx(try_from = "Stored<ProductId>")]`.
 #[derive(Debug)]
@@ -14,22 +13,28 @@ pub(crate) trait FromStored: Sized {
     fn from_stored(text: &str) -> Option<Self>;
 }
 
-impl<T> Type<Postgres> for Stored<T> {
-    fn type_info() -> PgTypeInfo {
-        <str as Type<Postgres>>::type_info()
-    }
+macro_rules! stored_in {
+    ($($database:ty)+) => {$(
+        impl<T> Type<$database> for Stored<T> {
+            fn type_info() -> <$database as Database>::TypeInfo {
+                <str as Type<$database>>::type_info()
+            }
 
-    fn compatible(column: &PgTypeInfo) -> bool {
-        <str as Type<Postgres>>::compatible(column)
-    }
+            fn compatible(column: &<$database as Database>::TypeInfo) -> bool {
+                <str as Type<$database>>::compatible(column)
+            }
+        }
+
+        impl<'r, T: FromStored> Decode<'r, $database> for Stored<T> {
+            fn decode(value: <$database as Database>::ValueRef<'r>) -> Result<Self, BoxDynError> {
+                let text = <&str as Decode<'r, $database>>::decode(value)?;
+                T::from_stored(text).map(Self).ok_or_else(|| "the stored text is of another kind than its column".into())
+            }
+        }
+    )+};
 }
 
-impl<'r, T: FromStored> Decode<'r, Postgres> for Stored<T> {
-    fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
-        let text = <&str as Decode<'r, Postgres>>::decode(value)?;
-        T::from_stored(text).map(Self).ok_or_else(|| "the stored text is of another kind than its column".into())
-    }
-}
+stored_in! { MySql Postgres }
 
 impl FromStored for Currency {
     fn from_stored(text: &str) -> Option<Self> {

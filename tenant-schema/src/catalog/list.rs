@@ -197,7 +197,10 @@ struct Shape {
 const FLAGS: usize = 7;
 const SHAPES: usize = ProductSort::ALL.len() * (MAX_TERMS + 1) * (1 << FLAGS);
 
-static POSTGRES_TEXTS: [OnceLock<Arc<str>>; SHAPES] = [const { OnceLock::new() }; SHAPES];
+type Texts = [OnceLock<Arc<str>>; SHAPES];
+
+static POSTGRES_TEXTS: Texts = [const { OnceLock::new() }; SHAPES];
+static MYSQL_TEXTS: Texts = [const { OnceLock::new() }; SHAPES];
 
 impl Shape {
     /// A number below [`SHAPES`], different for every shape.
@@ -217,12 +220,12 @@ impl Shape {
     }
 
     fn text(self, engine: Engine) -> Arc<str> {
-        match engine {
-            Engine::Postgresql => Arc::clone(
-                POSTGRES_TEXTS[self.index()].get_or_init(|| sql::text(engine, &Inputs::placeholder(self).statement())),
-            ),
+        let texts = match engine {
+            Engine::Postgresql => &POSTGRES_TEXTS,
+            Engine::Mysql => &MYSQL_TEXTS,
             engine => unreachable!("there are no statements for {engine}"),
-        }
+        };
+        Arc::clone(texts[self.index()].get_or_init(|| sql::text(engine, &Inputs::placeholder(self).statement())))
     }
 }
 
@@ -566,9 +569,14 @@ mod tests {
             inputs.vendor = inputs.vendor.map(|_| "vendor".to_owned());
             inputs.price_max_minor = inputs.price_max_minor.map(|_| 7);
             assert_eq!(inputs.shape(), shape);
-            let (text, values) = inputs.statement().build(sea_query::PostgresQueryBuilder);
-            assert_eq!(*shape.text(Engine::Postgresql), *text);
-            assert_eq!(inputs.values(), values, "{shape:?}");
+            let built = [
+                (Engine::Postgresql, inputs.statement().build(sea_query::PostgresQueryBuilder)),
+                (Engine::Mysql, inputs.statement().build(sea_query::MysqlQueryBuilder)),
+            ];
+            for (engine, (text, values)) in built {
+                assert_eq!(*shape.text(engine), *text);
+                assert_eq!(inputs.clone().values(), values, "{engine}: {shape:?}");
+            }
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use kernel::Engine;
 use kernel::{Currency, StoreId};
 use tenant_schema::catalog::{
     CatalogError, MovementReason, ProductInput, ProductQuery, ProductSort, ProductStatus, SaveOutcome, VariantInput,
@@ -11,6 +12,18 @@ use tenant_schema::catalog::{
 use tenant_schema::content::{page_by_slug, pages_list, redirect_for};
 
 use crate::support::{Store, now};
+
+on_each_engine! {
+    every_sorting_pages_through_every_product_once
+    filters_narrow_the_list
+    a_cursor_of_another_store_or_a_damaged_one_is_refused
+    only_what_is_listed_is_shown
+    a_product_page_has_its_options_variants_pictures_and_categories
+    the_rest_of_the_storefront_reads
+    every_write_bumps_the_version_and_an_unchanged_product_does_not
+    options_change_while_ids_stay_where_they_can
+    a_bad_product_is_refused_with_every_field
+}
 
 async fn handles(store: &Store, query: &ProductQuery) -> Vec<String> {
     let page = products_list(&mut store.conn().await, store.id, query).await.unwrap();
@@ -63,9 +76,8 @@ pub(crate) async fn save(store: &Store, input: &ProductInput) -> Result<SaveOutc
     }
 }
 
-#[tokio::test]
-async fn every_sorting_pages_through_every_product_once() {
-    let store = Store::demo().await;
+async fn every_sorting_pages_through_every_product_once(engine: Engine) {
+    let store = Store::demo(engine).await;
     for sort in ["newest", "title", "-title", "price", "-price"] {
         let sort: ProductSort = sort.parse().unwrap();
         let all = handles(&store, &ProductQuery { limit: 100, sort, ..ProductQuery::default() }).await;
@@ -87,9 +99,8 @@ async fn every_sorting_pages_through_every_product_once() {
     assert_eq!(handles(&store, &ProductQuery { limit: 1, ..ProductQuery::default() }).await, ["harbour-breakfast"]);
 }
 
-#[tokio::test]
-async fn filters_narrow_the_list() {
-    let store = Store::demo().await;
+async fn filters_narrow_the_list(engine: Engine) {
+    let store = Store::demo(engine).await;
     let some = |text: &str| Some(text.to_owned());
     let base = ProductQuery { sort: ProductSort::TitleAsc, ..ProductQuery::default() };
     let cases: Vec<(ProductQuery, Vec<&str>)> = vec![
@@ -121,9 +132,8 @@ async fn filters_narrow_the_list() {
     assert_eq!(page.catalog_version, catalog_version(&mut store.conn().await).await.unwrap());
 }
 
-#[tokio::test]
-async fn a_cursor_of_another_store_or_a_damaged_one_is_refused() {
-    let store = Store::demo().await;
+async fn a_cursor_of_another_store_or_a_damaged_one_is_refused(engine: Engine) {
+    let store = Store::demo(engine).await;
     let query = ProductQuery { limit: 2, ..ProductQuery::default() };
     let cursor = products_list(&mut store.conn().await, store.id, &query).await.unwrap().next_cursor;
     let with = ProductQuery { cursor, ..query };
@@ -134,9 +144,8 @@ async fn a_cursor_of_another_store_or_a_damaged_one_is_refused() {
     assert!(matches!(products_list(&mut conn, store.id, &damaged).await, Err(CatalogError::Cursor(_))));
 }
 
-#[tokio::test]
-async fn only_what_is_listed_is_shown() {
-    let store = Store::empty().await;
+async fn only_what_is_listed_is_shown(engine: Engine) {
+    let store = Store::empty(engine).await;
     for (handle, status, is_published) in [
         ("draft", ProductStatus::Draft, true),
         ("old", ProductStatus::Archived, true),
@@ -161,9 +170,8 @@ async fn only_what_is_listed_is_shown() {
     assert_eq!(product_by_handle(&mut store.conn().await, "shown").await.unwrap().unwrap().id, shown.id);
 }
 
-#[tokio::test]
-async fn a_product_page_has_its_options_variants_pictures_and_categories() {
-    let store = Store::demo().await;
+async fn a_product_page_has_its_options_variants_pictures_and_categories(engine: Engine) {
+    let store = Store::demo(engine).await;
     let pot = product_by_handle(&mut store.conn().await, "thumb-cup").await.unwrap().unwrap();
     assert_eq!(pot.options.len(), 1);
     assert_eq!(pot.options[0].values, ["Oat", "Slate", "Moss"]);
@@ -176,9 +184,8 @@ async fn a_product_page_has_its_options_variants_pictures_and_categories() {
     assert!(product_by_handle(&mut store.conn().await, "nothing").await.unwrap().is_none());
 }
 
-#[tokio::test]
-async fn the_rest_of_the_storefront_reads() {
-    let store = Store::demo().await;
+async fn the_rest_of_the_storefront_reads(engine: Engine) {
+    let store = Store::demo(engine).await;
     let mut conn = store.conn().await;
     let tree = categories_tree(&mut conn).await.unwrap();
     assert_eq!(tree.roots.iter().map(|node| node.handle.as_str()).collect::<Vec<_>>(), ["tea", "teaware", "pantry"]);
@@ -191,9 +198,8 @@ async fn the_rest_of_the_storefront_reads() {
     assert_eq!(redirect_for(&mut conn, "/old").await.unwrap().unwrap().to_path, "/new");
 }
 
-#[tokio::test]
-async fn every_write_bumps_the_version_and_an_unchanged_product_does_not() {
-    let store = Store::empty().await;
+async fn every_write_bumps_the_version_and_an_unchanged_product_does_not(engine: Engine) {
+    let store = Store::empty(engine).await;
     let version = async || catalog_version(&mut store.conn().await).await.unwrap();
     let start = version().await;
     let mut input = plain("tea", 500, 3);
@@ -213,9 +219,8 @@ async fn every_write_bumps_the_version_and_an_unchanged_product_does_not() {
     assert_eq!(version().await, start + 2);
 }
 
-#[tokio::test]
-async fn options_change_while_ids_stay_where_they_can() {
-    let store = Store::empty().await;
+async fn options_change_while_ids_stay_where_they_can(engine: Engine) {
+    let store = Store::empty(engine).await;
     let variant = |values: &[&str], sku: &str| VariantInput {
         options: values.iter().map(|value| (*value).to_owned()).collect(),
         sku: Some(sku.to_owned()),
@@ -247,9 +252,8 @@ async fn options_change_while_ids_stay_where_they_can() {
     assert_eq!(save(&store, &input).await.unwrap(), SaveOutcome::Unchanged);
 }
 
-#[tokio::test]
-async fn a_bad_product_is_refused_with_every_field() {
-    let store = Store::empty().await;
+async fn a_bad_product_is_refused_with_every_field(engine: Engine) {
+    let store = Store::empty(engine).await;
     let mut bad = plain("Bad Handle", -1, -1);
     bad.title = "a\u{202e}b".to_owned();
     bad.variants.push(bad.variants[0].clone());

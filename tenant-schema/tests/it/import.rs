@@ -2,11 +2,23 @@
 
 use std::fmt::Write as _;
 
+use kernel::Engine;
 use tenant_schema::catalog::{catalog_version, product_by_handle};
 use tenant_schema::import::{ImportError, ImportOptions, ImportReport, products_import};
 use tenant_schema::seed::counts;
 
 use crate::support::{Store, now, shared_data};
+
+on_each_engine! {
+    the_classic_header_imports_and_the_second_time_nothing_changes
+    the_new_header_means_the_same
+    bad_products_are_skipped_and_named_and_the_rest_goes_in
+    a_missing_column_keeps_and_a_blank_field_empties
+    a_file_that_is_no_product_file_says_what_it_lacks
+    a_file_that_breaks_off_leaves_only_whole_products
+    the_list_of_errors_is_bounded_and_their_number_is_not
+    real_files_import_when_they_are_there
+}
 
 async fn import(store: &Store, file: &str) -> ImportReport {
     products_import(&store.lease, file.as_bytes(), ImportOptions::new(), now(), |_| {}).await.unwrap()
@@ -19,9 +31,8 @@ fn codes(report: &ImportReport) -> Vec<(u64, Option<&str>, &str)> {
 const CLASSIC: &str = include_str!("../data/classic.csv");
 const NEW: &str = include_str!("../data/new-header.csv");
 
-#[tokio::test]
-async fn the_classic_header_imports_and_the_second_time_nothing_changes() {
-    let store = Store::empty().await;
+async fn the_classic_header_imports_and_the_second_time_nothing_changes(engine: Engine) {
+    let store = Store::empty(engine).await;
     let dry = products_import(&store.lease, CLASSIC.as_bytes(), ImportOptions::dry_run(), now(), |_| {}).await.unwrap();
     assert_eq!((dry.products_created, dry.variants_created, dry.dry_run), (3, 5, true));
     assert_eq!(counts(&mut store.conn().await).await.unwrap().products, 0);
@@ -48,9 +59,8 @@ async fn the_classic_header_imports_and_the_second_time_nothing_changes() {
     assert_eq!(product_by_handle(&mut store.conn().await, "mug").await.unwrap().unwrap(), mug);
 }
 
-#[tokio::test]
-async fn the_new_header_means_the_same() {
-    let store = Store::empty().await;
+async fn the_new_header_means_the_same(engine: Engine) {
+    let store = Store::empty(engine).await;
     let report = import(&store, NEW).await;
     assert_eq!(codes(&report), []);
     assert_eq!((report.products_created, report.variants_created), (2, 3));
@@ -62,9 +72,8 @@ async fn the_new_header_means_the_same() {
     assert!(product_by_handle(&mut store.conn().await, "secret").await.unwrap().is_none(), "a draft is not shown");
 }
 
-#[tokio::test]
-async fn bad_products_are_skipped_and_named_and_the_rest_goes_in() {
-    let store = Store::empty().await;
+async fn bad_products_are_skipped_and_named_and_the_rest_goes_in(engine: Engine) {
+    let store = Store::empty(engine).await;
     let header = "Handle,Title,Option1 Name,Option1 Value,Variant SKU,Variant Price,Variant Inventory Qty,Image Src\n";
     let mut file = header.to_owned();
     for row in [
@@ -113,9 +122,8 @@ async fn bad_products_are_skipped_and_named_and_the_rest_goes_in() {
     assert_eq!(store.number("select count(*) from product_variants").await, 2);
 }
 
-#[tokio::test]
-async fn a_missing_column_keeps_and_a_blank_field_empties() {
-    let store = Store::empty().await;
+async fn a_missing_column_keeps_and_a_blank_field_empties(engine: Engine) {
+    let store = Store::empty(engine).await;
     import(&store, CLASSIC).await;
     let before = product_by_handle(&mut store.conn().await, "reading-lamp").await.unwrap().unwrap();
     let version = catalog_version(&mut store.conn().await).await.unwrap();
@@ -140,9 +148,8 @@ async fn a_missing_column_keeps_and_a_blank_field_empties() {
     assert_eq!((blank.variants.len(), blank.title.as_str()), (3, "Lamp"));
 }
 
-#[tokio::test]
-async fn a_file_that_is_no_product_file_says_what_it_lacks() {
-    let store = Store::empty().await;
+async fn a_file_that_is_no_product_file_says_what_it_lacks(engine: Engine) {
+    let store = Store::empty(engine).await;
     let run = async |file: &[u8]| products_import(&store.lease, file, ImportOptions::new(), now(), |_| {}).await;
     assert!(matches!(run(b"").await, Err(ImportError::Empty)));
     assert!(matches!(run(b"\xff\xfeH\0").await, Err(ImportError::NotUtf8 { line: 1 })));
@@ -161,8 +168,7 @@ async fn a_file_that_is_no_product_file_says_what_it_lacks() {
     assert_eq!(counts(&mut store.conn().await).await.unwrap().products, 1);
 }
 
-#[tokio::test]
-async fn a_file_that_breaks_off_leaves_only_whole_products() {
+async fn a_file_that_breaks_off_leaves_only_whole_products(engine: Engine) {
     use tokio::io::AsyncReadExt as _;
     struct Broken;
     impl tokio::io::AsyncRead for Broken {
@@ -174,16 +180,15 @@ async fn a_file_that_breaks_off_leaves_only_whole_products() {
             std::task::Poll::Ready(Err(std::io::ErrorKind::ConnectionReset.into()))
         }
     }
-    let store = Store::empty().await;
+    let store = Store::empty(engine).await;
     let start = "Handle,Title,Option1 Name,Option1 Value,Price\na,A,,,1\nb,B,Size,S,1\nb,,,M,".as_bytes();
     let ended = products_import(&store.lease, start.chain(Broken), ImportOptions::new(), now(), |_| {}).await;
     assert!(matches!(ended, Err(ImportError::Read(_))));
     assert_eq!(counts(&mut store.conn().await).await.unwrap().products, 1);
 }
 
-#[tokio::test]
-async fn the_list_of_errors_is_bounded_and_their_number_is_not() {
-    let store = Store::empty().await;
+async fn the_list_of_errors_is_bounded_and_their_number_is_not(engine: Engine) {
+    let store = Store::empty(engine).await;
     let mut file = "Handle,Title,Price\n".to_owned();
     for n in 0..1500 {
         writeln!(file, "p-{n},P,free").unwrap();
@@ -195,7 +200,7 @@ async fn the_list_of_errors_is_bounded_and_their_number_is_not() {
 #[tokio::test]
 #[ignore = "long: 50,000 rows, twice"]
 async fn fifty_thousand_rows_import_and_import_again() {
-    let store = Store::empty().await;
+    let store = Store::empty(Engine::Postgresql).await;
     let mut file =
         "Handle,Title,Option1 Name,Option1 Value,Variant SKU,Variant Price,Variant Inventory Qty\n".to_owned();
     for n in 0..20_000 {
@@ -210,14 +215,13 @@ async fn fifty_thousand_rows_import_and_import_again() {
     assert_eq!((second.products_unchanged, second.variants_unchanged), (20_000, 50_000));
 }
 
-#[tokio::test]
-async fn real_files_import_when_they_are_there() {
+async fn real_files_import_when_they_are_there(engine: Engine) {
     for (file, products, variants) in [("apparel.csv", 20, 22), ("jewelery.csv", 20, 23)] {
         let Some(path) = shared_data(&format!("shopify-csv/{file}")) else {
             println!("skipped: ../shared/data/shopify-csv/{file} is not here");
             continue;
         };
-        let store = Store::empty().await;
+        let store = Store::empty(engine).await;
         let text = std::fs::read_to_string(path).unwrap();
         let first = import(&store, &text).await;
         assert_eq!(codes(&first), [], "{file}");

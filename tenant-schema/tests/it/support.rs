@@ -2,49 +2,103 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use devkit::Postgres;
-use devkit::testing::shared_postgres;
+use devkit::testing::{shared_mariadb, shared_postgres};
 use kernel::{Currency, Engine, Hostname, StoreId, StoreStatus};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tenancy::{
-    Connection, Credential, DatabaseRoute, Directory, DirectoryError, Lease, Route, Tenancy, TenancyConfig, TlsMode,
-    Transaction,
+    Connection, Credential, DatabaseRoute, Directory, DirectoryError, Lease, Route, Session, Tenancy, TenancyConfig,
+    TlsMode, Transaction,
 };
 use tenant_schema::migrate;
 use tenant_schema::seed::{SeedInput, SeedOwner, seed};
 use vault::KeyRing;
 
-/// A database of its own on the shared server.
+/// A database of its own on the shared server of its engine.
 pub(crate) struct Database {
-    postgres: &'static Postgres,
-    name: String,
+    engine: Engine,
+    credential: Credential,
 }
 
 impl Database {
-    pub(crate) async fn create() -> Self {
-        let postgres = shared_postgres().await;
-        let database = Self { postgres, name: format!("t_{}", StoreId::new(now()).to_string().to_lowercase()) };
-        let mut server = database.connect_to("postgres").await;
-        server.execute(AssertSqlSafe(format!("create database {}", database.name))).await.unwrap();
-        server.close().await.unwrap();
-        database
-    }
-
-    async fn connect_to(&self, name: &str) -> PgConnection {
-        PgConnection::connect(&self.postgres.url(name)).await.unwrap()
+    pub(crate) async fn create(engine: Engine) -> Self {
+        let name = format!("t_{}", StoreId::new(now()).to_string().to_lowercase());
+        let create = AssertSqlSafe(format!("create database {name}"));
+        let (port, (username, password)) = match engine {
+            Engine::Postgresql => {
+                let server = shared_postgres().await;
+                let mut admin = PgConnection::connect(&server.url("postgres")).await.unwrap();
+                admin.execute(create).await.unwrap();
+                admin.close().await.unwrap();
+                (server.port(), server.superuser())
+            }
+            Engine::Mysql => {
+                let server = shared_mariadb().await;
+                let mut admin = server.connect(None).await.unwrap();
+                admin.execute(create).await.unwrap();
+                admin.close().await.unwrap();
+                (server.port(), server.admin())
+            }
+            engine => panic!("there is no test server for {engine}"),
+        };
+        let credential = Credential {
+            engine,
+            host: "127.0.0.1".to_owned(),
+            port,
+            username: username.to_owned(),
+            password: password.into(),
+            database: name,
+            tls: TlsMode::Disable,
+            ca_pem: None,
+        };
+        Self { engine, credential }
     }
 
     /// A connection of its own, past the connection manager.
-    pub(crate) async fn connect(&self) -> PgConnection {
-        self.connect_to(&self.name).await
+    pub(crate) async fn connect(&self) -> Session {
+        self.credential.connect(Duration::from_secs(10)).await.unwrap()
     }
 
     pub(crate) async fn migrate(&self) {
-        let mut conn = self.connect().await;
-        migrate(&mut conn).await.unwrap();
-        conn.close().await.unwrap();
+        let mut session = self.connect().await;
+        migrate(&mut session).await.unwrap();
+        session.close().await.unwrap();
+    }
+
+    /// Runs SQL of the test's own, one statement or several.
+    pub(crate) async fn execute(&self, sql: &str) {
+        let mut session = self.connect().await;
+        run(&mut session, sql).await;
+        session.close().await.unwrap();
+    }
+
+    /// One number, by SQL of the test's own.
+    pub(crate) async fn number(&self, sql: &str) -> i64 {
+        let mut session = self.connect().await;
+        let number = match &mut session {
+            Session::Postgres(conn) => {
+                conn.execute("set search_path = tenantry, public").await.unwrap();
+                let sql = AssertSqlSafe(format!("select ({sql})::bigint"));
+                sqlx::query_scalar(sql).fetch_one(conn).await.unwrap()
+            }
+            Session::MySql(conn) => {
+                let sql = AssertSqlSafe(format!("select cast(({sql}) as signed)"));
+                sqlx::query_scalar(sql).fetch_one(conn).await.unwrap()
+            }
+        };
+        session.close().await.unwrap();
+        number
+    }
+}
+
+/// Runs SQL of the test's own in a session.
+pub(crate) async fn run(session: &mut Session, sql: &str) {
+    let sql = sqlx::raw_sql(AssertSqlSafe(sql.to_owned()));
+    match session {
+        Session::Postgres(conn) => drop(sql.execute(conn).await.unwrap()),
+        Session::MySql(conn) => drop(sql.execute(conn).await.unwrap()),
     }
 }
 
@@ -71,47 +125,36 @@ pub(crate) struct Store {
 
 impl Store {
     /// With the demo catalogue.
-    pub(crate) async fn demo() -> Self {
-        Self::start(true).await
+    pub(crate) async fn demo(engine: Engine) -> Self {
+        Self::start(engine, true).await
     }
 
     /// With nothing to sell yet.
-    pub(crate) async fn empty() -> Self {
-        Self::start(false).await
+    pub(crate) async fn empty(engine: Engine) -> Self {
+        Self::start(engine, false).await
     }
 
-    async fn start(demo: bool) -> Self {
-        let store = Self::unseeded().await;
+    async fn start(engine: Engine, demo: bool) -> Self {
+        let store = Self::unseeded(engine).await;
         seed(&store.lease, &store.seed_input(demo), now()).await.unwrap();
         store
     }
 
-    pub(crate) async fn unseeded() -> Self {
-        let database = Database::create().await;
+    pub(crate) async fn unseeded(engine: Engine) -> Self {
+        let database = Database::create(engine).await;
         database.migrate().await;
         let id = StoreId::new(now());
         let ring = Arc::new(KeyRing::parse("test:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap());
-        let (username, password) = database.postgres.superuser();
-        let credential = Credential {
-            engine: Engine::Postgresql,
-            host: "127.0.0.1".to_owned(),
-            port: database.postgres.port(),
-            username: username.to_owned(),
-            password: password.into(),
-            database: database.name.clone(),
-            tls: TlsMode::Disable,
-            ca_pem: None,
-        };
         let route = Route {
             store_id: id,
             status: StoreStatus::Active,
             is_read_only: false,
             version: 1,
             database: Some(DatabaseRoute {
-                engine: Engine::Postgresql,
+                engine,
                 server: None,
                 schema_version: tenant_schema::LATEST_VERSION,
-                sealed: credential.seal(&ring, id, 1),
+                sealed: database.credential.seal(&ring, id, 1),
                 credential_version: 1,
             }),
         };
@@ -146,20 +189,62 @@ impl Store {
     }
 
     /// One number out of the database, by SQL of the test's own.
-    pub(crate) async fn number(&self, sql: &'static str) -> i64 {
-        let mut conn = self.database.connect().await;
-        conn.execute("set search_path = tenantry").await.unwrap();
-        let number: i64 = sqlx::query_scalar(sql).fetch_one(&mut conn).await.unwrap();
-        conn.close().await.unwrap();
-        number
+    pub(crate) async fn number(&self, sql: &str) -> i64 {
+        self.database.number(sql).await
     }
 
     /// Runs SQL of the test's own.
-    pub(crate) async fn execute(&self, sql: &'static str) {
-        let mut conn = self.database.connect().await;
-        conn.execute("set search_path = tenantry").await.unwrap();
-        conn.execute(sql).await.unwrap();
-        conn.close().await.unwrap();
+    pub(crate) async fn execute(&self, sql: &str) {
+        let path = if self.database.engine == Engine::Postgresql { "set search_path = tenantry; " } else { "" };
+        self.database.execute(&format!("{path}{sql}")).await;
+    }
+
+    /// How many sessions in the database wait for a lock.
+    pub(crate) async fn waiting(&self) -> i64 {
+        if self.database.engine == Engine::Mysql {
+            // Who asks InnoDB more often is told the same again and again.
+            tokio::time::sleep(Duration::from_millis(110)).await;
+        }
+        self.number(match self.database.engine {
+            Engine::Postgresql => {
+                "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+            }
+            _ => {
+                "select count(*) from information_schema.innodb_trx t
+                 join information_schema.processlist p on p.id = t.trx_mysql_thread_id
+                 where t.trx_state = 'LOCK WAIT' and p.db = database()"
+            }
+        })
+        .await
+    }
+
+    /// A number that another one follows on when a row changes.
+    pub(crate) async fn print(&self) -> i64 {
+        const TABLES: [&str; 8] = [
+            "products",
+            "product_variants",
+            "settings",
+            "inventory_levels",
+            "catalog_version",
+            "pages",
+            "staff",
+            "inventory_movements",
+        ];
+        let mut session = self.database.connect().await;
+        let print = match &mut session {
+            Session::Postgres(conn) => {
+                let rows = TABLES.map(|table| format!("select t::text from tenantry.{table} t")).join(" union all ");
+                let sql = AssertSqlSafe(format!("select sum(hashtext(t::text))::bigint from ({rows}) t"));
+                sqlx::query_scalar(sql).fetch_one(conn).await.unwrap()
+            }
+            Session::MySql(conn) => {
+                let sql = AssertSqlSafe(format!("checksum table {}", TABLES.join(", ")));
+                let sums: Vec<(String, i64)> = sqlx::query_as(sql).fetch_all(conn).await.unwrap();
+                sums.iter().map(|(_, sum)| sum).sum()
+            }
+        };
+        session.close().await.unwrap();
+        print
     }
 }
 

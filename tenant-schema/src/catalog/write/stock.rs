@@ -114,12 +114,12 @@ pub(super) async fn write_availability(
 ) -> Result<(), sqlx::Error> {
     let variants = variants_of(tx, id, currency).await?;
     let any = variants.iter().any(|v| is_available(v.manages_stock, v.allows_backorder, v.stocked, v.reserved));
-    let update = Query::update()
-        .table("products")
-        .value("is_available", any)
-        .and_where(Expr::col("id").eq(id.to_string()))
-        .and_where(Expr::col("is_available").ne(any))
-        .take();
-    sql::run(tx, &update).await?;
+    // Read first: where nothing changes, MySQL would wait for whoever has locked the row all the same.
+    let of_product = || Expr::col("id").eq(id.to_string());
+    let select = Query::select().column("is_available").from("products").and_where(of_product()).take();
+    let listed: Option<(bool,)> = sql::optional(tx, &select).await?;
+    if listed.is_some_and(|(listed,)| listed != any) {
+        sql::run(tx, Query::update().table("products").value("is_available", any).and_where(of_product())).await?;
+    }
     Ok(())
 }

@@ -1,0 +1,20 @@
+create table if not exists product_variants (
+    id varchar(40) character set ascii collate ascii_bin not null,
+    product_id varchar(40) character set ascii collate ascii_bin not null,
+    title varchar(800) not null,
+    sku varchar(255) collate utf8mb4_bin,
+    barcode varchar(255),
+    position integer not null,
+    weight_grams bigint not null,
+    requires_shipping boolean not null,
+    is_taxable boolean not null,
+    manages_stock boolean not null,
+    allows_backorder boolean not null,
+    created_at datetime(6) not null,
+    updated_at datetime(6) not null,
+    constraint product_variants_pkey primary key (id),
+    constraint product_variants_sku_key unique (sku),
+    constraint product_variants_weight_grams_check check (weight_grams >= 0),
+    constraint product_variants_product_fk foreign key (product_id) references products (id) on delete cascade,
+    index product_variants_product_id_idx (product_id, position)
+) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin;

@@ -1,0 +1,21 @@
+create table if not exists customer_addresses (
+    id varchar(40) character set ascii collate ascii_bin not null,
+    customer_id varchar(40) character set ascii collate ascii_bin not null,
+    first_name varchar(100),
+    last_name varchar(100),
+    company varchar(255),
+    address1 varchar(255) not null,
+    address2 varchar(255),
+    city varchar(255) not null,
+    region varchar(255),
+    postal_code varchar(40),
+    country varchar(2) character set ascii collate ascii_bin not null,
+    phone varchar(40),
+    is_default_shipping boolean not null,
+    is_default_billing boolean not null,
+    created_at datetime(6) not null,
+    updated_at datetime(6) not null,
+    constraint customer_addresses_pkey primary key (id),
+    constraint customer_addresses_customer_fk foreign key (customer_id) references customers (id) on delete cascade,
+    index customer_addresses_customer_id_idx (customer_id)
+) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin;

@@ -1,0 +1,241 @@
+//! A store's database in MySQL or MariaDB: the whole database is ours, so it must be empty or ours already.
+//!
+//! DDL commits by itself there, so what is under way is always visible: the record of a file that was begun says so, and the
+//! file, one statement, is run again. `_migrations` is made first and dropped last; its comment is the mark.
+
+use std::time::Duration;
+
+use kernel::StoreId;
+use kernel::ident::quote_literal;
+use sqlx::migrate::{Migration, Migrator};
+use sqlx::mysql::MySqlDatabaseError;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, MySqlConnection};
+
+use super::{Claim, LockWait, SchemaError, SchemaState, is_current};
+
+/// Names the lock that one migrator at a time holds. A server has one set of them for all of its databases.
+const LOCK_NAME: &str = "concat('tenantry:', md5(database()))";
+
+pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("../migrations-tenant/mysql");
+
+/// What `create table` of every file begins with.
+const CREATE: &str = "create table if not exists ";
+
+pub(super) async fn inspect(conn: &mut MySqlConnection) -> Result<SchemaState, sqlx::Error> {
+    let tables: Vec<(String, String)> = sqlx::query_as(
+        "select table_name, coalesce(table_comment, '') from information_schema.tables where table_schema = database()",
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    let has = |name: &str| tables.iter().any(|(table, _)| table == name);
+    let Some((_, comment)) = tables.iter().find(|(table, _)| table == "_migrations") else {
+        let is_empty = tables.is_empty() && !has_programs(conn).await?;
+        return Ok(if is_empty { SchemaState::Empty } else { SchemaState::Foreign });
+    };
+    let marked = super::marked(comment);
+    let columns: i64 = sqlx::query_scalar(
+        "select count(*) from information_schema.columns
+         where table_schema = database() and table_name = '_migrations'
+           and column_name in ('version', 'checksum', 'success')",
+    )
+    .fetch_one(&mut *conn)
+    .await?;
+    if columns != 3 {
+        return Ok(SchemaState::Foreign);
+    }
+    let version: i64 = sqlx::query_scalar("select coalesce(max(version), 0) from _migrations where success = true")
+        .fetch_one(&mut *conn)
+        .await?;
+    if !has("store_identity") {
+        // Begun and not yet at its first table, or dropped up to the last ones.
+        let is_ours = |table: &str| table == "_migrations" || our_tables().any(|ours| ours == table);
+        let is_only_begun = version == 0 && tables.iter().all(|(table, _)| is_ours(table));
+        return Ok(if is_only_begun { SchemaState::Ours { store: marked, version } } else { SchemaState::Foreign });
+    }
+    let identity: Option<String> =
+        match sqlx::query_scalar("select store_id from store_identity where product = 'tenantry' and singleton = 1")
+            .fetch_optional(&mut *conn)
+            .await
+        {
+            Ok(identity) => identity,
+            Err(error) if number(&error) == Some(1054) || matches!(error, sqlx::Error::ColumnDecode { .. }) => {
+                return Ok(SchemaState::Foreign);
+            }
+            Err(error) => return Err(error),
+        };
+    let store = match identity.map(|text| text.parse::<StoreId>()) {
+        None => marked,
+        Some(Ok(store)) => Some(store),
+        Some(Err(_)) => return Ok(SchemaState::Foreign),
+    };
+    Ok(super::ours(store, version))
+}
+
+/// Whether a database without a table holds procedures, functions or events of somebody's.
+async fn has_programs(conn: &mut MySqlConnection) -> Result<bool, sqlx::Error> {
+    let count: i64 = sqlx::query_scalar(
+        "select (select count(*) from information_schema.routines where routine_schema = database())
+              + (select count(*) from information_schema.events where event_schema = database())",
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(count > 0)
+}
+
+pub(super) async fn migrate(
+    conn: &mut MySqlConnection,
+    store: Option<StoreId>,
+    lock_limit: Duration,
+) -> Result<(), SchemaError> {
+    lock(conn, lock_limit).await?;
+    let outcome = migrate_locked(conn, store).await;
+    unlock(conn, outcome).await
+}
+
+pub(super) async fn drop_schema(
+    conn: &mut MySqlConnection,
+    store: StoreId,
+    lock_limit: Duration,
+) -> Result<bool, SchemaError> {
+    lock(conn, lock_limit).await?;
+    let outcome = drop_locked(conn, store).await;
+    unlock(conn, outcome).await
+}
+
+async fn migrate_locked(conn: &mut MySqlConnection, store: Option<StoreId>) -> Result<(), SchemaError> {
+    let state = inspect(conn).await?;
+    match Claim::of(state, store)? {
+        Claim::Create => create_record(conn, store).await?,
+        Claim::Mark(store) => {
+            let mark = quote_literal(&super::mark(store)).expect("an id has no backslash");
+            conn.execute(AssertSqlSafe(format!("alter table _migrations comment = {mark}"))).await?;
+        }
+        Claim::Nothing => {}
+    }
+    if is_current(state) {
+        return Ok(());
+    }
+    take_up(conn).await?;
+    let mut migrator = Migrator { migrations: MIGRATIONS.migrations.clone(), ..Migrator::DEFAULT };
+    migrator.set_locking(false);
+    migrator.dangerous_set_table_name("_migrations");
+    migrator.run_direct(None, &mut *conn, false).await?;
+    conn.clear_cached_statements().await?;
+    Ok(())
+}
+
+/// Makes the table that the migrator keeps its record in, with the mark on it.
+async fn create_record(conn: &mut MySqlConnection, store: Option<StoreId>) -> Result<(), sqlx::Error> {
+    let mark = store.map_or_else(|| super::MARK.to_owned(), super::mark);
+    let mark = quote_literal(&mark).expect("an id has no backslash");
+    conn.execute(AssertSqlSafe(format!(
+        "create table if not exists _migrations (
+            version bigint not null,
+            description text not null,
+            installed_on timestamp not null default current_timestamp,
+            success boolean not null,
+            checksum blob not null,
+            execution_time bigint not null,
+            constraint _migrations_pkey primary key (version)
+        ) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin comment = {mark}"
+    )))
+    .await?;
+    Ok(())
+}
+
+/// Runs the file again that was begun and whose end was never recorded: its statement has happened whole or not at all.
+async fn take_up(conn: &mut MySqlConnection) -> Result<(), SchemaError> {
+    let begun: Option<i64> =
+        sqlx::query_scalar("select version from _migrations where success = false order by version limit 1")
+            .fetch_optional(&mut *conn)
+            .await?;
+    let Some(begun) = begun else { return Ok(()) };
+    let Some(file) = MIGRATIONS.iter().find(|file| file.version == begun) else {
+        return Err(SchemaError::Newer { version: begun });
+    };
+    match conn.execute(file.sql.clone()).await {
+        Ok(_) => {}
+        Err(error) if has_happened(&error) => {}
+        Err(error) => return Err(error.into()),
+    }
+    sqlx::query("update _migrations set success = true where version = ?").bind(begun).execute(conn).await?;
+    Ok(())
+}
+
+/// Whether a statement was refused because it has been done already: a table, column, index or constraint that is there, or
+/// one to be dropped that is not.
+fn has_happened(error: &sqlx::Error) -> bool {
+    matches!(number(error), Some(1050 | 1051 | 1060 | 1061 | 1091 | 1826 | 3822))
+}
+
+async fn drop_locked(conn: &mut MySqlConnection, store: StoreId) -> Result<bool, SchemaError> {
+    let is_ours = matches!(inspect(conn).await?, SchemaState::Ours { store: Some(owner), .. } if owner == store);
+    if !is_ours {
+        return Ok(false);
+    }
+    // From here on it is a database that was only begun, by its mark still the store's. What others put beside it stays.
+    let mark = quote_literal(&super::mark(store)).expect("an id has no backslash");
+    conn.execute(AssertSqlSafe(format!("alter table _migrations comment = {mark}"))).await?;
+    conn.execute("delete from _migrations").await?;
+    let names: Vec<&str> = our_tables().collect();
+    // They refer to one another.
+    conn.execute("set foreign_key_checks = 0").await?;
+    conn.execute(AssertSqlSafe(format!("drop table if exists {}", names.join(", ")))).await?;
+    conn.execute("set foreign_key_checks = 1").await?;
+    conn.execute("drop table _migrations").await?;
+    Ok(true)
+}
+
+/// The tables that the files make.
+fn our_tables() -> impl Iterator<Item = &'static str> {
+    MIGRATIONS.iter().filter_map(made_by)
+}
+
+fn made_by(file: &'static Migration) -> Option<&'static str> {
+    let statement = file.sql.as_str().lines().find(|line| !line.starts_with("--"))?;
+    statement.strip_prefix(CREATE)?.split_whitespace().next()
+}
+
+async fn lock(conn: &mut MySqlConnection, limit: Duration) -> Result<(), SchemaError> {
+    let mut wait = LockWait::new(limit);
+    loop {
+        let text = AssertSqlSafe(format!("select coalesce(get_lock({LOCK_NAME}, 0), 0)"));
+        let got: i64 = sqlx::query_scalar(text).fetch_one(&mut *conn).await?;
+        if got == 1 {
+            return Ok(());
+        }
+        wait.pause().await?;
+    }
+}
+
+/// Gives the lock back; a broken connection gives it back by itself.
+async fn unlock<T>(conn: &mut MySqlConnection, outcome: Result<T, SchemaError>) -> Result<T, SchemaError> {
+    let unlocked = conn.execute(AssertSqlSafe(format!("do release_lock({LOCK_NAME})"))).await;
+    let done = outcome?;
+    unlocked?;
+    Ok(done)
+}
+
+fn number(error: &sqlx::Error) -> Option<u16> {
+    Some(error.as_database_error()?.try_downcast_ref::<MySqlDatabaseError>()?.number())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MIGRATIONS, made_by};
+
+    #[test]
+    fn every_file_holds_one_statement_that_can_be_run_again() {
+        for file in MIGRATIONS.iter() {
+            let code: Vec<&str> = file.sql.as_str().lines().filter(|line| !line.starts_with("--")).collect();
+            let code = code.join("\n");
+            // Outside of quotes, which no text holds an escaped one of but by doubling.
+            let outside: String = code.split('\'').step_by(2).collect();
+            assert!(outside.trim_end().ends_with(';'), "{}", file.version);
+            assert_eq!(outside.matches(';').count(), 1, "{} holds more than one statement", file.version);
+            let is_repeatable =
+                made_by(file).is_some() || code.starts_with("alter table") || code.starts_with("create ");
+            assert!(is_repeatable, "{} cannot be taken up again", file.version);
+        }
+    }
+}

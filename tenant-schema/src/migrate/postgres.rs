@@ -1,0 +1,187 @@
+//! A store's database in PostgreSQL: a schema of our name, whatever else the database holds.
+
+use std::time::Duration;
+
+use kernel::StoreId;
+use kernel::ident::quote_literal;
+use sqlx::migrate::Migrator;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+
+use super::{Claim, LockWait, SCHEMA, SchemaError, SchemaState, is_current};
+
+/// Names the session lock that one migrator at a time holds in a database.
+const LOCK_KEY: i64 = 0x7465_6e61_6e74_7279;
+
+pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("../migrations-tenant/postgres");
+
+pub(super) async fn inspect(conn: &mut PgConnection) -> Result<SchemaState, sqlx::Error> {
+    let relations: Vec<String> = sqlx::query_scalar(
+        "select c.relname::text from pg_catalog.pg_class c
+         join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+         where n.nspname = $1
+         union all
+         select p.proname::text from pg_catalog.pg_proc p
+         join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+         where n.nspname = $1
+         union all
+         select t.typname::text from pg_catalog.pg_type t
+         join pg_catalog.pg_namespace n on n.oid = t.typnamespace
+         where n.nspname = $1 and t.typtype in ('d', 'e', 'r')",
+    )
+    .bind(SCHEMA)
+    .fetch_all(&mut *conn)
+    .await?;
+    let marked = marked_for(conn).await?;
+    let has = |name: &str| relations.iter().any(|relation| relation == name);
+    if relations.is_empty() {
+        return Ok(marked.map_or(SchemaState::Empty, |store| SchemaState::Ours { store: Some(store), version: 0 }));
+    }
+    if !has("_migrations") {
+        return Ok(SchemaState::Foreign);
+    }
+    let columns: i64 = sqlx::query_scalar(
+        "select count(*) from pg_catalog.pg_attribute a
+         where a.attrelid = to_regclass('tenantry._migrations') and a.attname in ('version', 'checksum', 'success')",
+    )
+    .fetch_one(&mut *conn)
+    .await?;
+    if columns != 3 {
+        return Ok(SchemaState::Foreign);
+    }
+    let version: i64 =
+        sqlx::query_scalar("select coalesce(max(version), 0) from tenantry._migrations").fetch_one(&mut *conn).await?;
+    if !has("store_identity") {
+        // The first migration makes the identity in the same transaction as its own record.
+        let is_only_begun = version == 0 && relations.iter().all(|relation| relation.starts_with("_migrations"));
+        return Ok(if is_only_begun { SchemaState::Ours { store: marked, version } } else { SchemaState::Foreign });
+    }
+    let identity: Option<String> = match sqlx::query_scalar(
+        "select store_id from tenantry.store_identity where product = 'tenantry' and singleton = 1",
+    )
+    .fetch_optional(&mut *conn)
+    .await
+    {
+        Ok(identity) => identity,
+        Err(error) if is_other_shape(&error) => return Ok(SchemaState::Foreign),
+        Err(error) => return Err(error),
+    };
+    let store = match identity.map(|text| text.parse::<StoreId>()) {
+        None => marked,
+        Some(Ok(store)) => Some(store),
+        Some(Err(_)) => return Ok(SchemaState::Foreign),
+    };
+    Ok(super::ours(store, version))
+}
+
+/// Whether a read failed because the table is not the one that we make (undefined column, wrong types).
+fn is_other_shape(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    matches!(code.as_deref(), Some("42703" | "42883" | "42804")) || matches!(error, sqlx::Error::ColumnDecode { .. })
+}
+
+/// The store that the schema is marked for.
+async fn marked_for(conn: &mut PgConnection) -> Result<Option<StoreId>, sqlx::Error> {
+    let comment: Option<String> =
+        sqlx::query_scalar("select obj_description(to_regnamespace('tenantry'), 'pg_namespace')")
+            .fetch_one(conn)
+            .await?;
+    Ok(comment.and_then(|comment| super::marked(&comment)))
+}
+
+pub(super) async fn migrate(
+    conn: &mut PgConnection,
+    store: Option<StoreId>,
+    lock_limit: Duration,
+) -> Result<(), SchemaError> {
+    lock(conn, lock_limit).await?;
+    let outcome = migrate_locked(conn, store).await;
+    unlock(conn, outcome).await
+}
+
+pub(super) async fn drop_schema(
+    conn: &mut PgConnection,
+    store: StoreId,
+    lock_limit: Duration,
+) -> Result<bool, SchemaError> {
+    lock(conn, lock_limit).await?;
+    let outcome = drop_locked(conn, store).await;
+    unlock(conn, outcome).await
+}
+
+async fn drop_locked(conn: &mut PgConnection, store: StoreId) -> Result<bool, SchemaError> {
+    let mut tx = conn.begin().await?;
+    let is_ours = matches!(inspect(&mut tx).await?, SchemaState::Ours { store: Some(owner), .. } if owner == store);
+    if is_ours {
+        sqlx::query("drop schema tenantry cascade").execute(&mut *tx).await?;
+        tx.commit().await?;
+    } else {
+        tx.rollback().await?;
+    }
+    Ok(is_ours)
+}
+
+async fn migrate_locked(conn: &mut PgConnection, store: Option<StoreId>) -> Result<(), SchemaError> {
+    let state = inspect(conn).await?;
+    match Claim::of(state, store)? {
+        Claim::Create => {
+            let mut tx = conn.begin().await?;
+            sqlx::query("create schema if not exists tenantry").execute(&mut *tx).await?;
+            if let Some(store) = store {
+                mark(&mut tx, store).await?;
+            }
+            tx.commit().await?;
+        }
+        Claim::Mark(store) => mark(conn, store).await?,
+        Claim::Nothing => {}
+    }
+    if is_current(state) {
+        return Ok(());
+    }
+    // The files name no schema, so that both engines' files read alike: it comes from the path.
+    sqlx::query("set search_path = tenantry").execute(&mut *conn).await?;
+    let mut migrator = Migrator { migrations: MIGRATIONS.migrations.clone(), ..Migrator::DEFAULT };
+    migrator.set_locking(false);
+    migrator.dangerous_set_table_name("tenantry._migrations");
+    migrator.run_direct(None, &mut *conn, false).await?;
+    conn.clear_cached_statements().await?;
+    Ok(())
+}
+
+/// Writes on the schema whose it is.
+async fn mark(conn: &mut PgConnection, store: StoreId) -> Result<(), SchemaError> {
+    let mark = quote_literal(&super::mark(store)).expect("an id has no backslash");
+    match sqlx::raw_sql(AssertSqlSafe(format!("comment on schema tenantry is {mark}"))).execute(conn).await {
+        Ok(_) => Ok(()),
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42501") => Err(SchemaError::NotOwner),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn lock(conn: &mut PgConnection, limit: Duration) -> Result<(), SchemaError> {
+    let mut wait = LockWait::new(limit);
+    while !sqlx::query_scalar::<_, bool>("select pg_try_advisory_lock($1)").bind(LOCK_KEY).fetch_one(&mut *conn).await?
+    {
+        wait.pause().await?;
+    }
+    Ok(())
+}
+
+/// Gives the lock back; a broken connection gives it back by itself.
+async fn unlock<T>(conn: &mut PgConnection, outcome: Result<T, SchemaError>) -> Result<T, SchemaError> {
+    let unlocked = sqlx::query("select pg_advisory_unlock($1)").bind(LOCK_KEY).execute(conn).await;
+    let done = outcome?;
+    unlocked?;
+    Ok(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::MIGRATIONS;
+
+    #[test]
+    fn every_file_runs_in_a_transaction_or_says_why_not() {
+        for migration in MIGRATIONS.iter().filter(|migration| migration.no_tx) {
+            assert!(migration.sql.as_str().contains("concurrently"), "{} needs no exception", migration.version);
+        }
+    }
+}
