@@ -13,7 +13,7 @@ use anyhow::Context as _;
 use clap::{Args, FromArgMatches as _};
 use devkit::payments::{TestPayments, TestPaymentsOptions};
 use devkit::{Postgres, PostgresOptions, Profile};
-use kernel::{StoreStatus, SystemClock};
+use kernel::{Engine, StoreStatus, SystemClock};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
 
@@ -206,6 +206,7 @@ fn write_environment(data: &Path, secrets: &Secrets, master_url: &SecretString) 
 async fn prepare(cx: &Cx, secrets: &Secrets, admin_url: &SecretString) -> Result<Store, anyhow::Error> {
     let new = NewServer {
         name: "local".to_owned(),
+        engine: Some(Engine::Postgresql),
         url: admin_url.clone(),
         region: Some("local".to_owned()),
         max_stores: 1000,
@@ -238,7 +239,14 @@ async fn prepare(cx: &Cx, secrets: &Secrets, admin_url: &SecretString) -> Result
         Err(error) => return Err(error.into()),
     };
     if store.status == StoreStatus::PendingDatabase {
-        provisioning::connect(cx, Actor::System, store.id, NewDatabase::Managed { region: None }, true).await?;
+        provisioning::connect(
+            cx,
+            Actor::System,
+            store.id,
+            NewDatabase::Managed { engine: Engine::Postgresql, region: None },
+            true,
+        )
+        .await?;
     }
     wait_until_served(cx, store).await
 }

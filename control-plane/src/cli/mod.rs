@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
-use kernel::SystemClock;
+use kernel::{Engine, SystemClock};
 use secrecy::ExposeSecret as _;
 use serde::Serialize;
 
@@ -86,6 +86,12 @@ enum Command {
     Doctor(OpsArgs),
     /// Print the API description
     Openapi,
+}
+
+/// Reads the name of an engine.
+fn engine(text: &str) -> Result<Engine, String> {
+    let known = [Engine::Postgresql, Engine::Mysql];
+    known.into_iter().find(|engine| engine.as_str() == text).ok_or_else(|| "must be postgresql or mysql".to_owned())
 }
 
 #[derive(Subcommand)]

@@ -1,6 +1,7 @@
 //! Commands about the servers on which store databases are created.
 
 use clap::Subcommand;
+use kernel::Engine;
 use secrecy::SecretString;
 
 use super::failure::Failure;
@@ -16,7 +17,10 @@ pub(super) enum Servers {
     /// Register a server
     Add {
         name: String,
-        /// The administrator's: postgres://admin:password@host:5432/postgres. Without ?sslmode=, a host at a private address is
+        /// postgresql, or mysql for MySQL and MariaDB; left out, the URL says it
+        #[arg(long, value_parser = super::engine)]
+        engine: Option<Engine>,
+        /// The administrator's: postgres://admin:password@host:5432/postgres, or mysql://…:3306/mysql. Without ?sslmode=, a host at a private address is
         /// spoken to without TLS, and any other as with sslmode=verify-full. Better given as the variable: arguments show in
         /// the list of processes
         #[arg(long, env = "SERVER_URL", hide_env_values = true)]
@@ -60,8 +64,8 @@ impl Operation for Servers {
 
     async fn run(self, cx: &OpsCx) -> Result<Printed, Failure> {
         match self {
-            Self::Add { name, url, region, max_stores, max_connections, .. } => {
-                let new = NewServer { name, url, region, max_stores, max_connections };
+            Self::Add { name, engine, url, region, max_stores, max_connections, .. } => {
+                let new = NewServer { name, engine, url, region, max_stores, max_connections };
                 output::server(&ServerView::from(servers::add(cx, Actor::Cli, new).await?))
             }
             Self::List(_) => {

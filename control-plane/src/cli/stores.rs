@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Subcommand;
-use kernel::{Slug, StoreId};
+use kernel::{Engine, Slug, StoreId};
 
 use super::failure::Failure;
 use super::output::{self, Printed};
@@ -41,6 +41,9 @@ pub(super) enum Stores {
     Provision {
         /// Id or slug
         store: StoreName,
+        /// postgresql, or mysql for MySQL and MariaDB
+        #[arg(long, value_parser = super::engine, default_value = "postgresql")]
+        engine: Engine,
         #[arg(long)]
         region: Option<String>,
         #[command(flatten)]
@@ -138,7 +141,7 @@ impl Operation for Stores {
                 let run = provisioning::latest(cx, store).await.ok();
                 output::store(&view, run.map(provisioning::routes::RunView::from))
             }
-            Self::Provision { store, region, .. } => provision(cx, store.id(cx).await?, region).await,
+            Self::Provision { store, engine, region, .. } => provision(cx, store.id(cx).await?, engine, region).await,
             Self::Suspend { store, reason, .. } => {
                 let store = store.id(cx).await?;
                 output::store(&OpsStoreView::from(stores::suspend(cx, Actor::Cli, store, &reason).await?), None)
@@ -177,16 +180,16 @@ impl Operation for Explain {
 }
 
 /// Gives a store a managed database, or tries again what has failed.
-async fn provision(cx: &OpsCx, store: StoreId, region: Option<String>) -> Result<Printed, Failure> {
+async fn provision(cx: &OpsCx, store: StoreId, engine: Engine, region: Option<String>) -> Result<Printed, Failure> {
     let latest = provisioning::latest(cx, store).await.ok().map(|latest| latest.run.state);
     let run = if latest == Some(provisioning::RunState::Failed) {
         provisioning::retry(cx, Actor::Cli, store).await?
     } else {
-        let managed = NewDatabase::Managed { region: region.clone() };
+        let managed = NewDatabase::Managed { engine, region: region.clone() };
         match provisioning::connect(cx, Actor::Cli, store, managed, false).await {
             Err(ProvisioningError::NoCapacity) => {
                 let servers = servers::list(cx).await?;
-                let why = servers::explain_room(&servers, region.as_deref());
+                let why = servers::explain_room(&servers, Some(engine), region.as_deref());
                 return Err(anyhow::anyhow!("no server has room: {why}").into());
             }
             outcome => outcome?,

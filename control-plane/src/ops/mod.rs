@@ -10,7 +10,6 @@ use futures_util::StreamExt as _;
 use kernel::{Hostname, ServerId, StoreId, StoreStatus};
 use problem::Problem;
 use serde::Serialize;
-use sqlx::Connection as _;
 use tenancy::{Cause, Credential, Explanation};
 use tokio::time::Instant;
 use utoipa::ToSchema;
@@ -18,7 +17,7 @@ use utoipa::ToSchema;
 use crate::cx::OpsCx;
 use crate::http::errors::chain;
 use crate::master;
-use crate::provisioning::{self, postgres};
+use crate::provisioning::{self, engine};
 use crate::servers;
 use crate::stores::{self, Store};
 
@@ -218,7 +217,7 @@ pub async fn doctor(cx: &OpsCx) -> Result<Vec<Finding>, OpsError> {
         findings.push(Finding {
             check: "capacity",
             is_ok: false,
-            detail: format!("no server takes new stores: {}", servers::explain_room(&servers, None)),
+            detail: format!("no server takes new stores: {}", servers::explain_room(&servers, None, None)),
             advice: Some("activate a server that is draining, or add one"),
         });
     }
@@ -329,8 +328,8 @@ async fn examine_server(cx: &OpsCx, server: &servers::Server) -> Result<SeenServ
             ));
         }
     };
-    let found = postgres::names_like_ours(&mut admin).await;
-    let system_identifier = postgres::system_identifier(&mut admin).await;
+    let found = engine::names_like_ours(&mut admin).await;
+    let system_identifier = engine::system_identifier(&mut admin).await;
     if let Err(error) = admin.close().await {
         tracing::debug!(error = %error, "closing a connection failed");
     }

@@ -104,7 +104,9 @@ async fn ops_server_list(_ops: Ops, State(cx): State<Cx>) -> Result<Json<Page<Se
 pub struct ServerAddBody {
     #[schema(example = "eu-1")]
     name: String,
-    /// The administrator's: `postgres://admin:password@host:5432/postgres`. It is sealed at once. Without an `sslmode`, a
+    /// Left out, the URL says it.
+    engine: Option<Engine>,
+    /// The administrator's: `postgres://admin:password@host:5432/postgres`, or `mysql://…/mysql`. It is sealed at once. Without an `sslmode`, a
     /// host at a private address is spoken to without TLS, and any other as with `sslmode=verify-full`.
     #[schema(value_type = String, format = Password)]
     url: SecretString,
@@ -135,8 +137,8 @@ async fn ops_server_add(
     State(cx): State<Cx>,
     Json(body): Json<ServerAddBody>,
 ) -> Result<(StatusCode, Json<ServerView>), Problem> {
-    let ServerAddBody { name, url, region, max_stores, max_connections } = body;
-    let new = NewServer { name, url, region, max_stores, max_connections };
+    let ServerAddBody { name, engine, url, region, max_stores, max_connections } = body;
+    let new = NewServer { name, engine, url, region, max_stores, max_connections };
     let server = servers::add(&cx, Actor::User(ops.by.user.id), new).await?;
     Ok((StatusCode::CREATED, Json(server.into())))
 }

@@ -6,12 +6,13 @@
 //!   route makes every node open its pool anew.
 
 use kernel::{StoreId, StoreStatus};
-use sqlx::{Connection as _, PgConnection};
-use tenancy::Credential;
+use sqlx::PgConnection;
+use tenancy::{Credential, Session};
 use tenant_schema::SchemaState;
 
-use super::steps::{self, CONNECT_TIMEOUT, StepError};
-use super::{DatabaseKind, ProvisioningError, Target, db, postgres};
+use super::step_error::StepError;
+use super::steps::CONNECT_TIMEOUT;
+use super::{DatabaseKind, ProvisioningError, Target, db, engine};
 use crate::audit::{self, Actor, Subject};
 use crate::cx::OpsCx;
 use crate::stores::{self, Store};
@@ -55,8 +56,9 @@ async fn check_replaceable(conn: &mut PgConnection, store: StoreId) -> Result<db
 
 async fn check_leads_to(credential: &Credential, store: StoreId) -> Result<(), ProvisioningError> {
     let refused = |error: StepError| ProvisioningError::Refused(error);
-    credential.check_session_mode(CONNECT_TIMEOUT).await.map_err(|error| refused(error.into()))?;
-    let mut connection = credential.connect(CONNECT_TIMEOUT).await.map_err(|error| refused(error.into()))?;
+    let unreachable = |error| refused(StepError::connecting(credential.engine, error));
+    credential.check_session_mode(CONNECT_TIMEOUT).await.map_err(unreachable)?;
+    let mut connection = credential.connect(CONNECT_TIMEOUT).await.map_err(unreachable)?;
     let checked = check_inside(&mut connection, store).await;
     if let Err(error) = connection.close().await {
         tracing::debug!(error = %error, "closing a connection failed");
@@ -64,10 +66,10 @@ async fn check_leads_to(credential: &Credential, store: StoreId) -> Result<(), P
     checked.map_err(refused)
 }
 
-async fn check_inside(connection: &mut PgConnection, store: StoreId) -> Result<(), StepError> {
-    postgres::set_limits(connection).await?;
-    steps::check_facts(&postgres::facts(connection).await?)?;
-    match tenant_schema::inspect(connection).await? {
+async fn check_inside(session: &mut Session, store: StoreId) -> Result<(), StepError> {
+    engine::set_limits(session).await?;
+    engine::facts(session).await?.check()?;
+    match tenant_schema::inspect(session).await? {
         SchemaState::Ours { store: Some(found), .. } | SchemaState::Newer { store: Some(found), .. }
             if found == store => {}
         SchemaState::Empty | SchemaState::Foreign | SchemaState::Ours { .. } | SchemaState::Newer { .. } => {
@@ -78,7 +80,7 @@ async fn check_inside(connection: &mut PgConnection, store: StoreId) -> Result<(
             ));
         }
     }
-    if postgres::owns_schema(connection).await? {
+    if engine::owns_schema(session).await? {
         Ok(())
     } else {
         Err(StepError::new(

@@ -40,6 +40,7 @@ pub async fn store_database_delete(conn: &mut PgConnection, store: StoreId) -> R
 /// What a store's database row holds.
 pub struct StoreDatabase {
     pub id: DatabaseId,
+    pub engine: Engine,
     pub kind: DatabaseKind,
     pub server_id: Option<ServerId>,
     pub database_name: String,
@@ -54,7 +55,7 @@ pub async fn store_database_find(
     store: StoreId,
 ) -> Result<Option<StoreDatabase>, sqlx::Error> {
     let row = sqlx::query!(
-        r#"select id as "id: DatabaseId", kind as "kind: DatabaseKind", server_id as "server_id: ServerId", database_name, role_name,
+        r#"select id as "id: DatabaseId", engine as "engine: Engine", kind as "kind: DatabaseKind", server_id as "server_id: ServerId", database_name, role_name,
                   sealed, credential_version, schema_version
            from store_databases
            where store_id = $1"#,
@@ -65,6 +66,7 @@ pub async fn store_database_find(
     row.map(|row| {
         Ok(StoreDatabase {
             id: row.id,
+            engine: row.engine,
             kind: row.kind,
             server_id: row.server_id,
             database_name: row.database_name,

@@ -8,13 +8,17 @@
 //! - A store is served from the last step on, never earlier. A failed run keeps what it has made, unreachable, until it is
 //!   retried or cancelled.
 
+mod connection_string;
 pub mod credentials;
 pub mod db;
+pub mod engine;
 pub mod jobs;
+pub mod mysql;
 pub mod postgres;
 pub mod routes;
 pub mod run;
 mod scram;
+mod step_error;
 pub mod steps;
 pub mod target;
 pub mod watch;
@@ -30,7 +34,8 @@ use crate::cx::OpsCx;
 use crate::servers;
 use crate::stores::{self, Store};
 
-pub use steps::{StepError, StepName};
+pub use step_error::{OURS, StepError};
+pub use steps::StepName;
 pub use target::{Target, TargetError};
 
 /// Where a run is.
@@ -124,8 +129,8 @@ pub struct RunWithSteps {
 
 /// What an owner connects.
 pub enum NewDatabase {
-    /// One of ours, on the least-filled server, of `region` when given.
-    Managed { region: Option<String> },
+    /// One of ours, on the least-filled server of its engine, of `region` when given.
+    Managed { engine: Engine, region: Option<String> },
     /// The owner's own.
     Brought(Target),
 }
@@ -170,10 +175,14 @@ pub async fn connect(
     wanted: NewDatabase,
     with_demo: bool,
 ) -> Result<RunWithSteps, ProvisioningError> {
-    let (brought, region) = match wanted {
+    let (brought, engine, region) = match wanted {
         // Resolving a name takes time that no transaction should wait for; the check step does it again.
-        NewDatabase::Brought(target) => (Some(target.resolve(cx.allow_private_databases).await?), None),
-        NewDatabase::Managed { region } => (None, region),
+        NewDatabase::Brought(target) => {
+            let credential = target.resolve(cx.allow_private_databases).await?;
+            let engine = credential.engine;
+            (Some(credential), engine, None)
+        }
+        NewDatabase::Managed { engine, region } => (None, engine, region),
     };
     let kind = if brought.is_some() { DatabaseKind::Brought } else { DatabaseKind::Managed };
     let now = cx.clock.now();
@@ -187,7 +196,7 @@ pub async fn connect(
             let is_the_same = !latest.run.is_cancelled
                 && latest.run.with_demo == with_demo
                 && latest.run.kind == kind
-                && is_what_is_connected(cx, &mut tx, store.id, brought.as_ref(), region.as_deref()).await?;
+                && is_what_is_connected(cx, &mut tx, store.id, brought.as_ref(), (engine, region.as_deref())).await?;
             return if is_the_same { Ok(latest) } else { Err(ProvisioningError::InProgress { run: latest.run.id }) };
         }
         // A run that failed before it made anything is simply replaced: that is what correcting a password looks like.
@@ -207,7 +216,7 @@ pub async fn connect(
     }
 
     let database = match &brought {
-        None => place_managed(cx, &mut tx, &store, region.as_deref()).await?,
+        None => place_managed(cx, &mut tx, &store, engine, region.as_deref()).await?,
         Some(credential) => seal_brought(cx, &store, credential, now),
     };
     db::store_database_insert(&mut tx, &database, now).await?;
@@ -336,12 +345,15 @@ async fn is_what_is_connected(
     tx: &mut sqlx::PgConnection,
     store: StoreId,
     brought: Option<&Credential>,
-    region: Option<&str>,
+    (engine, region): (Engine, Option<&str>),
 ) -> Result<bool, sqlx::Error> {
     let Some(known) = db::store_database_find(tx, store).await? else { return Ok(false) };
     if let Some(brought) = brought {
         let opened = Credential::open(&cx.keys, &known.sealed, store, known.credential_version);
         return Ok(opened.is_ok_and(|known| known.is_same(brought)));
+    }
+    if known.engine != engine {
+        return Ok(false);
     }
     let (Some(region), Some(server)) = (region, known.server_id) else { return Ok(true) };
     let server = servers::db::server_find(tx, server).await?;
@@ -372,6 +384,7 @@ async fn place_managed(
     cx: &OpsCx,
     tx: &mut sqlx::PgConnection,
     store: &Store,
+    engine: Engine,
     region: Option<&str>,
 ) -> Result<NewStoreDatabase, ProvisioningError> {
     if let Some(region) = region
@@ -379,12 +392,11 @@ async fn place_managed(
     {
         return Err(ProvisioningError::UnknownRegion);
     }
-    let server =
-        servers::db::server_least_filled(tx, Engine::Postgresql, region).await?.ok_or(ProvisioningError::NoCapacity)?;
+    let server = servers::db::server_least_filled(tx, engine, region).await?.ok_or(ProvisioningError::NoCapacity)?;
     let admin = servers::open_credential(cx, &server).map_err(|_| ProvisioningError::NoCapacity)?;
     let name = managed_name(store.id);
     let credential = Credential {
-        engine: Engine::Postgresql,
+        engine,
         host: admin.host,
         port: admin.port,
         username: name.as_str().to_owned(),
@@ -396,7 +408,7 @@ async fn place_managed(
     Ok(NewStoreDatabase {
         id: DatabaseId::new(cx.clock.now()),
         store_id: store.id,
-        engine: Engine::Postgresql,
+        engine,
         kind: DatabaseKind::Managed,
         server_id: Some(server.id),
         database_name: credential.database.clone(),

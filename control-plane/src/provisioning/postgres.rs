@@ -8,28 +8,22 @@
 use std::time::Duration;
 
 use kernel::ident::quote_literal;
-use kernel::{Ident, StoreId};
+use kernel::{Engine, Ident, StoreId};
 use secrecy::SecretString;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
-use tenancy::Credential;
+use tenancy::{Credential, Session};
 
+use super::engine::{Facts, database_in_use};
 use super::scram;
-use super::steps::StepError;
+use super::step_error::StepError;
 
 /// PostgreSQL 13.
-pub const MIN_VERSION: i32 = 130_000;
+const MIN_VERSION: i32 = 130_000;
 /// Owns what is inside a template, so that one statement re-owns a clone without touching anything else of the server.
 const TEMPLATE_OWNER: &str = "tenantry_template";
 /// One process at a time builds templates on a server.
 const TEMPLATE_LOCK: i64 = 0x7465_6d70_6c61_7465;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// What a server and a login are like.
-pub struct Facts {
-    pub version: i32,
-    pub is_read_only: bool,
-    pub may_create: bool,
-}
 
 /// Sets the limits of a session that provisions; after connecting, since a pooler refuses start-up options.
 pub async fn set_limits(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
@@ -40,8 +34,8 @@ pub async fn set_limits(connection: &mut PgConnection) -> Result<(), sqlx::Error
 }
 
 /// The backend that answers, asked in the simple protocol: behind a transaction pooler a prepared probe would itself fail.
-pub async fn backend_pid(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
-    sqlx::raw_sql("select pg_backend_pid()").fetch_one(connection).await?.try_get(0)
+pub async fn server_side(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+    sqlx::raw_sql("select pg_backend_pid()::int8").fetch_one(connection).await?.try_get(0)
 }
 
 /// What there is to know before anything is changed.
@@ -53,7 +47,21 @@ pub async fn facts(connection: &mut PgConnection) -> Result<Facts, sqlx::Error> 
     )
     .fetch_one(connection)
     .await?;
-    Ok(Facts { version: row.try_get(0)?, is_read_only: row.try_get(1)?, may_create: row.try_get(2)? })
+    let version: i32 = row.try_get(0)?;
+    Ok(Facts {
+        engine: Engine::Postgresql,
+        server: format!("PostgreSQL {}", version / 10_000),
+        is_supported: version >= MIN_VERSION,
+        is_read_only: row.try_get(1)?,
+        may_create: row.try_get(2)?,
+    })
+}
+
+/// Whether the login may create databases and logins.
+pub async fn may_provision(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("select rolsuper or (rolcreatedb and rolcreaterole) from pg_roles where rolname = current_user")
+        .fetch_one(connection)
+        .await
 }
 
 /// What the cluster calls itself, whichever address leads to it; none where the login may not read it. A physical copy has
@@ -126,21 +134,9 @@ where
 
     let mut credential = connect("").await?;
     credential.database = name.as_str().to_owned();
-    let mut inside = credential.connect(CONNECT_TIMEOUT).await?;
-    let migrated = async {
-        set_limits(&mut inside).await?;
-        inside.execute("revoke create on schema public from public").await?;
-        inside.execute(AssertSqlSafe(format!("set role {owner}"))).await?;
-        tenant_schema::migrate(&mut inside).await.map_err(|error| StepError {
-            source: Some(Box::new(error)),
-            ..StepError::new(
-                "template-failed",
-                "The schema's template could not be built.",
-                "This is on our side; ask support.",
-            )
-        })
-    }
-    .await;
+    let connected = credential.connect(CONNECT_TIMEOUT).await;
+    let mut inside = connected.map_err(|error| StepError::connecting(Engine::Postgresql, error))?;
+    let migrated = fill_template(&mut inside, &owner).await;
     // A template must have no connection when it is cloned.
     let closed = inside.close().await;
     migrated?;
@@ -150,6 +146,22 @@ where
         .execute(AssertSqlSafe(format!("alter database {name} with allow_connections false is_template true")))
         .await?;
     Ok(())
+}
+
+/// Puts the schema into a template, as the role that its clones' things are taken over from.
+async fn fill_template(inside: &mut Session, owner: &Ident) -> Result<(), StepError> {
+    let failed = || {
+        StepError::new(
+            "template-failed",
+            "The schema's template could not be built.",
+            "This is on our side; ask support.",
+        )
+    };
+    let conn = inside.postgres().ok_or_else(failed)?;
+    set_limits(conn).await?;
+    conn.execute("revoke create on schema public from public").await?;
+    conn.execute(AssertSqlSafe(format!("set role {owner}"))).await?;
+    tenant_schema::migrate(inside).await.map_err(|error| failed().because(error))
 }
 
 /// A role that owns things and cannot log in, with the administrator as a member.
@@ -288,14 +300,6 @@ async fn holder_of(admin: &mut PgConnection, name: &Ident, store: StoreId) -> Re
         Some(found) if found.as_ref().is_none_or(|found| *found == mark(store)) => Holder::Store,
         Some(_) => Holder::SomebodyElse,
     })
-}
-
-fn database_in_use() -> StepError {
-    StepError::new(
-        "database-in-use",
-        "A database of this name exists and is not this store's.",
-        "This is on our side; ask support.",
-    )
 }
 
 fn mark(store: StoreId) -> String {

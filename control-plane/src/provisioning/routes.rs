@@ -65,8 +65,9 @@ pub struct ConnectBody {
     managed: Option<bool>,
     /// Where a managed database shall be, as ops named it.
     region: Option<String>,
+    /// Of a managed database `postgresql` when left out; a connection string says it itself.
     engine: Option<Engine>,
-    /// `postgres://user:password@host:5432/database?sslmode=verify-full`; reserved characters percent-encoded.
+    /// `postgres://user:password@host:5432/database?sslmode=verify-full`, or `mysql://…`; reserved characters percent-encoded.
     #[schema(value_type = Option<String>, format = Password)]
     connection_string: Option<SecretString>,
     host: Option<String>,
@@ -95,25 +96,29 @@ impl ConnectBody {
         let refused = |pointer, detail: &str| Err(Problem::invalid().field(pointer, "contradiction", detail));
         let tls = self.tls.map(Into::into);
         match (self.managed.unwrap_or(false), self.connection_string) {
-            (true, None) if !has_fields && self.engine.is_none_or(|engine| engine == Engine::Postgresql) => {
+            (true, None) if !has_fields => {
                 let region = self.region.map(|region| text::one_line(&region, 63)).transpose();
                 let region = region.map_err(|error| Problem::invalid().field("/region", "text", error))?;
-                Ok((NewDatabase::Managed { region }, demo))
+                let engine = self.engine.unwrap_or(Engine::Postgresql);
+                Ok((NewDatabase::Managed { engine, region }, demo))
             }
             (true, _) => refused("/managed", "a managed database takes no connection of yours"),
-            (false, _) if self.engine.is_none() => Err(Problem::invalid().field(
+            (false, None) if self.engine.is_none() => Err(Problem::invalid().field(
                 "/engine",
                 "required",
-                "say {\"managed\": true}, or the engine of your database, such as postgresql",
+                "say {\"managed\": true}, or the engine of your database: postgresql or mysql",
             )),
             (false, _) if self.region.is_some() => refused("/region", "only a managed database has a region"),
             (false, Some(_)) if has_fields => {
                 refused("/connectionString", "give the connection string or its parts, not both")
             }
-            (false, Some(text)) => Ok((NewDatabase::Brought(Target::from_url(&text, tls, self.ca_pem)?), demo)),
+            (false, Some(text)) => {
+                Ok((NewDatabase::Brought(Target::from_url(&text, self.engine, tls, self.ca_pem)?), demo))
+            }
             (false, None) => {
-                let Self { host, port, username, password, database, ca_pem, .. } = self;
-                let fields = TargetFields { host, port, username, password, database, tls, ca_pem };
+                let Self { engine, host, port, username, password, database, ca_pem, .. } = self;
+                let engine = engine.unwrap_or(Engine::Postgresql);
+                let fields = TargetFields { engine, host, port, username, password, database, tls, ca_pem };
                 Ok((NewDatabase::Brought(Target::from_fields(fields)?), demo))
             }
         }
@@ -125,7 +130,7 @@ impl ConnectBody {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CredentialsBody {
     engine: Option<Engine>,
-    /// `postgres://user:password@host:5432/database?sslmode=verify-full`; reserved characters percent-encoded.
+    /// `postgres://user:password@host:5432/database?sslmode=verify-full`, or `mysql://…`; reserved characters percent-encoded.
     #[schema(value_type = Option<String>, format = Password)]
     connection_string: Option<SecretString>,
     host: Option<String>,
@@ -142,7 +147,8 @@ pub struct CredentialsBody {
 impl CredentialsBody {
     fn read(self) -> Result<Target, Problem> {
         let Self { engine, connection_string, host, port, username, password, database, tls, ca_pem } = self;
-        let engine = Some(engine.unwrap_or(Engine::Postgresql));
+        // A connection string says it itself.
+        let engine = engine.or_else(|| connection_string.is_none().then_some(Engine::Postgresql));
         let (managed, region, demo_products) = (None, None, None);
         let body = ConnectBody {
             managed,

@@ -7,7 +7,8 @@ use sqlx::{Connection as _, PgConnection};
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use super::steps::{Kept, STEP_TIMEOUT, StepCx, StepError};
+use super::StepError;
+use super::steps::{Kept, STEP_TIMEOUT, StepCx};
 use super::{RunState, RunWithSteps, StepName, StepState, db};
 use crate::audit::{self, Actor, Subject};
 use crate::cx::OpsCx;

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use kernel::StoreStatus;
-use sqlx::{Connection as _, PgConnection};
-use tenancy::{Cause, ConnectError, Credential};
+use kernel::{Engine, StoreStatus};
+use sqlx::PgConnection;
+use tenancy::{Cause, ConnectError, Credential, Session};
 use tenant_schema::{SchemaError, SchemaState};
 
 use super::db::{self, StoreDatabase};
-use super::{DatabaseKind, Run, postgres, target};
+use super::step_error::{OURS, StepError, grant_advice, transaction_pooler};
+use super::{DatabaseKind, Run, engine, mysql, postgres, target};
 use crate::cx::OpsCx;
 use crate::stores::{self, Store};
 use crate::{hostnames, identity, servers};
@@ -73,139 +74,6 @@ impl StepName {
     }
 }
 
-/// Why a step failed: a stable code, what happened, and what to do. Never a secret, and of our own servers no address.
-#[derive(Debug, thiserror::Error)]
-#[error("{code}: {what}")]
-pub struct StepError {
-    pub code: &'static str,
-    pub what: String,
-    pub advice: &'static str,
-    /// Whether doing it again in a moment may help without anybody doing anything.
-    pub is_transient: bool,
-    #[source]
-    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
-}
-
-impl StepError {
-    pub fn new(code: &'static str, what: impl Into<String>, advice: &'static str) -> Self {
-        Self { code, what: what.into(), advice, is_transient: false, source: None }
-    }
-
-    fn transient(mut self) -> Self {
-        self.is_transient = true;
-        self
-    }
-
-    fn because(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
-        self.source = Some(Box::new(source));
-        self
-    }
-}
-
-pub const OURS: &str = "Nothing to do for you: this is on our side. Retry, and if it fails again, ask support.";
-
-impl From<sqlx::Error> for StepError {
-    fn from(error: sqlx::Error) -> Self {
-        let is_io = matches!(error, sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::Protocol(_));
-        let step = match error.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref() {
-            Some("42501") => Self::new(
-                "missing-privilege",
-                "The login may not do what is needed.",
-                "Grant it: GRANT CREATE ON DATABASE <database> TO <login>;",
-            ),
-            Some("53100") => Self::new("disk-full", "The database server's disk is full.", "Make room, then retry."),
-            Some("57014") => {
-                Self::new("statement-timeout", "The database took too long.", "Look for load or locks, then retry.")
-                    .transient()
-            }
-            // Somebody else was in the way: locks, deadlocks, a template in use, the same thing made twice at once.
-            Some("55P03" | "55006" | "40001" | "40P01" | "42P04" | "42710" | "23505") => Self::new(
-                "busy",
-                "The database server was busy with something that stands in the way.",
-                "Retry in a moment.",
-            )
-            .transient(),
-            Some(code) if code.starts_with("08") || code.starts_with("57") || code.starts_with("53") => Self::new(
-                "database-unavailable",
-                "The database server is not available.",
-                "Check that it runs and has connections left, then retry.",
-            )
-            .transient(),
-            _ if is_io => Self::new(
-                "connection-lost",
-                "The connection to the database broke.",
-                "Check the network and the server, then retry.",
-            )
-            .transient(),
-            _ => Self::new("unexpected", "Something failed that should not.", OURS),
-        };
-        step.because(error)
-    }
-}
-
-impl From<ConnectError> for StepError {
-    fn from(error: ConnectError) -> Self {
-        let (code, what, advice) = match error.cause {
-            Cause::Refused => (
-                "refused",
-                "Nothing listens at this host and port.",
-                "Check host and port, and that the server listens on a public address.",
-            ),
-            Cause::Unreachable => (
-                "unreachable",
-                "The server cannot be reached.",
-                "Check the host's name, and that a firewall lets us in.",
-            ),
-            Cause::Timeout => {
-                ("timeout", "The server did not answer in time.", "Check that a firewall lets us in, then retry.")
-            }
-            Cause::WrongPassword => {
-                ("wrong-password", "The server refused the user or the password.", "Connect again with the right ones.")
-            }
-            Cause::Forbidden => (
-                "forbidden",
-                "This login may not enter this database.",
-                "Grant it: GRANT CONNECT ON DATABASE <database> TO <login>;",
-            ),
-            Cause::MissingDatabase => (
-                "missing-database",
-                "The server has no database of this name.",
-                "Create it, or connect again with the right name.",
-            ),
-            Cause::Tls => (
-                "tls",
-                "TLS could not be agreed on, or the certificate was not accepted.",
-                "Check the certificate's name and date; give its CA, or another TLS mode.",
-            ),
-            Cause::TooManyConnections => (
-                "too-many-connections",
-                "The server has no connection left.",
-                "Raise its limit or close others, then retry.",
-            ),
-            Cause::NotReady => {
-                ("not-ready", "The server is starting, stopping or recovering.", "Wait for it, then retry.")
-            }
-            Cause::TransactionPooler => transaction_pooler(),
-            Cause::Sealed => ("sealed", "The stored credential does not open.", OURS),
-            Cause::Protocol => {
-                ("protocol", "What answered is no PostgreSQL that we can talk to.", "Check host and port.")
-            }
-        };
-        let mut step = Self::new(code, what, advice);
-        step.is_transient =
-            matches!(error.cause, Cause::Unreachable | Cause::Timeout | Cause::TooManyConnections | Cause::NotReady);
-        step.because(error)
-    }
-}
-
-const fn transaction_pooler() -> (&'static str, &'static str, &'static str) {
-    (
-        "transaction-pooler",
-        "A pooler in transaction mode stands before the database; it can mix up answers.",
-        "Connect to the server itself, or use the pooler's session mode (often the same host at port 5432).",
-    )
-}
-
 /// The version of the store's route that a step has made, if it has.
 #[derive(Debug)]
 #[must_use = "announce it after the commit"]
@@ -216,7 +84,7 @@ pub struct News(Option<i64>);
 #[derive(Default)]
 pub struct Kept {
     /// A connection with the store's own login.
-    connection: Option<PgConnection>,
+    connection: Option<Session>,
     /// Keeps the pool of a store open that is not served yet.
     lease: Option<tenancy::Lease>,
 }
@@ -241,22 +109,23 @@ impl<'a> StepCx<'a> {
         Ok(Some(Self { cx, run, store, database, credential }))
     }
 
-    async fn connect(&self) -> Result<PgConnection, StepError> {
-        let mut connection = self.credential.connect(CONNECT_TIMEOUT).await?;
-        postgres::set_limits(&mut connection).await?;
-        Ok(connection)
+    async fn connect(&self) -> Result<Session, StepError> {
+        let connected = self.credential.connect(CONNECT_TIMEOUT).await;
+        let mut session = connected.map_err(|error| StepError::connecting(self.credential.engine, error))?;
+        engine::set_limits(&mut session).await?;
+        Ok(session)
     }
 
     /// A connection with the rights of the server's administrator, at `database` of that server.
-    async fn admin(&self, database: Option<&str>) -> Result<PgConnection, StepError> {
+    async fn admin(&self, database: Option<&str>) -> Result<Session, StepError> {
         let credential = self.admin_credential(database).await?;
-        let mut connection = credential.connect(CONNECT_TIMEOUT).await.map_err(|error| {
+        let mut session = credential.connect(CONNECT_TIMEOUT).await.map_err(|error| {
             StepError::new("server-unavailable", "Our database server cannot be reached.", OURS)
                 .transient()
                 .because(error)
         })?;
-        postgres::set_limits(&mut connection).await?;
-        Ok(connection)
+        engine::set_limits(&mut session).await?;
+        Ok(session)
     }
 
     async fn admin_credential(&self, database: Option<&str>) -> Result<Credential, StepError> {
@@ -322,8 +191,8 @@ impl<'a> StepCx<'a> {
         match step {
             StepName::CreateDatabase => {
                 let mut admin = self.admin(None).await?;
-                let undone =
-                    postgres::drop_store_database(&mut admin, &super::managed_name(self.store.id), self.store.id).await;
+                let name = super::managed_name(self.store.id);
+                let undone = engine::drop_store_database(&mut admin, &name, self.store.id).await;
                 close(admin, undone).await
             }
             StepName::Migrate if self.run.kind == DatabaseKind::Brought => {
@@ -331,15 +200,15 @@ impl<'a> StepCx<'a> {
                 if !db::run_found_empty(&mut *self.cx.master.acquire().await?, self.run.id).await? {
                     return Ok(());
                 }
-                let mut connection = match self.credential.connect(CONNECT_TIMEOUT).await {
-                    Ok(connection) => connection,
+                let mut session = match self.credential.connect(CONNECT_TIMEOUT).await {
+                    Ok(session) => session,
                     // The owner has taken it away themselves.
                     Err(error) if error.cause == Cause::MissingDatabase => return Ok(()),
-                    Err(error) => return Err(error.into()),
+                    Err(error) => return Err(StepError::connecting(self.credential.engine, error)),
                 };
-                postgres::set_limits(&mut connection).await?;
+                engine::set_limits(&mut session).await?;
                 // Nor one that another store has begun to use since.
-                let undone = tenant_schema::drop_schema(&mut connection, self.store.id).await;
+                let undone = tenant_schema::drop_schema(&mut session, self.store.id).await;
                 let undone = undone.map(drop).map_err(|error| match error {
                     SchemaError::Db(error) => error.into(),
                     error => StepError::new(
@@ -349,7 +218,7 @@ impl<'a> StepCx<'a> {
                     )
                     .because(error),
                 });
-                close(connection, undone).await
+                close(session, undone).await
             }
             // What these made goes with the database or the schema, or was there before the run.
             StepName::Migrate
@@ -379,19 +248,32 @@ impl<'a> StepCx<'a> {
 
     async fn create_database(&self) -> Result<(), StepError> {
         let name = super::managed_name(self.store.id);
+        let (password, store) = (&self.credential.password, self.store.id);
         let mut admin = self.admin(None).await?;
-        let made = async {
-            let template = postgres::ensure_template(&mut admin, |name| self.admin_credential(Some(name))).await?;
-            postgres::ensure_clone(&mut admin, &name, &template, self.store.id).await
-        }
-        .await;
+        let made = match &mut admin {
+            Session::Postgres(conn) => {
+                let template = postgres::ensure_template(conn, |name| self.admin_credential(Some(name))).await;
+                match template {
+                    Ok(template) => postgres::ensure_clone(conn, &name, &template, store).await,
+                    Err(error) => Err(error),
+                }
+            }
+            Session::MySql(conn) => mysql::ensure_database(conn, &name, password, store).await,
+        };
+        let engine = admin.engine();
         close(admin, made).await?;
+        if engine != Engine::Postgresql {
+            return Ok(());
+        }
         let mut inside = self.admin(Some(name.as_str())).await?;
-        let settled = postgres::settle_clone(&mut inside, &name, &self.credential.password, self.store.id).await;
+        let settled = match &mut inside {
+            Session::Postgres(conn) => postgres::settle_clone(conn, &name, password, store).await,
+            Session::MySql(_) => Ok(()),
+        };
         close(inside, settled).await
     }
 
-    async fn check_connection(&self) -> Result<PgConnection, StepError> {
+    async fn check_connection(&self) -> Result<Session, StepError> {
         if self.run.kind == DatabaseKind::Brought {
             target::refuse_private(&self.credential.host, self.credential.port, self.cx.allow_private_databases)
                 .await
@@ -417,22 +299,25 @@ impl<'a> StepCx<'a> {
         }
     }
 
-    async fn check_session_mode(&self, first: &mut PgConnection) -> Result<(), StepError> {
+    async fn check_session_mode(&self, first: &mut Session) -> Result<(), StepError> {
         let mut second = self.connect().await?;
-        let pids = async { Ok((postgres::backend_pid(first).await?, postgres::backend_pid(&mut second).await?)) }.await;
-        let (one, two) = close(second, pids).await?;
+        let sides = async { Ok((engine::server_side(first).await?, engine::server_side(&mut second).await?)) }.await;
+        let (one, two) = close(second, sides).await?;
         let (code, what, advice) = transaction_pooler();
         if one == two { Err(StepError::new(code, what, advice)) } else { Ok(()) }
     }
 
-    async fn check_server(&self, first: &mut PgConnection) -> Result<(), StepError> {
-        let facts = postgres::facts(first).await?;
-        check_facts(&facts)?;
+    async fn check_server(&self, first: &mut Session) -> Result<(), StepError> {
+        let facts = engine::facts(first).await?;
+        facts.check()?;
         match tenant_schema::inspect(first).await? {
             SchemaState::Empty if !facts.may_create => Err(StepError::new(
                 "missing-privilege",
-                "The login may not create a schema in this database.",
-                "Grant it: GRANT CREATE ON DATABASE <database> TO <login>;",
+                match facts.engine {
+                    Engine::Mysql => "The login may not create tables in this database, or not write to them.",
+                    _ => "The login may not create a schema in this database.",
+                },
+                grant_advice(facts.engine),
             )),
             SchemaState::Empty => self.note_found_empty(true).await,
             SchemaState::Ours { store, .. } if store.is_none_or(|store| store == self.store.id) => {
@@ -443,6 +328,11 @@ impl<'a> StepCx<'a> {
                 "schema-too-new",
                 format!("The store's schema has version {version}, which is newer than this installation knows."),
                 "Connect it to an installation that is up to date.",
+            )),
+            SchemaState::Foreign if facts.engine == Engine::Mysql => Err(StepError::new(
+                "schema-in-use",
+                "The database holds tables, programs or events that are not ours.",
+                "Connect an empty one: CREATE DATABASE <name>; with rights on it. We do not touch this one.",
             )),
             SchemaState::Foreign => Err(StepError::new(
                 "schema-in-use",
@@ -456,15 +346,15 @@ impl<'a> StepCx<'a> {
         Ok(db::run_note_found_empty(&mut *self.cx.master.acquire().await?, self.run.id, is_empty).await?)
     }
 
-    async fn migrate(&self, kept: Option<PgConnection>) -> Result<(), StepError> {
-        let mut connection = match kept {
-            Some(connection) => connection,
+    async fn migrate(&self, kept: Option<Session>) -> Result<(), StepError> {
+        let mut session = match kept {
+            Some(session) => session,
             None => self.connect().await?,
         };
-        let migrated = match self.run.kind {
+        let migrated = match (self.run.kind, session.engine()) {
             // The whole database bears the store's mark.
-            DatabaseKind::Managed => tenant_schema::migrate(&mut connection).await,
-            DatabaseKind::Brought => tenant_schema::migrate_for(&mut connection, self.store.id).await,
+            (DatabaseKind::Managed, Engine::Postgresql) => tenant_schema::migrate(&mut session).await,
+            _ => tenant_schema::migrate_for(&mut session, self.store.id).await,
         };
         let migrated = migrated.map_err(|error| match error {
             // Another store was quicker, after both had found the database empty.
@@ -478,7 +368,7 @@ impl<'a> StepCx<'a> {
             error => StepError::new("migration-failed", "The store's schema could not be brought up to date.", OURS)
                 .because(error),
         });
-        close(connection, migrated).await
+        close(session, migrated).await
     }
 
     async fn lease(&self) -> Result<tenancy::Lease, StepError> {
@@ -489,7 +379,7 @@ impl<'a> StepCx<'a> {
                 .transient()
                 .because(error)
         })?;
-        self.cx.stores.lease_unserved(&route).await.map_err(lease_refused)
+        self.cx.stores.lease_unserved(&route).await.map_err(|error| lease_refused(self.credential.engine, error))
     }
 
     async fn seed(&self) -> Result<tenancy::Lease, StepError> {
@@ -566,22 +456,6 @@ impl<'a> StepCx<'a> {
     }
 }
 
-/// Whether a store can live on such a server.
-pub fn check_facts(facts: &postgres::Facts) -> Result<(), StepError> {
-    if facts.version < postgres::MIN_VERSION {
-        let what = format!("The server is PostgreSQL {}.", facts.version / 10_000);
-        return Err(StepError::new("version-too-old", what, "Use PostgreSQL 13 or later."));
-    }
-    if facts.is_read_only {
-        return Err(StepError::new(
-            "read-only",
-            "The server is a replica or read-only.",
-            "Connect to the primary server.",
-        ));
-    }
-    Ok(())
-}
-
 fn other_store() -> StepError {
     StepError::new(
         "belongs-to-another-store",
@@ -590,9 +464,11 @@ fn other_store() -> StepError {
     )
 }
 
-fn lease_refused(error: tenancy::LeaseError) -> StepError {
+fn lease_refused(engine: Engine, error: tenancy::LeaseError) -> StepError {
     match error {
-        tenancy::LeaseError::Unavailable { cause, .. } => ConnectError { cause, sqlstate: None }.into(),
+        tenancy::LeaseError::Unavailable { cause, .. } => {
+            StepError::connecting(engine, ConnectError { cause, code: None })
+        }
         other => {
             StepError::new("database-busy", "The store's database gave no connection.", OURS).transient().because(other)
         }
@@ -600,8 +476,8 @@ fn lease_refused(error: tenancy::LeaseError) -> StepError {
 }
 
 /// Says good-bye to the server in every outcome, so that no lock or session outlives the step.
-async fn close<T>(connection: PgConnection, outcome: Result<T, StepError>) -> Result<T, StepError> {
-    if let Err(error) = connection.close().await {
+async fn close<T>(session: Session, outcome: Result<T, StepError>) -> Result<T, StepError> {
+    if let Err(error) = session.close().await {
         tracing::debug!(error = %error, "closing a connection failed");
     }
     outcome

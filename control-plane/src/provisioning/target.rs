@@ -1,75 +1,30 @@
-//! What an owner types: a connection string or its parts, and the addresses that we refuse to call.
+//! What an owner types, and the addresses that we refuse to call.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use kernel::Engine;
-use percent_encoding::percent_decode_str;
 use problem::Problem;
 use secrecy::{ExposeSecret as _, SecretString};
 use tenancy::{Credential, TlsMode};
-use url::Url;
 
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
-const DEFAULT_PORT: u16 = 5432;
-const MAX_LEN: usize = 4096;
-/// Parameters that PostgreSQL's own clients know and we do not take: of what else stands there, not even the name is told.
-const LIBPQ_PARAMETERS: &[&str] = &[
-    "channel_binding",
-    "client_encoding",
-    "connect_timeout",
-    "dbname",
-    "fallback_application_name",
-    "gssdelegation",
-    "gssencmode",
-    "gsslib",
-    "host",
-    "hostaddr",
-    "keepalives",
-    "keepalives_count",
-    "keepalives_idle",
-    "keepalives_interval",
-    "krbsrvname",
-    "load_balance_hosts",
-    "options",
-    "passfile",
-    "password",
-    "port",
-    "replication",
-    "require_auth",
-    "requirepeer",
-    "requiressl",
-    "service",
-    "ssl_max_protocol_version",
-    "ssl_min_protocol_version",
-    "sslcert",
-    "sslcertmode",
-    "sslcompression",
-    "sslcrl",
-    "sslcrldir",
-    "sslkey",
-    "sslnegotiation",
-    "sslpassword",
-    "sslrootcert",
-    "sslsni",
-    "target_session_attrs",
-    "tcp_user_timeout",
-    "user",
-];
 
 /// A database as it was typed. Whether its host may be called, and with how much of TLS, [`Target::resolve`] says.
 pub struct Target {
-    host: String,
-    port: u16,
-    username: String,
-    password: SecretString,
-    database: String,
-    tls: Option<TlsMode>,
+    pub(super) engine: Engine,
+    pub(super) host: String,
+    pub(super) port: u16,
+    pub(super) username: String,
+    pub(super) password: SecretString,
+    pub(super) database: String,
+    pub(super) tls: Option<TlsMode>,
     ca_pem: Option<String>,
 }
 
 /// The parts of a connection, as an owner types them one by one.
 pub struct TargetFields {
+    pub engine: Engine,
     pub host: Option<String>,
     pub port: Option<u16>,
     pub username: Option<String>,
@@ -92,73 +47,11 @@ pub enum TargetError {
     PlainRefused,
 }
 
-fn invalid(pointer: &'static str, code: &'static str, detail: impl Into<String>) -> TargetError {
+pub(super) fn invalid(pointer: &'static str, code: &'static str, detail: impl Into<String>) -> TargetError {
     TargetError::Invalid { pointer, code, detail: detail.into() }
 }
 
 impl Target {
-    /// Reads `postgres://user:password@host:port/database?sslmode=…`; a CA may come beside it.
-    ///
-    /// # Errors
-    /// [`TargetError`] naming the part that is wrong.
-    pub fn from_url(text: &SecretString, tls: Option<TlsMode>, ca_pem: Option<String>) -> Result<Self, TargetError> {
-        const AT: &str = "/connectionString";
-        let text = text.expose_secret().trim();
-        if text.len() > MAX_LEN {
-            return Err(invalid(AT, "too-long", format!("must have at most {MAX_LEN} characters")));
-        }
-        let url = Url::parse(text)
-            .map_err(|_| invalid(AT, "malformed", "expected postgres://user:password@host:5432/database"))?;
-        if !matches!(url.scheme(), "postgres" | "postgresql") {
-            return Err(invalid(AT, "scheme", "the scheme must be postgres:// or postgresql://"));
-        }
-        let decode = |part: &str, what: &str| {
-            percent_decode_str(part)
-                .decode_utf8()
-                .map(std::borrow::Cow::into_owned)
-                .map_err(|_| invalid(AT, "encoding", format!("the {what} is not UTF-8 when decoded")))
-        };
-        let host =
-            url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| invalid(AT, "host", "names no host"))?;
-        let host = decode(host.trim_start_matches('[').trim_end_matches(']'), "host")?;
-        let username = decode(url.username(), "user")?;
-        let password = decode(url.password().unwrap_or_default(), "password")?;
-        let database = decode(url.path().strip_prefix('/').unwrap_or_default(), "database")?;
-        let mut mode = tls;
-        for (name, value) in url.query_pairs() {
-            match &*name {
-                "sslmode" | "ssl-mode" => {
-                    mode = Some(read_mode(&value).ok_or_else(|| {
-                        invalid(AT, "sslmode", "sslmode must be disable, require, verify-ca or verify-full")
-                    })?);
-                }
-                // Says who connects; ours is fixed.
-                "application_name" => {}
-                // A password with a question mark ends here, too.
-                other => {
-                    let detail = LIBPQ_PARAMETERS.iter().find(|known| **known == other).map_or_else(
-                        || "what follows the ? is no parameter; a ? of the password is written %3F".to_owned(),
-                        |known| format!("the parameter {known} is not supported; leave it out"),
-                    );
-                    return Err(invalid(AT, "parameter", detail));
-                }
-            }
-        }
-        let fields = TargetFields {
-            host: Some(host),
-            port: url.port(),
-            username: Some(username),
-            password: Some(password.into()),
-            database: Some(database),
-            tls: mode,
-            ca_pem,
-        };
-        Self::from_fields(fields).map_err(|error| match error {
-            TargetError::Invalid { code, detail, .. } => TargetError::Invalid { pointer: AT, code, detail },
-            other => other,
-        })
-    }
-
     /// Checks the parts of a connection.
     ///
     /// # Errors
@@ -180,7 +73,7 @@ impl Target {
         if !is_name {
             return Err(invalid("/host", "host", "the host must be a hostname or an IP address"));
         }
-        let port = fields.port.unwrap_or(DEFAULT_PORT);
+        let port = fields.port.unwrap_or(default_port(fields.engine));
         if port == 0 {
             return Err(invalid("/port", "port", "the port must be 1 to 65535"));
         }
@@ -197,7 +90,8 @@ impl Target {
         {
             return Err(invalid("/caPem", "malformed", "the CA must be PEM certificates, at most 64 KiB"));
         }
-        Ok(Self { host, port, username, password, database, tls: fields.tls, ca_pem: fields.ca_pem })
+        let TargetFields { engine, tls, ca_pem, .. } = fields;
+        Ok(Self { engine, host, port, username, password, database, tls, ca_pem })
     }
 
     /// Looks up where the host is, refuses one that may not be called, and settles how much of TLS is asked for: without a
@@ -218,18 +112,16 @@ impl Target {
         } else {
             TlsMode::VerifyFull
         };
-        let Self { host, port, username, password, database, ca_pem, .. } = self;
-        Ok(Credential { engine: Engine::Postgresql, host, port, username, password, database, tls, ca_pem })
+        let Self { engine, host, port, username, password, database, ca_pem, .. } = self;
+        Ok(Credential { engine, host, port, username, password, database, tls, ca_pem })
     }
 }
 
-fn read_mode(text: &str) -> Option<TlsMode> {
-    match text {
-        "disable" => Some(TlsMode::Disable),
-        "require" => Some(TlsMode::Require),
-        "verify-ca" => Some(TlsMode::VerifyCa),
-        "verify-full" => Some(TlsMode::VerifyFull),
-        _ => None,
+/// Where servers of an engine listen when nothing else is said.
+const fn default_port(engine: Engine) -> u16 {
+    match engine {
+        Engine::Mysql => 3306,
+        _ => 5432,
     }
 }
 
@@ -338,33 +230,14 @@ impl From<TargetError> for Problem {
 #[cfg(test)]
 mod tests {
     use super::{Target, TargetError, is_public};
-    use secrecy::ExposeSecret as _;
     use tenancy::TlsMode;
 
     fn parse(text: &str) -> Result<Target, TargetError> {
-        Target::from_url(&text.to_owned().into(), None, None)
+        Target::from_url(&text.to_owned().into(), None, None, None)
     }
 
     async fn tls(text: &str, allow_private: bool) -> Result<TlsMode, TargetError> {
         Ok(parse(text)?.resolve(allow_private).await?.tls)
-    }
-
-    fn code(text: &str) -> &'static str {
-        match parse(text) {
-            Ok(_) => "ok",
-            Err(TargetError::Invalid { code, .. }) => code,
-            Err(_) => "other",
-        }
-    }
-
-    #[test]
-    fn a_connection_string_is_read_to_its_parts() {
-        let target =
-            parse("postgresql://ad%40a:p%3Ass%2Fw@db.example.com:6543/sh%20op?sslmode=require\n").expect("valid");
-        assert_eq!((target.host.as_str(), target.port, target.username.as_str()), ("db.example.com", 6543, "ad@a"));
-        assert_eq!((target.password.expose_secret(), target.database.as_str()), ("p:ss/w", "sh op"));
-        assert_eq!(target.tls, Some(TlsMode::Require));
-        assert_eq!(parse("postgres://a:b@db.example.com/shop").expect("valid").tls, None);
     }
 
     #[tokio::test]
@@ -385,21 +258,9 @@ mod tests {
             assert_eq!(tls(&silent, false).await, Err(TargetError::PrivateAddress), "{host}");
         }
         let pem = "-----BEGIN CERTIFICATE-----".to_owned();
-        let with_ca = Target::from_url(&"postgres://a:b@10.1.2.3/d".to_owned().into(), None, Some(pem));
+        let with_ca = Target::from_url(&"postgres://a:b@10.1.2.3/d".to_owned().into(), None, None, Some(pem));
         let credential = with_ca.expect("valid").resolve(true).await.expect("allowed");
         assert_eq!(credential.tls, TlsMode::VerifyFull);
-    }
-
-    #[test]
-    fn what_is_wrong_is_named() {
-        assert_eq!(code("mysql://a:b@h/d"), "scheme");
-        assert_eq!(code("not a url"), "malformed");
-        assert_eq!(code("postgres://a:b@h.example/"), "required");
-        assert_eq!(code("postgres://:b@h.example/d"), "required");
-        assert_eq!(code("postgres://a:b@h.example/d?options=-c%20x"), "parameter");
-        assert_eq!(code("postgres://a:b@h.example/d?sslmode=maybe"), "sslmode");
-        assert_eq!(code("postgres://a:b@%2Ftmp/d"), "host");
-        assert_eq!(code("postgres://a:b@h1,h2/d"), "host");
     }
 
     #[test]

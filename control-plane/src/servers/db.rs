@@ -187,11 +187,3 @@ pub async fn server_set_status(
     .fetch_optional(conn)
     .await
 }
-
-/// Asked on the server itself, not in master, hence not checked against master's schema: may this login create databases
-/// and logins?
-pub async fn login_may_provision(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar("select rolsuper or (rolcreatedb and rolcreaterole) from pg_roles where rolname = current_user")
-        .fetch_one(conn)
-        .await
-}

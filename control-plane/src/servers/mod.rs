@@ -6,14 +6,12 @@ use chrono::{DateTime, Utc};
 use kernel::{Engine, ServerId, text};
 use problem::Problem;
 use secrecy::SecretString;
-use sqlx::Connection as _;
 use tenancy::{Cause, ConnectError, Credential};
 use vault::{Aad, OpenError, Purpose, Sealed};
 
 use crate::audit::{self, Actor, Subject};
 use crate::cx::OpsCx;
-use crate::provisioning::postgres;
-use crate::provisioning::{Target, TargetError};
+use crate::provisioning::{Target, TargetError, engine};
 
 /// Whether new stores are placed on a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, sqlx::Type, utoipa::ToSchema)]
@@ -45,6 +43,8 @@ pub struct Server {
 /// A server to be registered.
 pub struct NewServer {
     pub name: String,
+    /// Must be that of the URL, when given.
+    pub engine: Option<Engine>,
     pub url: SecretString,
     pub region: Option<String>,
     pub max_stores: i32,
@@ -89,7 +89,7 @@ pub async fn add(cx: &OpsCx, actor: Actor, new: NewServer) -> Result<Server, Ser
         return Err(invalid("/maxConnections", "must be at least 1".to_owned()));
     }
     // Ops choose their servers, which usually are at private addresses; owners' databases are another matter.
-    let credential = Target::from_url(&new.url, None, None)?.resolve(true).await?;
+    let credential = Target::from_url(&new.url, new.engine, None, None)?.resolve(true).await?;
     let system_identifier = prove(&credential).await?;
     let now = cx.clock.now();
     let id = ServerId::new(now);
@@ -142,24 +142,28 @@ async fn prove(credential: &Credential) -> Result<Option<String>, ServerError> {
     };
     // First, since whatever else is asked through such a pooler may be answered wrongly.
     credential.check_session_mode(CONNECT_TIMEOUT).await.map_err(unreachable)?;
-    let mut connection = credential.connect(CONNECT_TIMEOUT).await.map_err(unreachable)?;
-    let facts = postgres::facts(&mut connection).await;
-    let may = db::login_may_provision(&mut connection).await;
-    let system_identifier = postgres::system_identifier(&mut connection).await;
-    if let Err(error) = connection.close().await {
+    let mut session = credential.connect(CONNECT_TIMEOUT).await.map_err(unreachable)?;
+    let seen = async {
+        let facts = engine::facts(&mut session).await?;
+        let may_provision = engine::may_provision(&mut session).await?;
+        Ok::<_, sqlx::Error>((facts, may_provision, engine::system_identifier(&mut session).await))
+    }
+    .await;
+    if let Err(error) = session.close().await {
         tracing::debug!(error = %error, "closing a connection failed");
     }
-    let facts = facts?;
-    if facts.version < postgres::MIN_VERSION {
-        return Err(unusable("version-too-old", "PostgreSQL 13 or later is needed"));
-    }
-    if facts.is_read_only {
-        return Err(unusable("read-only", "it is a replica or read-only"));
-    }
-    if may? {
-        Ok(system_identifier)
-    } else {
-        Err(unusable("missing-privilege", "the login needs CREATEDB and CREATEROLE, or SUPERUSER"))
+    let (facts, may_provision, system_identifier) = seen?;
+    facts.check().map_err(|error| unusable(error.code, &format!("{} {}", error.what, error.advice)))?;
+    if may_provision { Ok(system_identifier) } else { Err(unusable("missing-privilege", needed_rights(facts.engine))) }
+}
+
+const fn needed_rights(engine: Engine) -> &'static str {
+    match engine {
+        Engine::Mysql => {
+            "the login needs CREATE USER and every right on all databases that a store's login gets, and must be able to grant \
+             them: GRANT ALL PRIVILEGES ON *.* TO '<login>'@'<host>' WITH GRANT OPTION"
+        }
+        _ => "the login needs CREATEDB and CREATEROLE, or SUPERUSER",
     }
 }
 
@@ -194,11 +198,13 @@ pub async fn list(cx: &OpsCx) -> Result<Vec<Server>, ServerError> {
     Ok(db::servers_all(&mut *cx.master.acquire().await?).await?)
 }
 
-/// What each server says to a new store of `region`, for ops: owners are told no more than that there is no room.
-pub fn explain_room(servers: &[Server], region: Option<&str>) -> String {
+/// What each server says to a new store of `engine` and `region`, for ops: owners are told no more than that there is no room.
+pub fn explain_room(servers: &[Server], engine: Option<Engine>, region: Option<&str>) -> String {
     let of = |server: &Server| {
         let Server { name, stores, max_stores, .. } = server;
-        if region.is_some() && server.region.as_deref() != region {
+        if engine.is_some_and(|engine| engine != server.engine) {
+            format!("{name} is {}", server.engine)
+        } else if region.is_some() && server.region.as_deref() != region {
             format!("{name} is in {}", server.region.as_deref().unwrap_or("no region"))
         } else if server.status == ServerStatus::Draining {
             format!("{name} is draining (`tenantry servers activate {name}` ends that)")
@@ -235,7 +241,7 @@ impl From<ServerError> for Problem {
                 .field("/name", "taken", "is in use"),
             error @ ServerError::Registered { .. } => {
                 Self::new(S::CONFLICT, "server-registered", "The server is registered already")
-                    .detail(format!("{error}. One PostgreSQL is one server, whatever address leads to it."))
+                    .detail(format!("{error}. One cluster is one server, whatever address leads to it."))
                     .field("/url", "taken", "leads to a server that is registered")
             }
             ServerError::NotFound => Self::not_found(),

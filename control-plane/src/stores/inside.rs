@@ -1,6 +1,6 @@
 //! The part of a store that lives in its own database, read and changed on its owner's behalf.
 
-use kernel::{StoreStatus, UserId};
+use kernel::{Engine, StoreStatus, UserId};
 use problem::Problem;
 use tenancy::{Cause, ConnectError, Lease, LeaseError};
 use tenant_schema::seed::{self, StoreCounts};
@@ -10,7 +10,7 @@ use super::{Store, StoreError, check_name};
 use crate::audit::{self, Actor, Subject};
 use crate::cx::{Cx, OpsCx};
 use crate::http::entry::from_resolve;
-use crate::provisioning::{self, DatabaseKind, RunState, Step, StepError, steps};
+use crate::provisioning::{self, DatabaseKind, RunState, Step, StepError};
 use crate::storefront::errors;
 
 /// What a store's own database said.
@@ -39,10 +39,11 @@ pub struct Trouble {
 }
 
 impl Trouble {
-    fn of_cause(cause: Cause, kind: DatabaseKind) -> Self {
-        let StepError { code, what, advice, .. } = ConnectError { cause, sqlstate: None }.into();
+    fn of_cause(cause: Cause, (kind, engine): (DatabaseKind, Engine)) -> Self {
+        let error = ConnectError { cause, code: None };
+        let StepError { code, what, advice, .. } = StepError::connecting(engine, error);
         let advice = match (kind, cause) {
-            (DatabaseKind::Managed, _) => steps::OURS,
+            (DatabaseKind::Managed, _) => provisioning::OURS,
             (DatabaseKind::Brought, Cause::WrongPassword) => {
                 "Give the right user and password: PUT /api/stores/{id}/database/credentials."
             }
@@ -113,13 +114,13 @@ async fn preparing(cx: &Cx, store: &Store) -> Inside {
     }
 }
 
-async fn kind_of(cx: &Cx, store: &Store) -> Result<DatabaseKind, Problem> {
+async fn kind_of(cx: &Cx, store: &Store) -> Result<(DatabaseKind, Engine), Problem> {
     let found = async {
         let mut connection = cx.master.acquire().await?;
         provisioning::db::store_database_find(&mut connection, store.id).await
     };
     let found = found.await.map_err(StoreError::Db)?;
-    Ok(found.map_or(DatabaseKind::Managed, |database| database.kind))
+    Ok(found.map_or((DatabaseKind::Managed, Engine::Postgresql), |database| (database.kind, database.engine)))
 }
 
 /// Changes name and settings. The store's own database comes first: master's name is a copy of the one there, so a failure

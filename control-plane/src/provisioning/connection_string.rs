@@ -1,0 +1,419 @@
+//! A connection string as owners paste it: out of a hosting panel, an `.env` file, a framework's settings.
+//!
+//! What is understood is taken, whatever it is dressed in; what is not is refused by the name of its part. Nothing of the
+//! string itself is ever repeated: any part of it may be the password.
+
+use kernel::Engine;
+use percent_encoding::percent_decode_str;
+use secrecy::{ExposeSecret as _, SecretString};
+use tenancy::TlsMode;
+use url::Url;
+
+use super::target::{Target, TargetError, TargetFields, invalid};
+
+const AT: &str = "/connectionString";
+const MAX_LEN: usize = 4096;
+
+/// Parameters that say how somebody else's program should behave: nothing is lost with them.
+const OF_OTHERS: &[&str] = &[
+    "allowpublickeyretrieval",
+    "application_name",
+    "applicationname",
+    "autoreconnect",
+    "channel_binding",
+    "characterencoding",
+    "charset",
+    "client_encoding",
+    "collation",
+    "connect_timeout",
+    "connection_limit",
+    "connecttimeout",
+    "encoding",
+    "pgbouncer",
+    "pool",
+    "pool_timeout",
+    "servertimezone",
+    "timezone",
+    "useunicode",
+];
+
+/// Parameters that the engines' own clients know and we do not take: of what else stands there, not even the name is told.
+const KNOWN: &[&str] = &[
+    "allowmultiqueries",
+    "currentschema",
+    "database",
+    "dbname",
+    "fallback_application_name",
+    "gssdelegation",
+    "gssencmode",
+    "gsslib",
+    "hostaddr",
+    "keepalives",
+    "keepalives_count",
+    "keepalives_idle",
+    "keepalives_interval",
+    "krbsrvname",
+    "load_balance_hosts",
+    "options",
+    "passfile",
+    "port",
+    "replication",
+    "require_auth",
+    "requirepeer",
+    "requiressl",
+    "schema",
+    "search_path",
+    "server_rsa_public_key_path",
+    "service",
+    "ssl-ca",
+    "ssl-cert",
+    "ssl-key",
+    "ssl_max_protocol_version",
+    "ssl_min_protocol_version",
+    "sslca",
+    "sslcert",
+    "sslcertmode",
+    "sslcompression",
+    "sslcrl",
+    "sslcrldir",
+    "sslkey",
+    "sslnegotiation",
+    "sslpassword",
+    "sslrootcert",
+    "sslsni",
+    "statement-cache-capacity",
+    "target_session_attrs",
+    "tcp_user_timeout",
+];
+
+impl Target {
+    /// Reads `postgres://user:password@host:port/database?sslmode=…` or `mysql://…`; mode and CA may come beside it. An
+    /// `engine` that is given must be the string's.
+    ///
+    /// # Errors
+    /// [`TargetError`] naming the part that is wrong.
+    pub fn from_url(
+        text: &SecretString,
+        engine: Option<Engine>,
+        tls: Option<TlsMode>,
+        ca_pem: Option<String>,
+    ) -> Result<Self, TargetError> {
+        let text = undress(text.expose_secret());
+        if text.len() > MAX_LEN {
+            return Err(invalid(AT, "too-long", format!("must have at most {MAX_LEN} characters")));
+        }
+        if text.chars().any(char::is_control) {
+            return Err(invalid(AT, "malformed", "must be one line"));
+        }
+        let Some((scheme, rest)) = text.split_once("://") else {
+            return Err(invalid(AT, "malformed", "expected postgres://user:password@host:5432/database, or mysql://…"));
+        };
+        let spoken = engine_of(scheme)?;
+        if engine.is_some_and(|engine| engine != spoken) {
+            return Err(invalid("/engine", "contradiction", format!("the connection string is one of {spoken}")));
+        }
+        check_authority(rest)?;
+        // Of the scheme nothing more is needed; the drivers' own would be parsed by rules of their own.
+        let url = Url::parse(&format!("db://{rest}")).map_err(|error| {
+            let detail = match error {
+                url::ParseError::InvalidPort => {
+                    "the port is no number; a / ? or # of the password is written %2F %3F %23"
+                }
+                _ => "host or port cannot be read; a / ? or # of the password is written %2F %3F %23",
+            };
+            invalid(AT, "malformed", detail)
+        })?;
+        if url.fragment().is_some() {
+            return Err(invalid(AT, "malformed", "a # of the password is written %23"));
+        }
+        let host = url.host_str().unwrap_or_default();
+        let mut fields = TargetFields {
+            engine: spoken,
+            host: Some(decode(host.trim_start_matches('[').trim_end_matches(']'), "host")?),
+            port: url.port(),
+            username: Some(decode(url.username(), "user")?),
+            password: Some(decode(url.password().unwrap_or_default(), "password")?.into()),
+            database: Some(decode(url.path().strip_prefix('/').unwrap_or_default(), "database")?),
+            tls,
+            ca_pem,
+        };
+        for (name, value) in url.query_pairs() {
+            take_parameter(&mut fields, &name, &value)?;
+        }
+        refuse_placeholders(&fields)?;
+        if fields.host.as_deref() == Some("") {
+            return Err(invalid(AT, "host", "names no host"));
+        }
+        Self::from_fields(fields).map_err(|error| match error {
+            TargetError::Invalid { code, detail, .. } => TargetError::Invalid { pointer: AT, code, detail },
+            other => other,
+        })
+    }
+}
+
+/// Takes off what a string is pasted with: `export DATABASE_URL="…";`, `jdbc:`.
+fn undress(text: &str) -> &str {
+    let mut text = text.trim();
+    text = text.strip_prefix("export ").unwrap_or(text).trim_start();
+    if let Some((name, value)) = text.split_once('=') {
+        let name = name.trim_end();
+        let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        if is_name {
+            text = value.trim_start();
+        }
+    }
+    text = text.trim_end_matches(';').trim_end();
+    for quote in ['"', '\'', '`'] {
+        if let Some(inner) = text.strip_prefix(quote).and_then(|text| text.strip_suffix(quote)) {
+            text = inner.trim();
+        }
+    }
+    match text.get(..5) {
+        Some(prefix) if prefix.eq_ignore_ascii_case("jdbc:") => &text[5..],
+        _ => text,
+    }
+}
+
+/// The engine that a scheme names, also as frameworks write it (`postgresql+psycopg`, `mysql2`).
+fn engine_of(scheme: &str) -> Result<Engine, TargetError> {
+    let scheme = scheme.to_ascii_lowercase();
+    match scheme.split_once('+').map_or(scheme.as_str(), |(scheme, _driver)| scheme) {
+        "postgres" | "postgresql" | "postgis" => Ok(Engine::Postgresql),
+        "mysql" | "mysql2" | "mariadb" => Ok(Engine::Mysql),
+        "http" | "https" => Err(invalid(
+            AT,
+            "scheme",
+            "is the address of a page or an API; copy the database's connection string, which begins with postgres:// or mysql://",
+        )),
+        _ => Err(invalid(AT, "scheme", "the scheme must be postgres:// or mysql://: no other database is supported")),
+    }
+}
+
+/// What [`Url`] would not name: several hosts, and a socket in place of one.
+fn check_authority(rest: &str) -> Result<(), TargetError> {
+    let authority = rest.split(['/', '?']).next().unwrap_or_default();
+    let place = authority.rsplit_once('@').map_or(authority, |(_, place)| place);
+    if place.contains(',') {
+        return Err(invalid(AT, "host", "names several hosts; name one, the primary"));
+    }
+    if place.starts_with('/') || place.len() >= 3 && place[..3].eq_ignore_ascii_case("%2f") {
+        return Err(socket());
+    }
+    Ok(())
+}
+
+fn socket() -> TargetError {
+    invalid(AT, "host", "names a socket, which is a place on the database's own machine; name a host")
+}
+
+fn decode(part: &str, what: &str) -> Result<String, TargetError> {
+    percent_decode_str(part)
+        .decode_utf8()
+        .map(std::borrow::Cow::into_owned)
+        .map_err(|_| invalid(AT, "encoding", format!("the {what} is not UTF-8 when decoded")))
+}
+
+fn take_parameter(fields: &mut TargetFields, name: &str, value: &str) -> Result<(), TargetError> {
+    let name = name.to_ascii_lowercase();
+    match name.as_str() {
+        "sslmode" | "ssl-mode" => fields.tls = Some(read_mode(value)?),
+        "ssl" | "usessl" | "tls" | "sslaccept" => fields.tls = Some(read_switch(value, &name)?),
+        // As JDBC has them.
+        "user" | "username" if fields.username.as_deref() == Some("") => fields.username = Some(value.to_owned()),
+        "password" if fields.password.as_ref().is_some_and(|password| password.expose_secret().is_empty()) => {
+            fields.password = Some(value.to_owned().into());
+        }
+        "user" | "username" | "password" => {
+            return Err(invalid(AT, "parameter", format!("the {name} is given twice; leave the parameter out")));
+        }
+        "host" | "socket" | "unix_socket" | "unixsocket" if value.starts_with('/') => return Err(socket()),
+        "host" if fields.host.as_deref() == Some("") => fields.host = Some(value.to_owned()),
+        "host" | "socket" | "unix_socket" | "unixsocket" => {
+            return Err(invalid(AT, "parameter", format!("the parameter {name} is not supported; leave it out")));
+        }
+        _ if OF_OTHERS.contains(&name.as_str()) => {}
+        // A password with a question mark ends here, too.
+        _ => {
+            let detail = if KNOWN.contains(&name.as_str()) {
+                format!("the parameter {name} is not supported; leave it out")
+            } else {
+                "what follows the ? is no parameter; a ? of the password is written %3F".to_owned()
+            };
+            return Err(invalid(AT, "parameter", detail));
+        }
+    }
+    Ok(())
+}
+
+/// How much of TLS, in the words of either engine's clients.
+fn read_mode(text: &str) -> Result<TlsMode, TargetError> {
+    match text.to_ascii_lowercase().replace('_', "-").as_str() {
+        "disable" | "disabled" => Ok(TlsMode::Disable),
+        "require" | "required" => Ok(TlsMode::Require),
+        "verify-ca" => Ok(TlsMode::VerifyCa),
+        "verify-full" | "verify-identity" => Ok(TlsMode::VerifyFull),
+        "prefer" | "preferred" | "allow" => Err(invalid(
+            AT,
+            "sslmode",
+            "sslmode must not leave it to chance whether the connection is encrypted; use require or verify-full",
+        )),
+        _ => Err(invalid(AT, "sslmode", "sslmode must be disable, require, verify-ca or verify-full")),
+    }
+}
+
+fn read_switch(value: &str, name: &str) -> Result<TlsMode, TargetError> {
+    match value.to_ascii_lowercase().replace(' ', "").as_str() {
+        "true" | "1" | "require" | "accept_invalid_certs" | "{\"rejectunauthorized\":false}" => Ok(TlsMode::Require),
+        "strict" | "verify-full" | "{\"rejectunauthorized\":true}" => Ok(TlsMode::VerifyFull),
+        "false" | "0" | "disable" => Ok(TlsMode::Disable),
+        _ => Err(invalid(AT, "sslmode", format!("{name} is not understood; write sslmode=verify-full, or require"))),
+    }
+}
+
+/// A string that was copied before its gaps were filled.
+fn refuse_placeholders(fields: &TargetFields) -> Result<(), TargetError> {
+    let is_gap = |text: &str| {
+        let inner = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+        let inner = inner.or_else(|| text.strip_prefix('<').and_then(|text| text.strip_suffix('>')));
+        inner.is_some_and(|inner| {
+            !inner.is_empty() && inner.chars().all(|c| c.is_ascii_alphabetic() || "-_ ".contains(c))
+        })
+    };
+    let password = fields.password.as_ref().map_or("", |password| password.expose_secret());
+    let parts = [
+        ("password", password),
+        ("user", fields.username.as_deref().unwrap_or_default()),
+        ("database", fields.database.as_deref().unwrap_or_default()),
+    ];
+    match parts.iter().find(|(_, text)| is_gap(text)) {
+        Some((what, _)) => {
+            Err(invalid(AT, "placeholder", format!("the {what} is still a placeholder; put the real one in its place")))
+        }
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Target, TargetError> {
+        Target::from_url(&text.to_owned().into(), None, None, None)
+    }
+
+    fn refusal(text: &str) -> (&'static str, String) {
+        match parse(text) {
+            Ok(_) => panic!("accepted"),
+            Err(TargetError::Invalid { code, detail, .. }) => (code, detail),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn a_connection_string_is_read_to_its_parts() {
+        let target =
+            parse("postgresql://ad%40a:p%3Ass%2Fw@db.example.com:6543/sh%20op?sslmode=require\n").expect("valid");
+        assert_eq!((target.host.as_str(), target.port, target.username.as_str()), ("db.example.com", 6543, "ad@a"));
+        assert_eq!((target.password.expose_secret(), target.database.as_str()), ("p:ss/w", "sh op"));
+        assert_eq!(target.tls, Some(TlsMode::Require));
+        assert_eq!(parse("postgres://a:b@db.example.com/shop").expect("valid").tls, None);
+        assert_eq!(parse("mysql://a:b@db.example.com/shop").expect("valid").port, 3306);
+    }
+
+    #[test]
+    fn what_it_is_pasted_with_is_taken_off() {
+        for text in [
+            "DATABASE_URL=postgres://a:p%3D@db.example.com:5432/shop",
+            " export DATABASE_URL=\"postgres://a:p%3D@db.example.com/shop\";\r\n",
+            "DATABASE_URL = 'postgresql+psycopg2://a:p%3D@db.example.com/shop'",
+            "jdbc:postgresql://db.example.com:5432/shop?user=a&password=p%3D",
+            "JDBC:POSTGRESQL://a:p%3D@DB.example.com/shop?ApplicationName=x",
+            "`postgres://a:p=@db.example.com/shop?pgbouncer=true&connection_limit=1`",
+        ] {
+            let target = parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert_eq!((target.engine, target.port), (Engine::Postgresql, 5432), "{text}");
+            assert_eq!((target.username.as_str(), target.password.expose_secret()), ("a", "p="), "{text}");
+            assert_eq!(
+                (target.host.to_lowercase().as_str(), target.database.as_str()),
+                ("db.example.com", "shop"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_engines_words_for_tls_mean_the_same() {
+        for (parameter, mode) in [
+            ("sslmode=verify-full", TlsMode::VerifyFull),
+            ("ssl-mode=VERIFY_IDENTITY", TlsMode::VerifyFull),
+            ("sslaccept=strict", TlsMode::VerifyFull),
+            ("ssl={\"rejectUnauthorized\":true}", TlsMode::VerifyFull),
+            ("sslMode=VERIFY_CA", TlsMode::VerifyCa),
+            ("ssl=true", TlsMode::Require),
+            ("useSSL=true", TlsMode::Require),
+            ("ssl-mode=DISABLED", TlsMode::Disable),
+        ] {
+            assert_eq!(
+                parse(&format!("mysql://a:b@h.example/d?{parameter}")).expect("valid").tls,
+                Some(mode),
+                "{parameter}"
+            );
+        }
+        assert_eq!(refusal("postgres://a:b@h.example/d?sslmode=prefer").0, "sslmode");
+        assert_eq!(refusal("postgres://a:b@h.example/d?sslmode=maybe").0, "sslmode");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, code, says) in [
+            ("mongodb://a:b@h/d", "scheme", "no other database"),
+            ("https://supabase.com/dashboard/project/x", "scheme", "page"),
+            ("not a url", "malformed", "expected"),
+            ("postgres://a:b@h.example/", "required", "database"),
+            ("postgres://:b@h.example/d", "required", "user"),
+            ("postgres://a:b@h.example:port/d", "malformed", "port"),
+            ("postgres://a:b@h.example:99999/d", "malformed", "port"),
+            ("postgres://a:b@h.example/d?options=-c%20x", "parameter", "options"),
+            ("postgres://a:b@h.example/d?secret=1", "parameter", "%3F"),
+            ("postgres://a:b?c@h.example/d", "malformed", "%3F"),
+            ("postgres://a:b#c@h.example/d", "malformed", "%23"),
+            ("postgres://a:b/c@h.example/d", "malformed", "%2F"),
+            ("postgres://a:b@%2Ftmp/d", "host", "socket"),
+            ("postgres:///d?host=/var/run/postgresql", "host", "socket"),
+            ("postgres://a:b@h1,h2/d", "host", "several"),
+            ("postgres://a:b@h1:5432,h2:5432/d", "host", "several"),
+            ("postgres:///d", "host", "no host"),
+            ("postgres://a:[YOUR-PASSWORD]@h.example/d", "placeholder", "password"),
+            ("postgres://a:%5BYOUR-PASSWORD%5D@h.example/d", "placeholder", "password"),
+            ("mysql://a:b@h.example/d?password=c", "parameter", "twice"),
+            ("mysql://a:b@h.example/d?socket=/tmp/mysql.sock", "host", "socket"),
+            ("postgres://a:b@h.example/d\npostgres://a:b@h.example/d", "malformed", "one line"),
+        ] {
+            let (found, detail) = refusal(text);
+            assert_eq!(found, code, "{text}: {detail}");
+            assert!(detail.contains(says), "{text}: {detail}");
+        }
+    }
+
+    #[test]
+    fn the_engine_that_was_said_must_be_the_strings() {
+        let text = SecretString::from("mysql://a:b@h.example/d".to_owned());
+        let refused = Target::from_url(&text, Some(Engine::Postgresql), None, None).err();
+        assert!(matches!(refused, Some(TargetError::Invalid { pointer: "/engine", code: "contradiction", .. })));
+        assert!(Target::from_url(&text, Some(Engine::Mysql), None, None).is_ok());
+    }
+
+    #[test]
+    fn nothing_of_a_refused_string_is_told() {
+        for text in [
+            "postgres://user1:hunter2?hunter3@h.example/d",
+            "postgres://user1:hunter2#hunter3@h.example/d",
+            "hunter2://user1:hunter3@h.example/d",
+            "postgres://user1:hunter2@h.example/d?hunter3=hunter4",
+            "postgres://user1:hunter2/hunter3@h.example/d",
+        ] {
+            let (_, detail) = refusal(text);
+            assert!(!detail.contains("hunter") && !detail.contains("user1"), "{text}: {detail}");
+        }
+    }
+}

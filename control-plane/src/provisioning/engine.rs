@@ -1,0 +1,118 @@
+//! What provisioning asks of a server, whichever engine it is. Each engine's own SQL is in [`postgres`] and [`mysql`].
+
+use kernel::{Engine, Ident, StoreId};
+use tenancy::Session;
+
+use super::step_error::StepError;
+use super::{mysql, postgres};
+
+/// What a server and a login are like.
+pub struct Facts {
+    pub engine: Engine,
+    /// Its product and version, for people.
+    pub server: String,
+    /// Whether the version is one that stores can live on.
+    pub is_supported: bool,
+    pub is_read_only: bool,
+    /// Whether the login may make what a store needs, in the database that it is connected to.
+    pub may_create: bool,
+}
+
+impl Facts {
+    /// Whether a store can live on such a server.
+    pub fn check(&self) -> Result<(), StepError> {
+        if !self.is_supported {
+            let what = format!("The server is {}.", self.server);
+            return Err(StepError::new("version-too-old", what, needed_version(self.engine)));
+        }
+        if self.is_read_only {
+            return Err(StepError::new(
+                "read-only",
+                "The server is a replica or read-only.",
+                "Connect to the primary server.",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The oldest servers that stores can live on.
+pub const fn needed_version(engine: Engine) -> &'static str {
+    match engine {
+        Engine::Mysql => "Use MySQL 8.0.16 or MariaDB 10.6, or later.",
+        _ => "Use PostgreSQL 13 or later.",
+    }
+}
+
+/// Sets the limits of a session that provisions.
+pub async fn set_limits(session: &mut Session) -> Result<(), sqlx::Error> {
+    match session {
+        Session::Postgres(conn) => postgres::set_limits(conn).await,
+        Session::MySql(conn) => mysql::set_limits(conn).await,
+    }
+}
+
+/// Names the server's side of the session: no two that are open at once share it, unless a transaction pooler stands between.
+pub async fn server_side(session: &mut Session) -> Result<i64, sqlx::Error> {
+    match session {
+        Session::Postgres(conn) => postgres::server_side(conn).await,
+        Session::MySql(conn) => mysql::server_side(conn).await,
+    }
+}
+
+/// What there is to know before anything is changed.
+pub async fn facts(session: &mut Session) -> Result<Facts, sqlx::Error> {
+    match session {
+        Session::Postgres(conn) => postgres::facts(conn).await,
+        Session::MySql(conn) => mysql::facts(conn).await,
+    }
+}
+
+/// Whether the login may create databases and logins.
+pub async fn may_provision(session: &mut Session) -> Result<bool, sqlx::Error> {
+    match session {
+        Session::Postgres(conn) => postgres::may_provision(conn).await,
+        Session::MySql(conn) => mysql::may_provision(conn).await,
+    }
+}
+
+/// What the server calls itself, whichever address leads to it; none where it does not say. A physical copy has the name of
+/// what it was copied from.
+pub async fn system_identifier(session: &mut Session) -> Option<String> {
+    match session {
+        Session::Postgres(conn) => postgres::system_identifier(conn).await,
+        Session::MySql(conn) => mysql::system_identifier(conn).await,
+    }
+}
+
+/// Whether the login can read, write and migrate our tables.
+pub async fn owns_schema(session: &mut Session) -> Result<bool, sqlx::Error> {
+    match session {
+        Session::Postgres(conn) => postgres::owns_schema(conn).await,
+        Session::MySql(conn) => Ok(mysql::facts(conn).await?.may_create),
+    }
+}
+
+/// Drops the database and the login of a store, if they are the store's.
+pub async fn drop_store_database(session: &mut Session, name: &Ident, store: StoreId) -> Result<(), StepError> {
+    match session {
+        Session::Postgres(conn) => postgres::drop_store_database(conn, name, store).await,
+        Session::MySql(conn) => mysql::drop_store_database(conn, name, store).await,
+    }
+}
+
+/// Databases and logins of a server whose names are ours to give.
+pub async fn names_like_ours(session: &mut Session) -> Result<(Vec<String>, Vec<String>), sqlx::Error> {
+    match session {
+        Session::Postgres(conn) => postgres::names_like_ours(conn).await,
+        Session::MySql(conn) => mysql::names_like_ours(conn).await,
+    }
+}
+
+pub(super) fn database_in_use() -> StepError {
+    StepError::new(
+        "database-in-use",
+        "A database of this name exists and is not this store's.",
+        "This is on our side; ask support.",
+    )
+}

@@ -1,0 +1,199 @@
+//! What provisioning does on a MySQL or MariaDB server; names are [`Ident`]s, the only literal is a password of our own
+//! making.
+//!
+//! A managed store has a database and a login of its own, both named after its id. MySQL knows no template and no comment on
+//! a database: the store's id in its name says whose it is, and the mark of the schema inside says so again.
+
+use kernel::ident::quote_literal;
+use kernel::{Engine, Ident, StoreId};
+use secrecy::{ExposeSecret as _, SecretString};
+use sqlx::{AssertSqlSafe, Executor as _, MySqlConnection, Row as _};
+
+use super::engine::{Facts, database_in_use};
+use super::step_error::StepError;
+
+/// MySQL 8.0.16 is the first to enforce check constraints.
+const MIN_MYSQL: (u32, u32, u32) = (8, 0, 16);
+/// The oldest long-term release of MariaDB that is still looked after.
+const MIN_MARIADB: (u32, u32, u32) = (10, 6, 0);
+/// What a store's login needs on its database.
+const NEEDED: [&str; 9] = ["SELECT", "INSERT", "UPDATE", "DELETE", "CREATE", "DROP", "REFERENCES", "INDEX", "ALTER"];
+
+/// As the limits of a session that provisions in PostgreSQL. MySQL itself limits only what reads.
+pub async fn set_limits(connection: &mut MySqlConnection) -> Result<(), sqlx::Error> {
+    connection
+        .execute(sqlx::raw_sql(
+            "set session innodb_lock_wait_timeout = 10, lock_wait_timeout = 10 \
+             /*M!100100 , max_statement_time = 60 */ /*!80000 , max_execution_time = 60000 */",
+        ))
+        .await?;
+    Ok(())
+}
+
+pub async fn server_side(connection: &mut MySqlConnection) -> Result<i64, sqlx::Error> {
+    sqlx::raw_sql("select cast(connection_id() as signed)").fetch_one(connection).await?.try_get(0)
+}
+
+pub async fn facts(connection: &mut MySqlConnection) -> Result<Facts, sqlx::Error> {
+    let (version, is_read_only, has_role): (String, bool, bool) = sqlx::query_as(
+        "select version(), @@global.read_only = 1 or @@global.innodb_read_only = 1,
+                coalesce(nullif(current_role(), 'NONE'), '') <> ''",
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    // What a role brings is not listed: then a right that is missing shows when it is used.
+    let may_create = has_role || has_rights(connection).await?;
+    let (name, least) = if version.contains("MariaDB") { ("MariaDB", MIN_MARIADB) } else { ("MySQL", MIN_MYSQL) };
+    let (numbers, text) = read_version(&version);
+    Ok(Facts {
+        engine: Engine::Mysql,
+        server: format!("{name} {text}"),
+        is_supported: numbers >= least,
+        is_read_only,
+        may_create,
+    })
+}
+
+/// Whether the login has what it needs in its database, of its own or everywhere on the server.
+async fn has_rights(connection: &mut MySqlConnection) -> Result<bool, sqlx::Error> {
+    let rights: Vec<String> = sqlx::query_scalar(
+        "select privilege_type from information_schema.user_privileges
+         where grantee = concat('''', replace(current_user(), '@', '''@'''), '''')
+         union
+         select privilege_type from information_schema.schema_privileges
+         where grantee = concat('''', replace(current_user(), '@', '''@'''), '''') and database() like table_schema",
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(NEEDED.iter().all(|needed| rights.iter().any(|right| right == needed)))
+}
+
+/// `10.11.14-MariaDB-0+deb12u2` is 10.11.14; some hosts put `5.5.5-` before it.
+fn read_version(version: &str) -> ((u32, u32, u32), &str) {
+    let text = version.strip_prefix("5.5.5-").unwrap_or(version);
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let mut numbers = text[..end].split('.').map(|part| part.parse().unwrap_or(0));
+    let mut next = || numbers.next().unwrap_or(0);
+    ((next(), next(), next()), &text[..end])
+}
+
+/// Whether the login may create databases and logins, and give rights on the one to the other.
+pub async fn may_provision(connection: &mut MySqlConnection) -> Result<bool, sqlx::Error> {
+    let held: i64 = sqlx::query_scalar(
+        "select count(distinct privilege_type) from information_schema.user_privileges
+         where grantee = concat('''', replace(current_user(), '@', '''@'''), '''') and is_grantable = 'YES'
+           and privilege_type in ('CREATE', 'DROP', 'CREATE USER', 'SELECT', 'INSERT', 'UPDATE', 'DELETE', 'INDEX', 'ALTER',
+                                  'REFERENCES')",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(held == 10)
+}
+
+/// MySQL's; MariaDB has none.
+pub async fn system_identifier(connection: &mut MySqlConnection) -> Option<String> {
+    sqlx::query_scalar("select @@server_uuid").fetch_one(connection).await.ok()
+}
+
+/// The store's database and login with this password: made, or found again.
+pub async fn ensure_database(
+    admin: &mut MySqlConnection,
+    name: &Ident,
+    password: &SecretString,
+    store: StoreId,
+) -> Result<(), StepError> {
+    check_holder(admin, name, store).await?;
+    let unusable = || StepError::new("unexpected", "The made-up password is not usable.", "Retry.");
+    let password = quote_literal(password.expose_secret()).ok_or_else(unusable)?;
+    let (database, login, pattern) = (quoted(name), account(name), quoted_pattern(name));
+    for statement in [
+        format!("create database if not exists {database} character set utf8mb4 collate utf8mb4_bin"),
+        format!("create user if not exists {login} identified by {password}"),
+        // An earlier attempt may have made it with another one.
+        format!("alter user {login} identified by {password}"),
+        format!("grant all privileges on {pattern}.* to {login}"),
+    ] {
+        admin.execute(AssertSqlSafe(statement)).await?;
+    }
+    Ok(())
+}
+
+/// Drops the database and the login of a store, if what is in it is the store's. Connections of ours are closed first by the
+/// caller's route change; others are ended, since nobody else may have any.
+pub async fn drop_store_database(admin: &mut MySqlConnection, name: &Ident, store: StoreId) -> Result<(), StepError> {
+    check_holder(admin, name, store).await?;
+    let (database, login) = (quoted(name), account(name));
+    // Without its login nobody comes anew.
+    admin.execute(AssertSqlSafe(format!("drop user if exists {login}"))).await?;
+    let sessions: Vec<i64> =
+        sqlx::query_scalar("select cast(id as signed) from information_schema.processlist where user = ? or db = ?")
+            .bind(name.as_str())
+            .bind(name.as_str())
+            .fetch_all(&mut *admin)
+            .await?;
+    for session in sessions {
+        match admin.execute(AssertSqlSafe(format!("kill {session}"))).await {
+            // It has gone by itself.
+            Err(sqlx::Error::Database(error)) if error.message().contains("Unknown thread id") => {}
+            other => drop(other?),
+        }
+    }
+    admin.execute(AssertSqlSafe(format!("drop database if exists {database}"))).await?;
+    Ok(())
+}
+
+/// Refuses a database of the store's name in which there is something of somebody else's.
+async fn check_holder(admin: &mut MySqlConnection, name: &Ident, store: StoreId) -> Result<(), StepError> {
+    let tables: Vec<(String, String)> = sqlx::query_as(
+        "select table_name, coalesce(table_comment, '') from information_schema.tables where table_schema = ?",
+    )
+    .bind(name.as_str())
+    .fetch_all(admin)
+    .await?;
+    let mark = format!("tenantry {store}");
+    let is_marked = tables.iter().any(|(table, comment)| table == "_migrations" && *comment == mark);
+    if tables.is_empty() || is_marked { Ok(()) } else { Err(database_in_use()) }
+}
+
+/// Databases and logins whose names are ours to give.
+pub async fn names_like_ours(admin: &mut MySqlConnection) -> Result<(Vec<String>, Vec<String>), sqlx::Error> {
+    const OURS: &str = "^store_[0-9a-z]{26}$";
+    let databases =
+        sqlx::query_scalar("select schema_name from information_schema.schemata where schema_name regexp ? order by 1")
+            .bind(OURS)
+            .fetch_all(&mut *admin)
+            .await?;
+    let logins = sqlx::query_scalar("select distinct user from mysql.user where user regexp ? order by 1")
+        .bind(OURS)
+        .fetch_all(admin)
+        .await?;
+    Ok((databases, logins))
+}
+
+/// A name as MySQL quotes it; an [`Ident`] holds no backtick.
+fn quoted(name: &Ident) -> String {
+    format!("`{}`", name.as_str())
+}
+
+/// As a grant takes it, where an underscore stands for any character.
+fn quoted_pattern(name: &Ident) -> String {
+    format!("`{}`", name.as_str().replace('_', "\\_"))
+}
+
+fn account(name: &Ident) -> String {
+    format!("'{}'@'%'", name.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MIN_MARIADB, MIN_MYSQL, read_version};
+
+    #[test]
+    fn versions_are_read_as_their_makers_write_them() {
+        assert_eq!(read_version("10.11.14-MariaDB-0+deb12u2"), ((10, 11, 14), "10.11.14"));
+        assert_eq!(read_version("5.5.5-10.6.20-MariaDB-log"), ((10, 6, 20), "10.6.20"));
+        assert_eq!(read_version("8.0.36").0, (8, 0, 36));
+        assert!(read_version("8.0.15").0 < MIN_MYSQL && read_version("8.4.0-cloud").0 > MIN_MYSQL);
+        assert!(read_version("10.5.29-MariaDB").0 < MIN_MARIADB && read_version("11.4.2-MariaDB").0 > MIN_MARIADB);
+    }
+}
