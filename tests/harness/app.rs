@@ -7,7 +7,8 @@ use clap::{Args as _, FromArgMatches as _};
 use control_plane::config::Config;
 use control_plane::cx::{Cx, OpsCx};
 use control_plane::serve::Node;
-use kernel::StoreId;
+use devkit::testing::shared_mariadb;
+use kernel::{Engine, StoreId};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
@@ -15,6 +16,7 @@ use sqlx::{Connection as _, PgConnection};
 use crate::client::{Client, Response};
 use crate::clock::TestClock;
 use crate::cluster::{Cluster, TestDatabase, block_on, cluster};
+use crate::inside::StoreSql;
 use crate::wait::within;
 
 /// The key that every test node seals with.
@@ -42,6 +44,7 @@ pub struct TestApp {
     pub clock: Arc<TestClock>,
     pub cluster: &'static Cluster,
     pub master: TestDatabase,
+    pub engine: Engine,
     may_leave_runs: bool,
 }
 
@@ -60,7 +63,17 @@ impl TestApp {
         Self::start_with(TestAppOptions::default()).await
     }
 
+    /// A node whose stores' databases are of this engine.
+    pub async fn start_on(engine: Engine) -> Self {
+        Self::start_on_with(engine, TestAppOptions::default()).await
+    }
+
     pub async fn start_with(options: TestAppOptions) -> Self {
+        Self::start_on_with(Engine::Postgresql, options).await
+    }
+
+    /// A node whose registered server, and so every managed store's database, is of this engine.
+    pub async fn start_on_with(engine: Engine, options: TestAppOptions) -> Self {
         // Another test may have been first.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let cluster = cluster().await;
@@ -78,6 +91,7 @@ impl TestApp {
             clock,
             cluster,
             master,
+            engine,
             may_leave_runs: false,
         };
         if !options.without_server {
@@ -86,11 +100,16 @@ impl TestApp {
         app
     }
 
-    /// Registers the shared PostgreSQL as a database server.
+    /// Registers the shared server of the stores' engine as a database server.
     pub async fn add_server(&self, name: &str, max_stores: i32) {
+        let url = match self.engine {
+            Engine::Mysql => shared_mariadb().await.url("mysql"),
+            _ => self.cluster.url("postgres"),
+        };
         let new = control_plane::servers::NewServer {
             name: name.to_owned(),
-            url: self.cluster.url("postgres").into(),
+            engine: Some(self.engine),
+            url: url.into(),
             region: None,
             max_stores,
             max_connections: 80,
@@ -163,11 +182,15 @@ impl TestApp {
     /// A store with a managed database, served, with made-up products.
     pub async fn active_store(&self, owner: &Owner, name: &str) -> Value {
         let store = owner.create_store(name).await.expect_status(201);
-        let body = json!({ "managed": true, "demoProducts": true });
-        owner.connect(&store, body).await.expect_status(202);
+        owner.connect(&store, self.managed_body(true)).await.expect_status(202);
         let run = self.run_ended(owner, &store).await;
         assert_eq!(run["state"], "succeeded", "{run}");
         store
+    }
+
+    /// What asks for a managed database, with made-up products or without.
+    pub fn managed_body(&self, has_demo: bool) -> Value {
+        json!({ "managed": true, "engine": self.engine, "demoProducts": has_demo })
     }
 
     /// Ends the node and returns what operations need, on the same master: now no worker takes up runs, so a test can do
@@ -197,7 +220,12 @@ impl TestApp {
         self.master.admin().await
     }
 
-    /// A connection of the administrator to the database of a managed store.
+    /// The database of a managed store, for SQL of the test's own.
+    pub async fn inside(&self, store: &Value) -> StoreSql {
+        StoreSql::open(self.engine, self.cluster, &database_name(store)).await
+    }
+
+    /// A connection of the administrator to the database of a managed store in PostgreSQL.
     pub async fn store_database(&self, store: &Value) -> PgConnection {
         self.cluster.connect(&database_name(store)).await
     }

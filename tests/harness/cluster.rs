@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use devkit::Postgres;
-use devkit::testing::own_postgres;
+use devkit::testing::{own_postgres, shared_mariadb};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tokio::sync::OnceCell;
 
@@ -182,16 +182,23 @@ impl Drop for TestDatabase {
     }
 }
 
-/// Drops the managed databases that a master on the same server knows of, if it is a master.
+/// Drops the managed databases that a master knows of, if it is one: on its own server, and on the shared MariaDB.
 async fn drop_managed(admin: &mut PgConnection, master_url: &str) -> Result<(), sqlx::Error> {
     let Ok(mut master) = PgConnection::connect(master_url).await else { return Ok(()) };
-    let names: Vec<(String, String)> =
-        sqlx::query_as("select database_name, role_name from store_databases where server_id is not null")
+    let names: Vec<(String, String, String)> =
+        sqlx::query_as("select engine, database_name, role_name from store_databases where server_id is not null")
             .fetch_all(&mut master)
             .await
             .unwrap_or_default();
     master.close().await?;
-    for (database, role) in names {
+    for (engine, database, role) in names {
+        if engine == "mysql" {
+            let mut admin = shared_mariadb().await.connect(None).await?;
+            admin.execute(AssertSqlSafe(format!("drop user if exists '{role}'@'%'"))).await?;
+            admin.execute(AssertSqlSafe(format!("drop database if exists `{database}`"))).await?;
+            admin.close().await?;
+            continue;
+        }
         admin.execute(AssertSqlSafe(format!("drop database if exists \"{database}\" with (force)"))).await?;
         admin.execute(AssertSqlSafe(format!("drop role if exists \"{role}\""))).await?;
     }

@@ -3,7 +3,8 @@
 use axum::body::Body;
 use control_plane::audit::Actor;
 use control_plane::provisioning::{self, NewDatabase, RunState, StepName, Target, db};
-use integration_tests::{TestApp, TestAppOptions, database_name};
+use integration_tests::{StoreSql, TestApp, TestAppOptions, database_name};
+use kernel::Engine;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tenancy::{Cause, Credential, TlsMode};
@@ -12,7 +13,7 @@ use crate::provisioning::{
     CONNECT_LIMIT, brought_body, checksum, expect_not_ready, failure, hold_migration, old_shop, path_of, seeded,
     step_running, store_id,
 };
-use crate::unwinding::Bench;
+use crate::unwinding::{Bench, Place};
 
 /// Connects what cannot work, sees the refusal, connects what works.
 async fn corrects(app: &TestApp, wrong: Value, step: &str, code: &str, right: impl AsyncFnOnce() -> Value) {
@@ -98,13 +99,13 @@ async fn the_database_of_another_store_is_refused() {
         .await
         .expect_status(202);
     assert_eq!(app.run_ended(&first, &theirs).await["state"], "succeeded");
-    let before = seeded(&mut database.admin().await).await;
+    let before = seeded(&mut StoreSql::open(Engine::Postgresql, app.cluster, &database.database).await).await;
 
     let right = app.cluster.brought().await;
     let body = brought_body(&right);
     corrects(&app, brought_body(&database), "check_connection", "belongs-to-another-store", async || body).await;
 
-    assert_eq!(seeded(&mut database.admin().await).await, before);
+    assert_eq!(seeded(&mut StoreSql::open(Engine::Postgresql, app.cluster, &database.database).await).await, before);
     app.storefront_of(&theirs).get("/store/v1/products").await.expect_status(200);
 }
 
@@ -142,7 +143,8 @@ async fn undoing_a_run_leaves_alone_what_another_store_has_begun_in_the_same_dat
     let bench = Bench::new(&["first", "second"]).await;
     let database = bench.app.cluster.brought().await;
     let [first, second] = [0, 1].map(|at| store_id(&bench.stores[at]));
-    let (theirs, ours) = (bench.connect(first, Some(&database)).await, bench.connect(second, Some(&database)).await);
+    let (theirs, ours) =
+        (bench.connect(first, Place::Brought(&database)).await, bench.connect(second, Place::Brought(&database)).await);
     // Both have found the database empty; the first has migrated it when the second is killed in its own migration.
     bench.perform(&theirs, StepName::CheckConnection).await;
     bench.perform(&ours, StepName::CheckConnection).await;
@@ -159,7 +161,7 @@ async fn undoing_a_run_leaves_alone_what_another_store_has_begun_in_the_same_dat
         .unwrap();
     assert!(kept);
     // Another try is refused before anything is begun.
-    let ours = bench.connect(second, Some(&database)).await;
+    let ours = bench.connect(second, Place::Brought(&database)).await;
     assert_eq!(bench.work(&ours).await, RunState::Failed);
     let failed = provisioning::latest(&bench.cx, second).await.unwrap();
     let step = failed.failed_step().unwrap();
@@ -297,7 +299,7 @@ async fn a_public_host_is_spoken_to_with_tls_also_where_private_ones_are_allowed
         ("postgres://a:b@8.8.8.8/d".to_owned(), TlsMode::VerifyFull),
         ("postgres://a:b@8.8.8.8/d?sslmode=disable".to_owned(), TlsMode::Disable),
     ] {
-        let target = Target::from_url(&place.clone().into(), None, None).unwrap();
+        let target = Target::from_url(&place.clone().into(), None, None, None).unwrap();
         let run = provisioning::connect(&bench.cx, Actor::Cli, id, NewDatabase::Brought(target), false).await.unwrap();
 
         assert_eq!(credential(&bench.app, store).await.tls, wanted, "{place}");

@@ -13,13 +13,33 @@ use std::time::Duration;
 use http::Method;
 use http_body_util::BodyExt as _;
 use integration_tests::{Client, Owner, Response, TestApp, TestAppOptions, eventually, within};
-use kernel::OrganizationId;
+use kernel::{Engine, OrganizationId};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::scenes::{Cart, checkout_body, join, send_raw, store_path, text};
+
+on_each_engine! {
+    five_thousand_rows_go_in_once
+    a_classic_file_goes_in_as_it_is_written_and_only_once
+    a_file_with_the_new_header_goes_in_as_well
+    a_dry_run_says_the_same_and_writes_nothing
+    bad_rows_are_named_by_line_and_column_and_the_rest_goes_in
+    a_file_that_is_none_is_refused_whole
+    a_form_with_a_file_is_an_import_too
+    a_file_over_the_limit_is_refused_however_it_comes
+    staff_may_import_and_strangers_may_not
+    a_store_without_a_database_takes_no_products_and_a_suspended_one_does
+    a_file_that_stops_coming_is_given_up_in_time
+    a_file_that_drips_is_given_up_and_its_turn_is_free
+    one_organization_has_one_import_at_a_time_and_leaves_room_for_others
+    progress_is_streamed_and_ends_with_the_report
+    a_stock_below_what_orders_have_reserved_is_refused
+    hostile_cells_are_kept_as_text_or_refused_and_run_nothing
+    the_real_apparel_file_is_20_products_with_22_variants_also_the_second_time
+}
 
 /// Made up by us: both kinds of line end, a BOM, quoted line breaks, pictures, options, and a price with a thousands comma.
 const CLASSIC: &str = "\u{feff}Handle,Title,Body (HTML),Vendor,Type,Tags,Published,Option1 Name,Option1 Value,Option2 Name,Option2 Value,Variant SKU,Variant Grams,Variant Inventory Tracker,Variant Inventory Qty,Variant Inventory Policy,Variant Price,Variant Compare At Price,Variant Requires Shipping,Variant Taxable,Image Src,Image Position,Image Alt Text,Status,Cost per item\r\n\
@@ -41,12 +61,12 @@ struct Shop {
     store: Value,
 }
 
-async fn shop_with(arguments: &[&str]) -> Shop {
+async fn shop_with(engine: Engine, arguments: &[&str]) -> Shop {
     let arguments = arguments.iter().map(|&text| text.to_owned()).collect();
-    let app = TestApp::start_with(TestAppOptions { arguments, ..TestAppOptions::default() }).await;
+    let app = TestApp::start_on_with(engine, TestAppOptions { arguments, ..TestAppOptions::default() }).await;
     let owner = app.owner("ada").await;
     let store = owner.create_store("import-shop").await.expect_status(201);
-    owner.connect(&store, json!({ "managed": true })).await.expect_status(202);
+    owner.connect(&store, app.managed_body(false)).await.expect_status(202);
     assert_eq!(app.run_ended(&owner, &store).await["state"], "succeeded");
     Shop { app, owner, store }
 }
@@ -91,9 +111,8 @@ fn errors(report: &Value) -> Vec<(i64, &str, &str)> {
         .collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_classic_file_goes_in_as_it_is_written_and_only_once() {
-    let shop = shop_with(&[]).await;
+async fn a_classic_file_goes_in_as_it_is_written_and_only_once(engine: Engine) {
+    let shop = shop_with(engine, &[]).await;
     let report = shop.import(CLASSIC).await;
     assert_eq!((&report["rows"], &report["errorsTotal"], &report["dryRun"]), (&json!(6), &json!(0), &json!(false)));
     assert_eq!((numbers(&report, "products"), numbers(&report, "variants")), ([3, 0, 0], [5, 0, 0]));
@@ -130,9 +149,8 @@ async fn a_classic_file_goes_in_as_it_is_written_and_only_once() {
     assert_eq!(shop.product("big-samovar").await["priceMinMinor"], 99_900);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_file_with_the_new_header_goes_in_as_well() {
-    let shop = shop_with(&[]).await;
+async fn a_file_with_the_new_header_goes_in_as_well(engine: Engine) {
+    let shop = shop_with(engine, &[]).await;
     let report = shop.import(NEW).await;
     assert_eq!((&report["errors"], &report["ignoredColumns"]), (&json!([]), &json!([])));
     assert_eq!((numbers(&report, "products"), numbers(&report, "variants")), ([2, 0, 0], [3, 0, 0]));
@@ -144,9 +162,8 @@ async fn a_file_with_the_new_header_goes_in_as_well() {
     assert_eq!(numbers(&shop.import(NEW).await, "products"), [0, 0, 2]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_dry_run_says_the_same_and_writes_nothing() {
-    let shop = shop_with(&[]).await;
+async fn a_dry_run_says_the_same_and_writes_nothing(engine: Engine) {
+    let shop = shop_with(engine, &[]).await;
     let file = format!("{CLASSIC}bad,Bad,,,,,TRUE,Title,Default Title,,,BAD,0,,,deny,free,,TRUE,TRUE,,,,active,\r\n");
     let dry = shop.send(&shop.owner.api, "?dryRun=true", file.clone()).await.expect_status(200);
     assert_eq!(dry["dryRun"], true);
@@ -166,9 +183,8 @@ async fn a_dry_run_says_the_same_and_writes_nothing() {
     shop.send(&shop.owner.api, "?dryrun=true", CLASSIC).await.expect_problem(400, "invalid-query");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn bad_rows_are_named_by_line_and_column_and_the_rest_goes_in() {
-    let shop = shop_with(&[]).await;
+async fn bad_rows_are_named_by_line_and_column_and_the_rest_goes_in(engine: Engine) {
+    let shop = shop_with(engine, &[]).await;
     let file = "Handle,Title,Option1 Name,Option1 Value,Variant SKU,Variant Inventory Qty,Variant Price\n\
         good,Good,,,G-1,1,1.00\n\
         twice,Twice,Size,S,T-1,1,1.00\n\
@@ -221,9 +237,8 @@ async fn bad_rows_are_named_by_line_and_column_and_the_rest_goes_in() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_is_none_is_refused_whole() {
-    let shop = shop_with(&[]).await;
+async fn a_file_that_is_none_is_refused_whole(engine: Engine) {
+    let shop = shop_with(engine, &[]).await;
     let cases: &[(&[u8], &str)] = &[
         (b"", "file-empty"),
         (b"\n\n", "file-empty"),
@@ -262,9 +277,8 @@ fn form(parts: &[(&str, &str)]) -> String {
 
 const FORM: &str = "multipart/form-data; boundary=frontier";
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_form_with_a_file_is_an_import_too() {
-    let shop = shop_with(&[]).await;
+async fn a_form_with_a_file_is_an_import_too(engine: Engine) {
+    let shop = shop_with(engine, &[]).await;
     let sent = form(&[("name=\"note\"", "from the office"), ("name=\"file\"; filename=\"products.csv\"", CLASSIC)]);
     let answer = shop.owner.api.send_bytes(Method::POST, &shop.path(""), FORM, sent).await;
     assert_eq!(numbers(&answer.expect_status(200), "products"), [3, 0, 0]);
@@ -283,9 +297,8 @@ async fn a_form_with_a_file_is_an_import_too() {
     assert_eq!(answer.status.as_u16(), 400, "{}", answer.text());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_file_over_the_limit_is_refused_however_it_comes() {
-    let shop = shop_with(&["--import-limit-bytes", "20000"]).await;
+async fn a_file_over_the_limit_is_refused_however_it_comes(engine: Engine) {
+    let shop = shop_with(engine, &["--import-limit-bytes", "20000"]).await;
     let mut file = "Handle,Title,Variant Price\n".to_owned();
     for at in 0..2000 {
         file.push_str(&format!("cup-{at:04},Cup {at},1.00\n"));
@@ -306,9 +319,8 @@ async fn a_file_over_the_limit_is_refused_however_it_comes() {
     assert_eq!(report["errorsTotal"], 0);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn staff_may_import_and_strangers_may_not() {
-    let shop = shop_with(&[]).await;
+async fn staff_may_import_and_strangers_may_not(engine: Engine) {
+    let shop = shop_with(engine, &[]).await;
     let (staff, eve) = (shop.app.owner("sam").await, shop.app.owner("eve").await);
     join(&shop.app, &shop.owner, &staff, "staff").await;
     shop.send(&eve.api, "", CLASSIC).await.expect_problem(404, "not-found");
@@ -318,9 +330,8 @@ async fn staff_may_import_and_strangers_may_not() {
     assert_eq!(numbers(&report, "products"), [3, 0, 0]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_store_without_a_database_takes_no_products_and_a_suspended_one_does() {
-    let shop = shop_with(&[]).await;
+async fn a_store_without_a_database_takes_no_products_and_a_suspended_one_does(engine: Engine) {
+    let shop = shop_with(engine, &[]).await;
     let waiting = shop.owner.create_store("waiting").await.expect_status(201);
     let path = store_path(&waiting, "/products/import");
     let answer = shop.owner.api.send_bytes(Method::POST, &path, "text/csv", CLASSIC).await;
@@ -331,9 +342,8 @@ async fn a_store_without_a_database_takes_no_products_and_a_suspended_one_does()
     assert_eq!(numbers(&shop.import(CLASSIC).await, "products"), [3, 0, 0]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_stops_coming_is_given_up_in_time() {
-    let shop = shop_with(&["--import-timeout-ms", "500", "--max-imports", "1"]).await;
+async fn a_file_that_stops_coming_is_given_up_in_time(engine: Engine) {
+    let shop = shop_with(engine, &["--import-timeout-ms", "500", "--max-imports", "1"]).await;
     let token = text(&shop.owner.registered["tokens"]["accessToken"]);
     for accept in ["application/json", "text/event-stream"] {
         let request = format!(
@@ -376,9 +386,8 @@ async fn drip(shop: &Shop, accept: &str, kind: &str, begin: &str) -> String {
     String::from_utf8(answer).unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_drips_is_given_up_and_its_turn_is_free() {
-    let shop = shop_with(&["--import-upload-grace-ms", "500", "--max-imports", "1"]).await;
+async fn a_file_that_drips_is_given_up_and_its_turn_is_free(engine: Engine) {
+    let shop = shop_with(engine, &["--import-upload-grace-ms", "500", "--max-imports", "1"]).await;
     let open = "--frontier\r\nContent-Disposition: form-data; ";
     let csv = "Handle,Title,Variant Price\ntray,Tray,1\n";
     let in_form = format!("{open}name=\"file\"; filename=\"products.csv\"\r\n\r\n{csv}");
@@ -392,9 +401,8 @@ async fn a_file_that_drips_is_given_up_and_its_turn_is_free() {
     assert_eq!(numbers(&shop.import(CLASSIC).await, "products"), [3, 0, 0]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn one_organization_has_one_import_at_a_time_and_leaves_room_for_others() {
-    let shop = shop_with(&[]).await;
+async fn one_organization_has_one_import_at_a_time_and_leaves_room_for_others(engine: Engine) {
+    let shop = shop_with(engine, &[]).await;
     let organization: OrganizationId = shop.owner.organization_id().parse().unwrap();
     let eve = shop.app.owner("eve").await;
     let other = shop.app.active_store(&eve, "other").await;
@@ -434,9 +442,8 @@ fn events(stream: &str) -> Vec<(&str, Value)> {
         .collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn progress_is_streamed_and_ends_with_the_report() {
-    let shop = shop_with(&[]).await;
+async fn progress_is_streamed_and_ends_with_the_report(engine: Engine) {
+    let shop = shop_with(engine, &[]).await;
     let watching = shop.owner.api.with("accept", "text/event-stream");
     let request = watching.build(Method::POST, &shop.path("")).header("content-type", "text/csv");
     let answer = watching.open(request.body(CLASSIC.into()).unwrap()).await;
@@ -456,9 +463,8 @@ async fn progress_is_streamed_and_ends_with_the_report() {
     assert_eq!((found[0].0, &found[0].1["code"]), ("failed", &json!("missing-columns")), "{failed}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_stock_below_what_orders_have_reserved_is_refused() {
-    let shop = shop_with(&[]).await;
+async fn a_stock_below_what_orders_have_reserved_is_refused(engine: Engine) {
+    let shop = shop_with(engine, &[]).await;
     shop.import(CLASSIC).await;
     let variant = text(&shop.product("big-samovar").await["variants"][0]["id"]).to_owned();
     let cart = Cart::with(&shop.app.storefront_of(&shop.store), &variant, 2).await;
@@ -469,9 +475,8 @@ async fn a_stock_below_what_orders_have_reserved_is_refused() {
     assert_eq!(numbers(&report, "products"), [0, 0, 2]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn hostile_cells_are_kept_as_text_or_refused_and_run_nothing() {
-    let shop = shop_with(&[]).await;
+async fn hostile_cells_are_kept_as_text_or_refused_and_run_nothing(engine: Engine) {
+    let shop = shop_with(engine, &[]).await;
     let file = "Handle,Title,Vendor,Tags,Variant SKU,Variant Price\n\
         sql,\"'); drop table tenantry.products; --\",\"' or 1=1\",\"a'b\",\"x'); delete from tenantry.prices; --\",1.00\n\
         formula,\"=HYPERLINK(\"\"http://evil\"\")\",,,F-1,1.00\n\
@@ -497,10 +502,9 @@ fn real_file(name: &str) -> Option<String> {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_real_apparel_file_is_20_products_with_22_variants_also_the_second_time() {
+async fn the_real_apparel_file_is_20_products_with_22_variants_also_the_second_time(engine: Engine) {
     let Some(file) = real_file("apparel.csv") else { return };
-    let shop = shop_with(&[]).await;
+    let shop = shop_with(engine, &[]).await;
     let first = shop.import(&file).await;
     assert_eq!(first["errors"], json!([]));
     assert_eq!(shop.counts().await, (20, 22));
@@ -529,8 +533,8 @@ fn made_up(rows: usize) -> String {
     file
 }
 
-async fn import_in_bulk(rows: usize) {
-    let shop = shop_with(&[]).await;
+async fn import_in_bulk(engine: Engine, rows: usize) {
+    let shop = shop_with(engine, &[]).await;
     let products = i64::try_from(rows / 5).unwrap();
     let variants = i64::try_from(rows).unwrap();
     let watching = shop.owner.api.with("accept", "text/event-stream");
@@ -547,13 +551,12 @@ async fn import_in_bulk(rows: usize) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn five_thousand_rows_go_in_once() {
-    import_in_bulk(5000).await;
+async fn five_thousand_rows_go_in_once(engine: Engine) {
+    import_in_bulk(engine, 5000).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "soak"]
 async fn fifty_thousand_rows_go_in_once() {
-    import_in_bulk(50_000).await;
+    import_in_bulk(Engine::Postgresql, 50_000).await;
 }

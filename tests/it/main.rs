@@ -3,6 +3,23 @@
 #![expect(clippy::unwrap_used, reason = "what cannot be unwrapped fails the test")]
 #![expect(clippy::disallowed_methods, reason = "what a test spawns lives as long as its runtime")]
 
+/// Runs each of these tests with stores on every engine.
+macro_rules! on_each_engine {
+    ($($test:ident)+) => {$(
+        mod $test {
+            #[tokio::test(flavor = "multi_thread")]
+            async fn postgresql() {
+                super::$test(kernel::Engine::Postgresql).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn mariadb() {
+                super::$test(kernel::Engine::Mysql).await;
+            }
+        }
+    )+};
+}
+
 mod authorization;
 mod bad_input;
 mod brought;
@@ -27,6 +44,7 @@ mod limits;
 mod localstripe;
 mod localstripe_flow;
 mod main_path;
+mod mariadb;
 mod master_down;
 mod migrations;
 mod ops_payments;

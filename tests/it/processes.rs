@@ -5,9 +5,12 @@ use std::time::{Duration, Instant};
 
 use control_plane::provisioning::managed_name;
 use devkit::testing::TransactionPooler;
+use devkit::testing::shared_mariadb;
 use integration_tests::{
-    Cli, Cluster, Owner, Process, TestDatabase, cluster, database_name, eventually, own_cluster, within,
+    Cli, Cluster, Owner, Process, StoreSql, TestDatabase, TestMariaDb, cluster, database_name, eventually, own_cluster,
+    within,
 };
+use kernel::Engine;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
@@ -15,6 +18,10 @@ use crate::provisioning::{seeded, store_id};
 
 fn id_of(store: &Value) -> &str {
     store["id"].as_str().unwrap()
+}
+
+on_each_engine! {
+    a_run_survives_kill_9_at_random_moments_and_nothing_is_doubled
 }
 
 /// A migrated master with the server that it is on registered for stores.
@@ -25,22 +32,36 @@ pub(crate) async fn master_with_server(cluster: &Cluster) -> TestDatabase {
 }
 
 /// Works off `runs` runs, and kills the node `kills` times at random moments of each.
-pub(crate) async fn survive_kills(cluster: &Cluster, runs: usize, kills: usize) -> usize {
-    let master = master_with_server(cluster).await;
+pub(crate) async fn survive_kills(engine: Engine, cluster: &Cluster, runs: usize, kills: usize) -> usize {
+    let master = match engine {
+        Engine::Mysql => cluster.master().await,
+        _ => master_with_server(cluster).await,
+    };
     let url = master.url();
+    let managed = json!({ "managed": true, "engine": engine, "demoProducts": true });
+    if engine == Engine::Mysql {
+        Cli::add_server(&url, "local", &shared_mariadb().await.url("mysql")).await;
+    }
     let mut node = Process::serve(&url, &[]).await;
     let mut owner = node.owner("ada").await;
-    let model = node.active_store(&owner, "model").await;
-    let wanted = seeded(&mut cluster.connect(&database_name(&model)).await).await;
+    let model = owner.create_store("model").await.expect_status(201);
+    owner.connect(&model, managed.clone()).await.expect_status(202);
+    assert_eq!(node.run_ended(&owner, &model).await["state"], "succeeded");
+    let wanted = seeded(&mut StoreSql::open(engine, cluster, &database_name(&model)).await).await;
     let (mut hits, mut keep) = (0, Vec::new());
     for at in 0..runs {
         let store = owner.create_store(&format!("store-{at}")).await.expect_status(201);
-        let brought = if at % 2 == 1 { Some(cluster.brought().await) } else { None };
-        let body = match &brought {
-            Some(database) => {
-                json!({ "engine": "postgresql", "connectionString": database.url(), "demoProducts": true })
+        let (mut postgres, mut mariadb) = (None, None);
+        let (name, body) = match engine {
+            _ if at % 2 == 0 => (database_name(&store), managed.clone()),
+            Engine::Mysql => {
+                let database = mariadb.insert(TestMariaDb::create().await);
+                (database.name.clone(), json!({ "connectionString": database.url(), "demoProducts": true }))
             }
-            None => json!({ "managed": true, "demoProducts": true }),
+            _ => {
+                let database = postgres.insert(cluster.brought().await);
+                (database.database.clone(), json!({ "connectionString": database.url(), "demoProducts": true }))
+            }
         };
         let accepted = owner.connect(&store, body).await.expect_status(202);
 
@@ -62,8 +83,7 @@ pub(crate) async fn survive_kills(cluster: &Cluster, runs: usize, kills: usize) 
         let run = node.run_ended(&owner, &store).await;
         assert_eq!((&run["state"], &run["id"]), (&json!("succeeded"), &accepted["run"]["id"]), "{run}");
         node.storefront_of(&store).get("/store/v1/products").await.expect_status(200);
-        let database = brought.as_ref().map_or_else(|| database_name(&store), |brought| brought.database.clone());
-        assert_eq!(seeded(&mut cluster.connect(&database).await).await, wanted);
+        assert_eq!(seeded(&mut StoreSql::open(engine, cluster, &name).await).await, wanted);
         let counts: (i64, i64, i64, i64) = sqlx::query_as(
             "select (select count(*) from provisioning_runs where store_id = $1),
                     (select count(*) from store_databases where store_id = $1),
@@ -76,7 +96,7 @@ pub(crate) async fn survive_kills(cluster: &Cluster, runs: usize, kills: usize) 
         .await
         .unwrap();
         assert_eq!(counts, (1, 1, 1, 1));
-        keep.push(brought);
+        keep.push((postgres, mariadb));
     }
     assert_eq!(node.terminate().await, Some(0));
     hits
@@ -126,9 +146,8 @@ impl KillAt for Process {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_run_survives_kill_9_at_random_moments_and_nothing_is_doubled() {
-    let hits = survive_kills(cluster().await, 2, 2).await;
+async fn a_run_survives_kill_9_at_random_moments_and_nothing_is_doubled(engine: Engine) {
+    let hits = survive_kills(engine, cluster().await, 2, 2).await;
     println!("{hits} of 4 kills hit an unfinished run");
 }
 

@@ -5,12 +5,12 @@ use control_plane::provisioning::{
     self, DatabaseKind, NewDatabase, ProvisioningError, RunState, RunWithSteps, StepName, StepState, db, managed_name,
     run,
 };
-use integration_tests::{Cluster, Owner, TestApp, TestAppOptions, TestDatabase, database_name, eventually};
-use kernel::{StoreId, StoreStatus};
+use integration_tests::{Cluster, Owner, StoreSql, TestApp, TestAppOptions, TestDatabase, database_name, eventually};
+use kernel::{Engine, StoreId, StoreStatus};
 use serde_json::{Value, json};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 
-use crate::unwinding::Bench;
+use crate::unwinding::{Bench, Place};
 
 const MIGRATE_LOCK: i64 = 0x7465_6e61_6e74_7279;
 
@@ -49,21 +49,23 @@ pub(crate) async fn role_exists(server: &Cluster, name: &str) -> bool {
 }
 
 /// How often each thing that the seed makes is there.
-pub(crate) async fn seeded(connection: &mut PgConnection) -> Vec<(String, i64)> {
-    sqlx::query_as(
-        "select 'identity', count(*) from tenantry.store_identity
-         union all select 'staff', count(*) from tenantry.staff
-         union all select 'locations', count(*) from tenantry.stock_locations
-         union all select 'pages', count(*) from tenantry.pages
-         union all select 'products', count(*) from tenantry.products
-         union all select 'variants', count(*) from tenantry.product_variants
-         union all select 'movements', count(*) from tenantry.inventory_movements
-         union all select 'catalogue version', max(version) from tenantry.catalog_version
-         union all select 'order number', max(value) from tenantry.counters",
-    )
-    .fetch_all(connection)
-    .await
-    .unwrap()
+pub(crate) async fn seeded(inside: &mut StoreSql) -> Vec<(&'static str, i64)> {
+    const THINGS: [(&str, &str); 9] = [
+        ("identity", "select count(*) from store_identity"),
+        ("staff", "select count(*) from staff"),
+        ("locations", "select count(*) from stock_locations"),
+        ("pages", "select count(*) from pages"),
+        ("products", "select count(*) from products"),
+        ("variants", "select count(*) from product_variants"),
+        ("movements", "select count(*) from inventory_movements"),
+        ("catalogue version", "select max(version) from catalog_version"),
+        ("order number", "select max(value) from counters"),
+    ];
+    let mut found = Vec::new();
+    for (thing, sql) in THINGS {
+        found.push((thing, inside.number(sql).await));
+    }
+    found
 }
 
 /// An old shop of the owner's, in the same database.
@@ -282,7 +284,7 @@ async fn connecting_in_another_region_meanwhile_is_no_repetition() {
     let server = "update database_servers set region = 'north'";
     sqlx::query(server).execute(&mut bench.app.master().await).await.unwrap();
     let managed = async |region: Option<&str>| {
-        let wanted = NewDatabase::Managed { region: region.map(ToOwned::to_owned) };
+        let wanted = NewDatabase::Managed { engine: Engine::Postgresql, region: region.map(ToOwned::to_owned) };
         provisioning::connect(&bench.cx, Actor::Cli, id, wanted, true).await
     };
     let run = managed(None).await.unwrap();
@@ -349,7 +351,7 @@ async fn a_run_that_was_given_up_is_retried_and_undone_however_often_it_was_trie
     let bench = Bench::new(&["retried", "cancelled"]).await;
     let [retried, cancelled] = [0, 1].map(|at| store_id(&bench.stores[at]));
     for store in [retried, cancelled] {
-        let run = bench.connect(store, None).await;
+        let run = bench.connect(store, Place::Managed(Engine::Postgresql)).await;
         bench.perform(&run, StepName::CreateDatabase).await;
         let mut master = bench.app.master().await;
         db::step_begin(&mut master, run.run.id, StepName::CreateDatabase, bench.cx.clock.now()).await.unwrap();
@@ -407,7 +409,7 @@ async fn a_running_run_is_cancelled_between_two_steps() {
 async fn a_cancellation_that_comes_as_the_run_ends_is_not_lost() {
     let bench = Bench::new(&["tea"]).await;
     let store = store_id(&bench.stores[0]);
-    let run = bench.connect(store, None).await;
+    let run = bench.connect(store, Place::Managed(Engine::Postgresql)).await;
     let mut master = bench.app.master().await;
     for step in run.steps.iter().filter(|step| step.name != StepName::Activate) {
         db::step_begin(&mut master, run.run.id, step.name, bench.cx.clock.now()).await.unwrap();

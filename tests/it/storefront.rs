@@ -7,9 +7,29 @@ use std::collections::BTreeSet;
 
 use http::Method;
 use integration_tests::{Client, Owner, TestApp};
+use kernel::Engine;
 use serde_json::{Value, json};
 
 use crate::scenes::{Cart, checkout_body, store_path, text, variant_of};
+
+on_each_engine! {
+    a_walk_by_cursor_sees_each_product_once_in_every_order
+    filters_and_search_find_what_they_say
+    a_product_is_found_by_handle_and_by_id
+    categories_pages_and_the_store_are_shown
+    an_answer_is_valid_until_the_catalogue_changes
+    a_cart_is_filled_changed_and_emptied
+    a_cart_opens_only_to_its_token
+    a_change_of_an_old_version_is_refused
+    a_quantity_is_a_whole_number_from_1_to_999_and_a_price_is_never_the_clients
+    a_cart_has_a_limit_of_lines_and_a_time
+    an_order_costs_what_the_stores_settings_say
+    an_order_is_made_once_and_read_with_its_token_only
+    a_checkout_needs_a_key_a_full_cart_and_sound_fields
+    a_price_that_rose_is_shown_and_a_product_that_left_is_not_sold
+    one_key_sent_many_times_at_once_makes_one_order
+    fifty_checkouts_at_once_of_a_stock_of_ten_make_ten_orders
+}
 
 /// A platform with one owner and one store with the demo catalogue, and a shopper of it.
 struct Tea {
@@ -19,8 +39,8 @@ struct Tea {
     shop: Client,
 }
 
-async fn tea() -> Tea {
-    let app = TestApp::start().await;
+async fn tea(engine: Engine) -> Tea {
+    let app = TestApp::start_on(engine).await;
     let owner = app.owner("ada").await;
     let store = app.active_store(&owner, "tea").await;
     let shop = app.storefront_of(&store);
@@ -43,15 +63,14 @@ impl Tea {
 
     /// Stocked and reserved of a variant, as the store's database has it.
     async fn stock(&self, variant: &str) -> (i64, i64) {
-        sqlx::query_as("select stocked, reserved from tenantry.inventory_levels where variant_id = $1")
-            .bind(variant)
-            .fetch_one(&mut self.app.store_database(&self.store).await)
-            .await
-            .unwrap()
+        let of_variant = format!("from inventory_levels where variant_id = '{variant}'");
+        let mut inside = self.app.inside(&self.store).await;
+        let stocked = inside.number(&format!("select stocked {of_variant}")).await;
+        (stocked, inside.number(&format!("select reserved {of_variant}")).await)
     }
 
     async fn count(&self, statement: &'static str) -> i64 {
-        sqlx::query_scalar(statement).fetch_one(&mut self.app.store_database(&self.store).await).await.unwrap()
+        self.app.inside(&self.store).await.number(statement).await
     }
 }
 
@@ -74,9 +93,8 @@ async fn walk(shop: &Client, query: &str, limit: usize) -> Vec<String> {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_walk_by_cursor_sees_each_product_once_in_every_order() {
-    let tea = tea().await;
+async fn a_walk_by_cursor_sees_each_product_once_in_every_order(engine: Engine) {
+    let tea = tea(engine).await;
     let everything: BTreeSet<String> = walk(&tea.shop, "", 100).await.into_iter().collect();
     assert_eq!(everything.len(), 12);
     for sort in ["newest", "title", "-title", "price", "-price"] {
@@ -96,9 +114,8 @@ async fn a_walk_by_cursor_sees_each_product_once_in_every_order() {
     assert!(prices.is_sorted_by(|a, b| a >= b), "{prices:?}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn filters_and_search_find_what_they_say() {
-    let tea = tea().await;
+async fn filters_and_search_find_what_they_say(engine: Engine) {
+    let tea = tea(engine).await;
     let cases: &[(&str, &[&str])] = &[
         ("category=pantry", &["heather-honey", "ginger-thins", "salted-caramel-slab"]),
         ("category=none", &[]),
@@ -152,9 +169,8 @@ async fn filters_and_search_find_what_they_say() {
     tea.shop.get("/store/v1/products?cursor=x").await.expect_problem(400, "invalid-cursor");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_product_is_found_by_handle_and_by_id() {
-    let tea = tea().await;
+async fn a_product_is_found_by_handle_and_by_id(engine: Engine) {
+    let tea = tea(engine).await;
     let product = tea.shop.get("/store/v1/products/harbour-breakfast").await.expect_status(200);
     assert_eq!(product["options"][0]["values"], json!(["50 g", "100 g", "250 g"]));
     assert_eq!(product["variants"].as_array().map(Vec::len), Some(3));
@@ -172,9 +188,8 @@ async fn a_product_is_found_by_handle_and_by_id() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn categories_pages_and_the_store_are_shown() {
-    let tea = tea().await;
+async fn categories_pages_and_the_store_are_shown(engine: Engine) {
+    let tea = tea(engine).await;
     let tree = tea.shop.get("/store/v1/categories").await.expect_status(200);
     let names: Vec<&str> = tree["data"].as_array().unwrap().iter().map(|node| text(&node["handle"])).collect();
     assert_eq!(names, ["tea", "teaware", "pantry"]);
@@ -194,9 +209,8 @@ async fn categories_pages_and_the_store_are_shown() {
     tea.shop.get("/store/v1/redirects").await.expect_problem(400, "invalid-query");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_answer_is_valid_until_the_catalogue_changes() {
-    let tea = tea().await;
+async fn an_answer_is_valid_until_the_catalogue_changes(engine: Engine) {
+    let tea = tea(engine).await;
     let paths = [
         "/store/v1/products",
         "/store/v1/products?limit=3&sort=price",
@@ -245,9 +259,8 @@ async fn an_answer_is_valid_until_the_catalogue_changes() {
     assert_eq!((missing.header("etag"), missing.header("cache-control")), ("", "no-store"));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cart_is_filled_changed_and_emptied() {
-    let tea = tea().await;
+async fn a_cart_is_filled_changed_and_emptied(engine: Engine) {
+    let tea = tea(engine).await;
     let (small, large) =
         (variant_of(&tea.shop, "harbour-breakfast", 0).await, variant_of(&tea.shop, "harbour-breakfast", 1).await);
     let cart = Cart::create(&tea.shop).await;
@@ -276,9 +289,8 @@ async fn a_cart_is_filled_changed_and_emptied() {
     assert_eq!(cart.get().await.header("etag"), format!("\"{}\"", email["version"]));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cart_opens_only_to_its_token() {
-    let tea = tea().await;
+async fn a_cart_opens_only_to_its_token(engine: Engine) {
+    let tea = tea(engine).await;
     let (mine, other) = (Cart::create(&tea.shop).await, Cart::create(&tea.shop).await);
     let variant = variant_of(&tea.shop, "night-orchard", 0).await;
     tea.shop.get(&mine.path("")).await.expect_field(400, "missing-token", "X-Cart-Token");
@@ -294,13 +306,12 @@ async fn a_cart_opens_only_to_its_token() {
         stranger.complete("key", checkout_body()).await.expect_problem(404, "not-found");
     }
     assert_eq!(mine.get().await.expect_status(200)["lines"], json!([]));
-    let hashes = tea.count("select count(*) from tenantry.carts where token_hash ~ '^[0-9a-f]{64}$'").await;
-    assert_eq!(hashes, tea.count("select count(*) from tenantry.carts").await, "a cart's token is kept as it is");
+    let hashes = tea.count("select count(*) from carts where length(token_hash) = 64").await;
+    assert_eq!(hashes, tea.count("select count(*) from carts").await, "a cart's token is kept as it is");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_change_of_an_old_version_is_refused() {
-    let tea = tea().await;
+async fn a_change_of_an_old_version_is_refused(engine: Engine) {
+    let tea = tea(engine).await;
     let variant = variant_of(&tea.shop, "night-orchard", 0).await;
     let cart = Cart::create(&tea.shop).await;
     let seen = cart.get().await.header("etag").to_owned();
@@ -319,9 +330,8 @@ async fn a_change_of_an_old_version_is_refused() {
     nonsense.patch(&cart.path(""), json!({})).await.expect_problem(400, "invalid-if-match");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_quantity_is_a_whole_number_from_1_to_999_and_a_price_is_never_the_clients() {
-    let tea = tea().await;
+async fn a_quantity_is_a_whole_number_from_1_to_999_and_a_price_is_never_the_clients(engine: Engine) {
+    let tea = tea(engine).await;
     let variant = variant_of(&tea.shop, "paper-filters", 0).await;
     let cart = Cart::with(&tea.shop, &variant, 1).await;
     let line = text(&cart.get().await.expect_status(200)["lines"][0]["id"]).to_owned();
@@ -351,9 +361,8 @@ async fn a_quantity_is_a_whole_number_from_1_to_999_and_a_price_is_never_the_cli
     assert_eq!((&after["lines"][0]["quantity"], &after["lines"][0]["unitPriceMinor"]), (&json!(1), &json!(390)));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cart_has_a_limit_of_lines_and_a_time() {
-    let tea = tea().await;
+async fn a_cart_has_a_limit_of_lines_and_a_time(engine: Engine) {
+    let tea = tea(engine).await;
     let mut file = "Handle,Title,Option1 Name,Option1 Value,Variant Price\n".to_owned();
     for at in 0..101 {
         let (title, name) = if at == 0 { ("Beads", "Colour") } else { ("", "") };
@@ -373,9 +382,8 @@ async fn a_cart_has_a_limit_of_lines_and_a_time() {
     cart.complete("key", checkout_body()).await.expect_problem(404, "not-found");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_order_costs_what_the_stores_settings_say() {
-    let tea = tea().await;
+async fn an_order_costs_what_the_stores_settings_say(engine: Engine) {
+    let tea = tea(engine).await;
     let variant = variant_of(&tea.shop, "thumb-cup", 0).await;
     let totals = |order: &Value| {
         let of = |name: &str| order["totals"][name].as_i64().unwrap();
@@ -415,9 +423,8 @@ async fn an_order_costs_what_the_stores_settings_say() {
     assert_eq!(totals(&read), [1600, 500, 399, 2499]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_order_is_made_once_and_read_with_its_token_only() {
-    let tea = tea().await;
+async fn an_order_is_made_once_and_read_with_its_token_only(engine: Engine) {
+    let tea = tea(engine).await;
     let variant = variant_of(&tea.shop, "round-pot", 0).await;
     let cart = Cart::with(&tea.shop, &variant, 2).await;
     let placed = cart.complete("key-1", checkout_body()).await;
@@ -446,15 +453,14 @@ async fn an_order_is_made_once_and_read_with_its_token_only() {
     for shop in [tea.shop.with("x-order-token", "x"), tea.shop.with("x-order-token", &cart.token)] {
         shop.get(&path).await.expect_problem(404, "not-found");
     }
-    assert_eq!(tea.count("select count(*) from tenantry.orders").await, 1);
+    assert_eq!(tea.count("select count(*) from orders").await, 1);
     assert_eq!(tea.stock(&variant).await, (6, 2));
     let shown = tea.owner.api.get(&store_path(&tea.store, "")).await.expect_status(200);
     assert_eq!((&shown["counts"]["orders"], &shown["counts"]["customers"]), (&json!(1), &json!(1)));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_checkout_needs_a_key_a_full_cart_and_sound_fields() {
-    let tea = tea().await;
+async fn a_checkout_needs_a_key_a_full_cart_and_sound_fields(engine: Engine) {
+    let tea = tea(engine).await;
     let variant = variant_of(&tea.shop, "round-pot", 0).await;
     let empty = Cart::create(&tea.shop).await;
     empty.complete("key", checkout_body()).await.expect_problem(409, "cart-empty");
@@ -487,16 +493,15 @@ async fn a_checkout_needs_a_key_a_full_cart_and_sound_fields() {
     let mut body = checkout_body();
     body["expectedTotalMinor"] = json!(1);
     let problem = cart.complete("key", body.clone()).await.expect_problem(409, "price-changed");
-    assert_eq!(tea.count("select count(*) from tenantry.orders").await, 0);
+    assert_eq!(tea.count("select count(*) from orders").await, 0);
     assert_eq!(tea.stock(&variant).await, (6, 0));
     // Nothing of that used the key up.
     body["expectedTotalMinor"] = problem["totalMinor"].clone();
     cart.complete("key", body).await.expect_status(201);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_price_that_rose_is_shown_and_a_product_that_left_is_not_sold() {
-    let tea = tea().await;
+async fn a_price_that_rose_is_shown_and_a_product_that_left_is_not_sold(engine: Engine) {
+    let tea = tea(engine).await;
     tea.import("Handle,Title,Variant Price\ncup,Cup,10.00\nbowl,Bowl,5.00\n").await;
     let (cup, bowl) = (variant_of(&tea.shop, "cup", 0).await, variant_of(&tea.shop, "bowl", 0).await);
     let cart = Cart::with(&tea.shop, &cup, 1).await;
@@ -514,9 +519,8 @@ async fn a_price_that_rose_is_shown_and_a_product_that_left_is_not_sold() {
     assert_eq!(order["totals"]["subtotalMinor"], 1250);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn one_key_sent_many_times_at_once_makes_one_order() {
-    let tea = tea().await;
+async fn one_key_sent_many_times_at_once_makes_one_order(engine: Engine) {
+    let tea = tea(engine).await;
     let variant = variant_of(&tea.shop, "round-pot", 0).await;
     let cart = Cart::with(&tea.shop, &variant, 1).await;
     let tries: Vec<_> = (0..10)
@@ -532,7 +536,7 @@ async fn one_key_sent_many_times_at_once_makes_one_order() {
         orders.insert(text(&body["id"]).to_owned());
     }
     assert_eq!(orders.len(), 1);
-    assert_eq!(tea.count("select count(*) from tenantry.orders").await, 1);
+    assert_eq!(tea.count("select count(*) from orders").await, 1);
     assert_eq!(tea.stock(&variant).await, (6, 1));
 }
 
@@ -548,9 +552,8 @@ async fn complete_with_patience(cart: &Cart, key: &str) -> (u16, Value) {
     panic!("the store stayed too busy for a hundred tries");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn fifty_checkouts_at_once_of_a_stock_of_ten_make_ten_orders() {
-    let tea = tea().await;
+async fn fifty_checkouts_at_once_of_a_stock_of_ten_make_ten_orders(engine: Engine) {
+    let tea = tea(engine).await;
     tea.import(
         "Handle,Title,Variant Inventory Tracker,Variant Inventory Qty,Variant Price\nscarce,Scarce,shopify,10,9.00\n",
     )
@@ -577,8 +580,8 @@ async fn fifty_checkouts_at_once_of_a_stock_of_ten_make_ten_orders() {
     }
     assert_eq!((numbers.len(), refused), (10, 40));
     assert_eq!(numbers.iter().copied().collect::<Vec<_>>(), (1001..=1010).collect::<Vec<i64>>());
-    assert_eq!(tea.count("select count(*) from tenantry.orders").await, 10);
-    assert_eq!(tea.count("select count(*) from tenantry.carts where status = 'completed'").await, 10);
+    assert_eq!(tea.count("select count(*) from orders").await, 10);
+    assert_eq!(tea.count("select count(*) from carts where status = 'completed'").await, 10);
     assert_eq!(tea.stock(&variant).await, (10, 10));
     // The list says at once that it is sold out.
     let product = tea.shop.get("/store/v1/products/scarce").await.expect_status(200);

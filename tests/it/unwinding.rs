@@ -7,12 +7,66 @@ use control_plane::provisioning::{
     self, DatabaseKind, NewDatabase, RunState, RunWithSteps, StepName, StepState, Target, db, managed_name, run,
 };
 use control_plane::servers::NewServer;
-use integration_tests::{Cluster, TestApp, TestAppOptions, TestDatabase, eventually, own_cluster};
-use kernel::{StoreId, StoreStatus};
+use integration_tests::{
+    Cluster, StoreSql, TestApp, TestAppOptions, TestDatabase, TestMariaDb, eventually, own_cluster,
+};
+use kernel::{Engine, StoreId, StoreStatus};
 use serde_json::Value;
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 
 use crate::provisioning::{checksum, count, database_exists, old_shop, role_exists, seeded, store_id};
+
+/// Where a store's database is.
+#[derive(Clone, Copy)]
+pub(crate) enum Place<'a> {
+    Managed(Engine),
+    Brought(&'a TestDatabase),
+    BroughtMariaDb(&'a TestMariaDb),
+}
+
+impl Place<'_> {
+    fn wanted(self) -> NewDatabase {
+        let brought = |url: String| NewDatabase::Brought(Target::from_url(&url.into(), None, None, None).unwrap());
+        match self {
+            Self::Managed(engine) => NewDatabase::Managed { engine, region: None },
+            Self::Brought(database) => brought(database.url()),
+            Self::BroughtMariaDb(database) => brought(database.url()),
+        }
+    }
+
+    fn kind(self) -> DatabaseKind {
+        match self {
+            Self::Managed(_) => DatabaseKind::Managed,
+            Self::Brought(_) | Self::BroughtMariaDb(_) => DatabaseKind::Brought,
+        }
+    }
+
+    /// Whether nothing of the store is left there.
+    async fn is_clean(self, server: &Cluster, store: StoreId) -> bool {
+        let name = managed_name(store);
+        let tables = "select count(*) from information_schema.tables where table_schema =";
+        match self {
+            Self::Managed(Engine::Mysql) => {
+                let mut admin = StoreSql::open(Engine::Mysql, server, "mysql").await;
+                let databases =
+                    format!("select count(*) from information_schema.schemata where schema_name = '{}'", name.as_str());
+                let logins = format!("select count(*) from mysql.user where user = '{}'", name.as_str());
+                admin.number(&databases).await + admin.number(&logins).await == 0
+            }
+            Self::Managed(_) => {
+                !database_exists(server, name.as_str()).await && !role_exists(server, name.as_str()).await
+            }
+            Self::Brought(database) => sqlx::query_scalar("select to_regnamespace('tenantry') is null")
+                .fetch_one(&mut database.admin().await)
+                .await
+                .unwrap(),
+            Self::BroughtMariaDb(database) => {
+                let mut inside = StoreSql::open(Engine::Mysql, server, &database.name).await;
+                inside.number(&format!("{tables} database()")).await == 0
+            }
+        }
+    }
+}
 
 /// A store whose run the test works off by itself.
 pub(crate) struct Bench {
@@ -25,7 +79,12 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) async fn new(slugs: &[&str]) -> Self {
-        let app = TestApp::start().await;
+        Self::of(Engine::Postgresql, slugs).await
+    }
+
+    /// With managed databases of this engine.
+    pub(crate) async fn of(engine: Engine, slugs: &[&str]) -> Self {
+        let app = TestApp::start_on(engine).await;
         let server = app.cluster;
         Self::on(server, app, slugs).await
     }
@@ -40,12 +99,8 @@ impl Bench {
         Self { app, server, cx, stores }
     }
 
-    pub(crate) async fn connect(&self, store: StoreId, database: Option<&TestDatabase>) -> RunWithSteps {
-        let wanted = match database {
-            None => NewDatabase::Managed { region: None },
-            Some(database) => NewDatabase::Brought(Target::from_url(&database.url().into(), None, None).unwrap()),
-        };
-        provisioning::connect(&self.cx, Actor::Cli, store, wanted, true).await.unwrap()
+    pub(crate) async fn connect(&self, store: StoreId, place: Place<'_>) -> RunWithSteps {
+        provisioning::connect(&self.cx, Actor::Cli, store, place.wanted(), true).await.unwrap()
     }
 
     pub(crate) async fn perform(&self, run: &RunWithSteps, step: StepName) {
@@ -57,11 +112,14 @@ impl Bench {
         control_plane::stores::find(&self.cx, store).await.unwrap().status
     }
 
-    pub(crate) async fn inside(&self, store: StoreId, database: Option<&TestDatabase>) -> PgConnection {
-        match database {
-            None => self.server.connect(managed_name(store).as_str()).await,
-            Some(database) => database.admin().await,
-        }
+    pub(crate) async fn inside(&self, store: StoreId, place: Place<'_>) -> StoreSql {
+        let name = managed_name(store);
+        let (engine, database) = match place {
+            Place::Managed(engine) => (engine, name.as_str()),
+            Place::Brought(database) => (Engine::Postgresql, database.database.as_str()),
+            Place::BroughtMariaDb(database) => (Engine::Mysql, database.name.as_str()),
+        };
+        StoreSql::open(engine, self.server, database).await
     }
 
     /// Works the run off, as the worker would.
@@ -71,18 +129,27 @@ impl Bench {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn every_step_runs_twice_and_the_store_is_served_only_after_the_last() {
-    let bench = Bench::new(&["once", "twice", "once-brought", "twice-brought"]).await;
-    let brought = [bench.app.cluster.brought().await, bench.app.cluster.brought().await];
-    for (pair, databases) in [(0, [None, None]), (2, [Some(&brought[0]), Some(&brought[1])])] {
+on_each_engine! {
+    every_step_runs_twice_and_the_store_is_served_only_after_the_last
+    a_managed_run_unwinds_from_every_step
+}
+
+async fn every_step_runs_twice_and_the_store_is_served_only_after_the_last(engine: Engine) {
+    let bench = Bench::of(engine, &["once", "twice", "once-brought", "twice-brought"]).await;
+    let postgres = [bench.app.cluster.brought().await, bench.app.cluster.brought().await];
+    let mariadb = [TestMariaDb::create().await, TestMariaDb::create().await];
+    let brought = match engine {
+        Engine::Mysql => [Place::BroughtMariaDb(&mariadb[0]), Place::BroughtMariaDb(&mariadb[1])],
+        _ => [Place::Brought(&postgres[0]), Place::Brought(&postgres[1])],
+    };
+    for (pair, places) in [(0, [Place::Managed(engine); 2]), (2, brought)] {
         let once = store_id(&bench.stores[pair]);
-        let run = bench.connect(once, databases[0]).await;
+        let run = bench.connect(once, places[0]).await;
         assert_eq!(bench.work(&run).await, RunState::Succeeded);
-        let wanted = seeded(&mut bench.inside(once, databases[0]).await).await;
+        let wanted = seeded(&mut bench.inside(once, places[0]).await).await;
 
         let twice = store_id(&bench.stores[pair + 1]);
-        let run = bench.connect(twice, databases[1]).await;
+        let run = bench.connect(twice, places[1]).await;
         for step in &run.steps {
             assert_eq!(bench.status(twice).await, StoreStatus::Provisioning, "before {}", step.name.as_str());
             bench.perform(&run, step.name).await;
@@ -92,17 +159,23 @@ async fn every_step_runs_twice_and_the_store_is_served_only_after_the_last() {
         assert_eq!(bench.status(twice).await, StoreStatus::Active);
         // The steps are done a third time: nobody had noted that they were done.
         assert_eq!(bench.work(&run).await, RunState::Succeeded);
-        assert_eq!(seeded(&mut bench.inside(twice, databases[1]).await).await, wanted);
+        assert_eq!(seeded(&mut bench.inside(twice, places[1]).await).await, wanted);
         let mut master = bench.app.master().await;
         assert_eq!(count(&mut master, "select count(*) from hostnames where store_id = $1", twice).await, 1);
     }
     bench.cx.close().await;
 }
 
+async fn a_managed_run_unwinds_from_every_step(engine: Engine) {
+    let bench = Bench::of(engine, &["tea"]).await;
+    unwinds_from_every_step(&bench, Place::Managed(engine)).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_managed_run_unwinds_from_every_step() {
-    let bench = Bench::new(&["tea"]).await;
-    unwinds_from_every_step(&bench, DatabaseKind::Managed, None).await;
+async fn a_run_on_a_brought_mariadb_unwinds_from_every_step() {
+    let bench = Bench::of(Engine::Mysql, &["tea"]).await;
+    let database = TestMariaDb::create().await;
+    unwinds_from_every_step(&bench, Place::BroughtMariaDb(&database)).await;
 }
 
 /// A hosted server's administrator is no superuser: it may make databases and roles, and that is all.
@@ -114,6 +187,7 @@ async fn a_managed_run_unwinds_from_every_step_without_superuser_rights() {
     let app = TestApp::start_with(TestAppOptions { without_server: true, ..TestAppOptions::default() }).await;
     let new = NewServer {
         name: "hosted".to_owned(),
+        engine: None,
         url: format!("postgres://modest:modest-secret@127.0.0.1:{}/postgres", cluster.port()).into(),
         region: None,
         max_stores: 10,
@@ -121,7 +195,7 @@ async fn a_managed_run_unwinds_from_every_step_without_superuser_rights() {
     };
     control_plane::servers::add(&app.cx, Actor::Cli, new).await.unwrap();
     let bench = Bench::on(cluster, app, &["tea"]).await;
-    unwinds_from_every_step(&bench, DatabaseKind::Managed, None).await;
+    unwinds_from_every_step(&bench, Place::Managed(Engine::Postgresql)).await;
 
     let name = managed_name(store_id(&bench.stores[0]));
     let (is_admins, is_open): (bool, bool) = sqlx::query_as(
@@ -150,16 +224,15 @@ async fn a_brought_run_unwinds_from_every_step_and_leaves_the_old_shop_alone() {
     let database = bench.app.cluster.brought().await;
     old_shop(&database).await;
     let before = checksum(&database).await;
-    unwinds_from_every_step(&bench, DatabaseKind::Brought, Some(&database)).await;
+    unwinds_from_every_step(&bench, Place::Brought(&database)).await;
     assert_eq!(checksum(&database).await, before);
 }
 
-async fn unwinds_from_every_step(bench: &Bench, kind: DatabaseKind, database: Option<&TestDatabase>) {
+async fn unwinds_from_every_step(bench: &Bench, place: Place<'_>) {
     let store = store_id(&bench.stores[0]);
-    let name = managed_name(store);
     // The last step opens the store in the transaction that ends the run: after it there is nothing left to cancel.
-    for done in 0..StepName::of(kind).len() {
-        let run = bench.connect(store, database).await;
+    for done in 0..StepName::of(place.kind()).len() {
+        let run = bench.connect(store, place).await;
         let mut master = bench.app.master().await;
         for (at, step) in run.steps.iter().take(done).enumerate() {
             db::step_begin(&mut master, run.run.id, step.name, bench.cx.clock.now()).await.unwrap();
@@ -176,21 +249,9 @@ async fn unwinds_from_every_step(bench: &Bench, kind: DatabaseKind, database: Op
 
         assert_eq!(bench.status(store).await, StoreStatus::PendingDatabase, "after {done} steps");
         assert_eq!(count(&mut master, "select count(*) from store_databases where store_id = $1", store).await, 0);
-        match database {
-            None => {
-                assert!(!database_exists(bench.server, name.as_str()).await, "after {done} steps");
-                assert!(!role_exists(bench.server, name.as_str()).await, "after {done} steps");
-            }
-            Some(database) => {
-                let has_ours: bool = sqlx::query_scalar("select to_regnamespace('tenantry') is not null")
-                    .fetch_one(&mut database.admin().await)
-                    .await
-                    .unwrap();
-                assert!(!has_ours, "after {done} steps");
-            }
-        }
+        assert!(place.is_clean(bench.server, store).await, "after {done} steps");
     }
-    let run = bench.connect(store, database).await;
+    let run = bench.connect(store, place).await;
     assert_eq!(bench.work(&run).await, RunState::Succeeded);
     assert_eq!(bench.status(store).await, StoreStatus::Active);
     bench.cx.close().await;
@@ -213,7 +274,7 @@ async fn a_drop_that_a_killed_node_left_to_the_server_is_no_failure_for_the_next
     let bench = Bench::new(&["tea"]).await;
     let store = store_id(&bench.stores[0]);
     let name = managed_name(store);
-    let run = bench.connect(store, None).await;
+    let run = bench.connect(store, Place::Managed(Engine::Postgresql)).await;
     let mut master = bench.app.master().await;
     db::step_begin(&mut master, run.run.id, StepName::CreateDatabase, bench.cx.clock.now()).await.unwrap();
     bench.perform(&run, StepName::CreateDatabase).await;
@@ -252,7 +313,7 @@ async fn after_a_cancellation_nothing_reaches_the_database_that_was_given_up() {
     let bench = Bench::new(&["tea"]).await;
     let store = store_id(&bench.stores[0]);
     let (first, second) = (bench.app.cluster.brought().await, bench.app.cluster.brought().await);
-    let run = bench.connect(store, Some(&first)).await;
+    let run = bench.connect(store, Place::Brought(&first)).await;
     for step in run.steps.iter().filter(|step| step.name != StepName::Activate) {
         // From the seed on there are open connections to it.
         bench.perform(&run, step.name).await;
@@ -263,7 +324,7 @@ async fn after_a_cancellation_nothing_reaches_the_database_that_was_given_up() {
     db::step_begin(&mut master, run.run.id, StepName::Migrate, now).await.unwrap();
     assert_eq!(bench.work(&run).await, RunState::Cancelled);
 
-    let run = bench.connect(store, Some(&second)).await;
+    let run = bench.connect(store, Place::Brought(&second)).await;
     assert_eq!(bench.work(&run).await, RunState::Succeeded);
 
     let is_empty: bool = sqlx::query_scalar("select to_regnamespace('tenantry') is null")
@@ -271,14 +332,14 @@ async fn after_a_cancellation_nothing_reaches_the_database_that_was_given_up() {
         .await
         .unwrap();
     assert!(is_empty);
-    assert!(seeded(&mut second.admin().await).await.contains(&("staff".to_owned(), 1)));
+    assert!(seeded(&mut bench.inside(store, Place::Brought(&second)).await).await.contains(&("staff", 1)));
     bench.cx.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_worker_leaves_a_run_alone() {
     let bench = Bench::new(&["tea"]).await;
-    let run = bench.connect(store_id(&bench.stores[0]), None).await;
+    let run = bench.connect(store_id(&bench.stores[0]), Place::Managed(Engine::Postgresql)).await;
 
     let (first, second) = tokio::join!(run::work(&bench.cx, run.run.id), run::work(&bench.cx, run.run.id));
 

@@ -1,0 +1,245 @@
+//! MySQL and MariaDB that owners bring: served, or refused with the server's own reason, and never touched when they are not
+//! empty.
+
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+use std::path::Path;
+
+use devkit::testing::own_mariadb;
+use integration_tests::{Owner, TestApp, TestAppOptions, TestMariaDb};
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, MySqlConnection};
+
+use crate::provisioning::{failure, path_of};
+
+async fn app() -> (TestApp, Owner) {
+    let app = TestApp::start_with(TestAppOptions { without_server: true, ..TestAppOptions::default() }).await;
+    let owner = app.owner("ada").await;
+    (app, owner)
+}
+
+/// Connects a new store there and returns how its run ended.
+async fn outcome(app: &TestApp, owner: &Owner, slug: &str, body: Value) -> (Value, Value) {
+    let store = owner.create_store(slug).await.expect_status(201);
+    owner.connect(&store, body).await.expect_status(202);
+    let run = app.run_ended(owner, &store).await;
+    (store, run)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_brought_database_is_served_by_connection_string_and_by_fields() {
+    let (app, owner) = app().await;
+    let (one, two) = (TestMariaDb::create().await, TestMariaDb::create().await);
+    let dressed = json!({ "connectionString": format!("DATABASE_URL=\"{}?ssl-mode=DISABLED\"\n", one.url()) });
+    let fields = json!({ "engine": "mysql", "host": "127.0.0.1", "port": two.port(), "tls": "disable",
+        "username": two.name, "password": two.password(), "database": two.name });
+    for (slug, body) in [("by-string", dressed), ("by-fields", fields)] {
+        let (store, run) = outcome(&app, &owner, slug, body).await;
+        assert_eq!((&run["state"], &run["kind"]), (&json!("succeeded"), &json!("brought")), "{run}");
+        app.storefront_of(&store).get("/store/v1/products").await.expect_status(200);
+        let detail = owner.api.get(&path_of(&store, "")).await.expect_status(200);
+        assert_eq!(detail["database"]["state"], "available", "{detail}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotated_password_is_taken_and_a_wrong_one_is_told() {
+    let (app, owner) = app().await;
+    let database = TestMariaDb::create().await;
+    let (store, run) = outcome(&app, &owner, "tea", database.body()).await;
+    assert_eq!(run["state"], "succeeded", "{run}");
+
+    let rotated = format!("alter user '{}'@'%' identified by 'another one'", database.name);
+    database.admin().await.execute(AssertSqlSafe(rotated)).await.unwrap();
+    let url = database.url().replace(&database.password(), "another%20one");
+    let path = path_of(&store, "/database/credentials");
+    let wrong = json!({ "connectionString": database.url() });
+    owner.api.send(http::Method::PUT, &path, Some(wrong)).await.expect_problem(422, "wrong-password");
+    let right = json!({ "connectionString": url });
+    owner.api.send(http::Method::PUT, &path, Some(right)).await.expect_status(200);
+    app.storefront_of(&store).get("/store/v1/products").await.expect_status(200);
+
+    // Another database of the same server is not this store's.
+    let other = TestMariaDb::create().await;
+    let elsewhere = json!({ "connectionString": other.url() });
+    owner.api.send(http::Method::PUT, &path, Some(elsewhere)).await.expect_problem(409, "other-database");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stands_in_the_way_is_told_by_the_servers_own_code() {
+    let (app, owner) = app().await;
+    let database = TestMariaDb::create().await;
+    let reader = TestMariaDb::with_rights("select").await;
+    let other = TestMariaDb::create().await;
+    let url = database.url();
+    let at = |name: &str| format!("{}{name}", url.strip_suffix(&database.name).unwrap());
+    let postgres = app.cluster.brought().await;
+    let cases = [
+        ("no-user", url.replacen(&database.name, "nobody", 1), "wrong-password"),
+        ("password", url.replace(&database.password(), "wrong"), "wrong-password"),
+        ("no-database", at("elsewhere"), "forbidden"),
+        ("no-right", at(&other.name), "forbidden"),
+        ("reads-only", reader.url(), "missing-privilege"),
+        ("no-tls", format!("{url}?ssl-mode=REQUIRED"), "tls"),
+        ("refused", url.replace(&format!(":{}/", database.port()), ":9/"), "refused"),
+    ];
+    for (slug, url, code) in cases {
+        let (_, run) = outcome(&app, &owner, slug, json!({ "connectionString": url })).await;
+        let (step, found, advice) = failure(&run);
+        assert_eq!((step, found), ("check_connection", code), "{slug}: {run}");
+        assert!(!advice.contains("PostgreSQL") && !run.to_string().contains("brought-secret"), "{slug}: {run}");
+    }
+    // And a driver of PostgreSQL is told that it speaks to something else.
+    let wrong = postgres.url().replace(&format!(":{}/", app.cluster.port()), &format!(":{}/", database.port()));
+    let (_, run) = outcome(&app, &owner, "other-way", json!({ "connectionString": wrong })).await;
+    assert_eq!(failure(&run).0, "check_connection", "{run}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_only_server_and_one_without_connections_are_told() {
+    let server = own_mariadb("read-only").await;
+    let (app, owner) = app().await;
+    let mut admin = server.connect(None).await.unwrap();
+    for statement in [
+        "create database shop",
+        "create user shop@'%' identified by 'a-secret'",
+        "grant all privileges on shop.* to shop@'%'",
+        "set global read_only = 1",
+    ] {
+        admin.execute(statement).await.unwrap();
+    }
+    let body = json!({ "connectionString": format!("mysql://shop:a-secret@127.0.0.1:{}/shop", server.port()) });
+    let (_, run) = outcome(&app, &owner, "replica", body.clone()).await;
+    assert_eq!(failure(&run).1, "read-only", "{run}");
+
+    admin.execute("set global read_only = 0").await.unwrap();
+    admin.execute("alter user shop@'%' with max_user_connections 1").await.unwrap();
+    let mut taken: Vec<MySqlConnection> = Vec::new();
+    let url = format!("mysql://shop:a-secret@127.0.0.1:{}/shop", server.port());
+    taken.push(MySqlConnection::connect(&format!("{url}?ssl-mode=DISABLED")).await.unwrap());
+    let (_, run) = outcome(&app, &owner, "crowded", body).await;
+    assert_eq!(failure(&run).1, "too-many-connections", "{run}");
+    drop(taken);
+    server.stop().await.unwrap();
+}
+
+/// A shop of the owner's, with what old shops have: triggers, views, programs and odd names.
+const OLD_SHOP: &str = "
+    create table `order` (id int primary key auto_increment, total decimal(10,2) not null, note text);
+    create table products (`SKU` varchar(40) primary key, `name with space` varchar(80), `preis €` float);
+    create table _log (at timestamp, what varchar(200)) engine = MyISAM;
+    insert into `order` (total, note) values (1.50, 'first'), (2.75, null), (99.00, 'ümlaut');
+    insert into products values ('A', 'tea', 1.5), ('B', 'pot', 20);
+    create view `open orders` as select * from `order` where total > 2;
+    create trigger count_orders after insert on `order` for each row insert into _log values (now(), 'order');
+    create procedure tidy() delete from _log;
+    create function vat(x decimal(10,2)) returns decimal(10,2) deterministic return x * 0.2;
+    create event `purge` on schedule every 1 day do delete from _log;
+";
+
+/// Every row and every object of a database.
+async fn print(admin: &mut MySqlConnection) -> Vec<String> {
+    let mut print: Vec<String> = sqlx::query_scalar(
+        "select concat_ws('|', 'table', table_name, table_type, coalesce(engine, ''), coalesce(table_comment, ''),
+             coalesce(create_time, '')) from information_schema.tables where table_schema = database()
+         union all select concat_ws('|', 'column', table_name, column_name, ordinal_position, column_type, is_nullable,
+             coalesce(column_default, '')) from information_schema.columns where table_schema = database()
+         union all select concat_ws('|', 'trigger', trigger_name, action_statement) from information_schema.triggers
+             where trigger_schema = database()
+         union all select concat_ws('|', 'view', table_name, view_definition) from information_schema.views
+             where table_schema = database()
+         union all select concat_ws('|', routine_type, routine_name, routine_definition, last_altered)
+             from information_schema.routines where routine_schema = database()
+         union all select concat_ws('|', 'event', event_name, event_definition, last_altered)
+             from information_schema.events where event_schema = database()
+         order by 1",
+    )
+    .fetch_all(&mut *admin)
+    .await
+    .unwrap();
+    let tables: Vec<String> = sqlx::query_scalar(
+        "select table_name from information_schema.tables
+         where table_schema = database() and table_type = 'BASE TABLE' order by 1",
+    )
+    .fetch_all(&mut *admin)
+    .await
+    .unwrap();
+    for table in tables {
+        let checksum = AssertSqlSafe(format!("checksum table `{table}` extended"));
+        let (name, sum): (String, Option<i64>) = sqlx::query_as(checksum).fetch_one(&mut *admin).await.unwrap();
+        print.push(format!("{name} {sum:?}"));
+    }
+    print
+}
+
+async fn is_refused_untouched(app: &TestApp, owner: &Owner, slug: &str, database: &TestMariaDb) {
+    let mut admin = database.admin().await;
+    let before = print(&mut admin).await;
+    assert!(before.len() > 5, "{before:?}");
+    let (store, run) = outcome(app, owner, slug, database.body()).await;
+    assert_eq!(failure(&run).1, "schema-in-use", "{run}");
+    assert!(failure(&run).2.contains("CREATE DATABASE"), "{run}");
+    owner.api.post(&path_of(&store, "/provisioning/cancel"), json!({})).await.expect_status(202);
+    app.run_ended(owner, &store).await;
+    assert_eq!(print(&mut admin).await, before);
+    admin.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_not_empty_is_refused_and_left_as_it_was() {
+    let (app, owner) = app().await;
+    let shop = TestMariaDb::create().await;
+    shop.admin().await.execute(sqlx::raw_sql(OLD_SHOP)).await.unwrap();
+    is_refused_untouched(&app, &owner, "old-shop", &shop).await;
+
+    let chinook = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/existing/Chinook_MySql.sql");
+    let Ok(sql) = std::fs::read_to_string(&chinook) else {
+        println!("skipped: {} is not there", chinook.display());
+        return;
+    };
+    let music = TestMariaDb::create().await;
+    let tables = sql.split_once("USE `Chinook`;").expect("it makes its database first").1.to_owned();
+    music.admin().await.execute(sqlx::raw_sql(AssertSqlSafe(tables))).await.unwrap();
+    is_refused_untouched(&app, &owner, "chinook", &music).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_takes_up_its_own_database_and_no_other_store_does() {
+    let (app, owner) = app().await;
+    let database = TestMariaDb::create().await;
+    let (_, run) = outcome(&app, &owner, "first", database.body()).await;
+    assert_eq!(run["state"], "succeeded", "{run}");
+    let (_, run) = outcome(&app, &owner, "second", database.body()).await;
+    assert_eq!(failure(&run).1, "belongs-to-another-store", "{run}");
+}
+
+/// A managed store's login reaches its own database and nothing else of the server's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_managed_stores_login_sees_no_other_store() {
+    let app = TestApp::start_on(kernel::Engine::Mysql).await;
+    let owner = app.owner("ada").await;
+    let one = app.active_store(&owner, "one").await;
+    let two = app.active_store(&owner, "two").await;
+    let mut inside = devkit::testing::shared_mariadb().await.connect(None).await.unwrap();
+    let name = integration_tests::database_name(&one);
+    let grants: Vec<String> = sqlx::query_scalar(AssertSqlSafe(format!("show grants for '{name}'@'%'")))
+        .fetch_all(&mut inside)
+        .await
+        .unwrap();
+    let pattern = name.replace('_', "\\_");
+    assert_eq!(grants.len(), 2, "{grants:?}");
+    assert!(grants[0].starts_with("GRANT USAGE ON *.*") && !grants[0].contains("GRANT OPTION"), "{grants:?}");
+    assert!(grants[1].starts_with(&format!("GRANT ALL PRIVILEGES ON `{pattern}`.*")), "{grants:?}");
+    // Nor does a name that is alike: the underscore in it stands for itself.
+    let alike = name.replace('_', "x");
+    inside.execute(AssertSqlSafe(format!("create database {alike}"))).await.unwrap();
+    let reach: i64 = sqlx::query_scalar("select count(*) from mysql.db where user = ? and ? like db")
+        .bind(&name)
+        .bind(&alike)
+        .fetch_one(&mut inside)
+        .await
+        .unwrap();
+    inside.execute(AssertSqlSafe(format!("drop database {alike}"))).await.unwrap();
+    assert_eq!(reach, 0);
+    assert_ne!(integration_tests::database_name(&two), name);
+}
