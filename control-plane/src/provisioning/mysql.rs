@@ -133,9 +133,10 @@ pub async fn drop_store_database(admin: &mut MySqlConnection, name: &Ident, stor
             .await?;
     for session in sessions {
         match admin.execute(AssertSqlSafe(format!("kill {session}"))).await {
+            Ok(_) => {}
             // It has gone by itself.
             Err(sqlx::Error::Database(error)) if error.message().contains("Unknown thread id") => {}
-            other => drop(other?),
+            Err(error) => return Err(error.into()),
         }
     }
     admin.execute(AssertSqlSafe(format!("drop database if exists {database}"))).await?;
