@@ -25,6 +25,8 @@ mod checkout;
 #[cfg(test)]
 mod import;
 #[cfg(test)]
+mod parity;
+#[cfg(test)]
 mod schema;
 #[cfg(test)]
 mod support;
