@@ -64,6 +64,11 @@ impl Cluster {
         self.postgres.restart().await.unwrap();
     }
 
+    /// The server itself.
+    pub fn postgres(&self) -> &Postgres {
+        &self.postgres
+    }
+
     /// A URL of the administrator.
     pub fn url(&self, database: &str) -> String {
         self.postgres.url(database)

@@ -49,6 +49,7 @@ mod master_down;
 mod migrations;
 mod ops_payments;
 mod outages;
+mod poolers;
 mod processes;
 mod provisioning;
 mod purchases;

@@ -131,7 +131,7 @@ impl MariaDb {
         let program = program("mariadbd")?;
         let from = log.metadata().map_or(0, |meta| meta.len());
         let args = self.args()?;
-        let mut watchdog = Watchdog::spawn(&program, &args, Ending::MARIADB, self.folder.run_as.as_ref(), log)
+        let mut watchdog = Watchdog::spawn(&program, &args, Ending::BY_TERM, self.folder.run_as.as_ref(), log)
             .map_err(ServerError::io("starting MariaDB"))?;
         let mut pause = Duration::from_millis(10);
         loop {
@@ -247,7 +247,7 @@ async fn install(folder: &Folder, log: &File, deadline: Instant) -> Result<(), S
     let from = log.metadata().map_or(0, |meta| meta.len());
     let doing = "running mariadb-install-db";
     let mut running =
-        Watchdog::spawn(&program("mariadb-install-db")?, &args, Ending::MARIADB, folder.run_as.as_ref(), log)
+        Watchdog::spawn(&program("mariadb-install-db")?, &args, Ending::BY_TERM, folder.run_as.as_ref(), log)
             .map_err(ServerError::io(doing))?;
     let Ok(status) = timeout_at(deadline, running.ended()).await else {
         running.signal("KILL").await;

@@ -21,8 +21,8 @@ pub(crate) struct Ending {
 impl Ending {
     /// A fast shutdown, and an immediate one.
     pub(crate) const POSTGRES: Self = Self { polite: "INT", impatient: "QUIT" };
-    /// A shutdown, and its like; INT it does not hear.
-    pub(crate) const MARIADB: Self = Self { polite: "TERM", impatient: "QUIT" };
+    /// A shutdown, and its like: for what does not hear INT, or waits for its clients at it.
+    pub(crate) const BY_TERM: Self = Self { polite: "TERM", impatient: "QUIT" };
 }
 
 /// `$@` after the two signals runs in the background, because somebody has to read the reins; a reader of its own does, because somebody has to

@@ -6,6 +6,8 @@ mod directory;
 mod faults;
 #[path = "it/limits.rs"]
 mod limits;
+#[path = "it/poolers.rs"]
+mod poolers;
 #[path = "it/pools.rs"]
 mod pools;
 #[path = "it/sessions.rs"]

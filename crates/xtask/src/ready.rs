@@ -69,7 +69,8 @@ pub(crate) fn server(workspace: &Workspace) -> anyhow::Result<Server> {
 }
 
 /// The programs that only tests need, and the Debian packages that bring them.
-const OF_TESTS: [(&str, &str); 2] = [("mariadbd", "mariadb-server"), ("mariadb-install-db", "mariadb-server")];
+const OF_TESTS: [(&str, &str); 3] =
+    [("mariadbd", "mariadb-server"), ("mariadb-install-db", "mariadb-server"), ("pgbouncer", "pgbouncer")];
 
 /// Finds the servers that tests start besides PostgreSQL, or installs them.
 pub(crate) fn test_servers() -> anyhow::Result<()> {
@@ -89,7 +90,7 @@ pub(crate) fn test_servers() -> anyhow::Result<()> {
     let programs: Vec<&str> = missing.iter().map(|(program, _)| *program).collect();
     bail!(
         "the tests need {}, which are not here and could not be installed:\n  \
-         Debian, Ubuntu: apt-get install {}\n  Homebrew: brew install mariadb",
+         Debian, Ubuntu: apt-get install {}\n  Homebrew: brew install mariadb pgbouncer",
         programs.join(", "),
         packages.join(" ")
     )

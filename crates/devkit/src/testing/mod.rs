@@ -1,5 +1,6 @@
 //! What tests share: a server, started once a process and gone with it however it ends, and what stands in its way.
 
+mod pgbouncer;
 mod pooler;
 
 use std::path::PathBuf;
@@ -8,6 +9,7 @@ use tokio::sync::OnceCell;
 
 use crate::{MariaDb, Postgres, PostgresOptions, Profile};
 
+pub use pgbouncer::{PgBouncer, PoolMode};
 pub use pooler::TransactionPooler;
 
 static SHARED: OnceCell<Postgres> = OnceCell::const_new();
