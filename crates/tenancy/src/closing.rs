@@ -7,9 +7,10 @@ use std::time::Duration;
 use kernel::StoreStatus;
 use tokio::time::Instant;
 
-use crate::error::LeaseError;
+use crate::error::{Cause, ConnectError, LeaseError};
 use crate::node::lock;
 use crate::pool::{Phase, Physical, Pool};
+use crate::session::{Backend, Ping};
 
 /// How a connection is got rid of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,17 +42,52 @@ impl Pool {
                 session.ping(config.statement_timeout + config.query_margin).await;
             }
             let closing = at_once.unwrap_or_else(|| pool.node.budget.closing());
+            // From the good-bye on a pooler in session mode may give the server's side to the next connection.
+            pool.forget(&backend);
             session.close_within(config.close_timeout).await;
             tokio::time::sleep(config.close_linger).await;
             drop(permit);
             drop(closing);
             let mut state = lock(&pool.state);
             state.open -= 1;
-            if let Some(place) = state.backends.iter().position(|known| *known == backend) {
-                state.backends.swap_remove(place);
-            }
             pool.open_for_waiters(&mut state, Instant::now());
         });
+    }
+
+    /// The server's side of a connection that is open no longer.
+    fn forget(&self, backend: &Backend) {
+        let mut state = lock(&self.state);
+        if let Some(place) = state.backends.iter().position(|known| known == backend) {
+            state.backends.swap_remove(place);
+        }
+    }
+
+    /// Notes the server's side of a new connection. Two that are open share it behind a transaction pooler only; so one that
+    /// was idle is asked whether it is open at all, before that is said: a server that was restarted counts its sessions anew,
+    /// and a pooler in session mode deals out again what it has closed.
+    pub(crate) async fn admit(self: &Arc<Self>, backend: &Backend) -> Result<(), ConnectError> {
+        loop {
+            let twin = {
+                let mut state = lock(&self.state);
+                if !state.backends.contains(backend) {
+                    // Looked up and noted at once: of two that open together the second must find the first.
+                    state.backends.push(backend.clone());
+                    return Ok(());
+                }
+                let place = state.idle.iter().position(|physical| physical.backend == *backend);
+                let twin = place.map(|place| state.idle.remove(place));
+                state.established -= usize::from(twin.is_some());
+                twin
+            };
+            let Some(mut twin) = twin else { return Err(ConnectError::new(Cause::TransactionPooler)) };
+            let is_open = twin.session.ping(self.node.config.ping_timeout).await == Ping::Alive;
+            self.forget(backend);
+            twin.backend = Backend::gone();
+            self.finish(twin, Farewell::Polite);
+            if is_open {
+                return Err(ConnectError::new(Cause::TransactionPooler));
+            }
+        }
     }
 
     /// What was unused until now is asked before it is lent again.

@@ -130,6 +130,12 @@ impl Connection {
     }
 
     async fn run_once(&mut self, query: Query, sink: &mut impl Sink) -> Result<(), sqlx::Error> {
+        if self.in_transaction && self.has_failed {
+            // PostgreSQL would refuse it as well; MySQL may have ended the transaction, and would make each statement last.
+            return Err(sqlx::Error::Protocol(
+                "a statement of the transaction has failed: it can only be rolled back".into(),
+            ));
+        }
         self.is_touched |= query.may_alter_session();
         self.exchange(async |session| session.run(query.statement, sink).await).await
     }

@@ -40,15 +40,16 @@ pub(crate) async fn open(pool: Arc<Pool>) {
     let Some(permit) = wait_for_permit(&pool).await else { return };
     let deadline = Instant::now() + pool.node.config.connect_timeout;
     let result = timeout_at(deadline, connect(&pool)).await.unwrap_or(Err(ConnectError::new(Cause::Timeout)));
-    let result = result.and_then(|(session, backend)| {
-        // Looked up and noted at once: of two that open together the second must find the first.
-        let mut state = lock(&pool.state);
-        if state.backends.contains(&backend) {
-            return Err(ConnectError::new(Cause::TransactionPooler));
-        }
-        state.backends.push(backend.clone());
-        Ok((session, backend))
-    });
+    let result = match result {
+        Ok((session, backend)) => match pool.admit(&backend).await {
+            Ok(()) => Ok((session, backend)),
+            Err(error) => {
+                session.close_within(pool.node.config.close_timeout).await;
+                Err(error)
+            }
+        },
+        Err(error) => Err(error),
+    };
     match result {
         Ok((session, backend)) => {
             place.is_kept = true;

@@ -43,11 +43,18 @@ pub(crate) enum Ping {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Backend(String);
 
+impl Backend {
+    /// That of a connection which is open no longer: no server calls itself so.
+    pub(crate) const fn gone() -> Self {
+        Self(String::new())
+    }
+}
+
 /// Names the server's side, and lets it be told apart after the server was restarted, too.
 const PG_BACKEND: &str = "select pg_backend_pid()::text || '/' || extract(epoch from pg_postmaster_start_time())::text";
 
-/// As [`PG_BACKEND`]; when it was started, a server of MySQL does not tell everybody.
-const MYSQL_BACKEND: &str = "select cast(connection_id() as char)";
+/// As [`PG_BACKEND`]; when it was started, a server of MySQL does not tell everybody, and so a number may come again.
+const MYSQL_BACKEND: &str = "select concat_ws('/', @@hostname, @@port, connection_id())";
 
 /// What every session is, whatever the server's own settings are: strict, so that nothing is cut off or made up to fit a
 /// column; in UTC; in whole UTF-8; and as far apart from other transactions as PostgreSQL's are by default.
@@ -89,11 +96,13 @@ impl Setup {
     /// seconds are the least that both know for a lock.
     fn mysql(config: &TenancyConfig) -> String {
         let whole_seconds = |limit: Duration| limit.as_millis().div_ceil(1000).max(1);
+        let lock = whole_seconds(config.lock_timeout);
         format!(
-            "{MYSQL_SESSION}, innodb_lock_wait_timeout = {} \
+            "{MYSQL_SESSION}, innodb_lock_wait_timeout = {lock}, lock_wait_timeout = {lock}, wait_timeout = {} \
              /*M!100100 , max_statement_time = {}, idle_transaction_timeout = {} */ \
              /*!80000 , max_execution_time = {} */; {MYSQL_BACKEND}",
-            whole_seconds(config.lock_timeout),
+            // Longer than a pool keeps an idle one; the session of a node that died without a word ends by it.
+            whole_seconds(config.idle_timeout + Duration::from_secs(60)),
             config.statement_timeout.as_secs_f64(),
             whole_seconds(config.idle_in_transaction_timeout),
             config.statement_timeout.as_millis(),
