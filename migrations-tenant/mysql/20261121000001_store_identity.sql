@@ -7,4 +7,4 @@ create table if not exists store_identity (
     constraint store_identity_pkey primary key (singleton),
     constraint store_identity_singleton_check check (singleton = 1),
     constraint store_identity_product_check check (product = 'tenantry')
-) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin;
+) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin comment 'tenantry';

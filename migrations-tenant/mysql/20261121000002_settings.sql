@@ -4,4 +4,4 @@ create table if not exists settings (
     `value` json not null,
     updated_at datetime(6) not null,
     constraint settings_pkey primary key (`key`)
-) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin;
+) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin comment 'tenantry';

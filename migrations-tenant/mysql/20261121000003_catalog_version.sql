@@ -4,4 +4,4 @@ create table if not exists catalog_version (
     version bigint not null,
     constraint catalog_version_pkey primary key (singleton),
     constraint catalog_version_singleton_check check (singleton = 1)
-) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin;
+) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin comment 'tenantry';

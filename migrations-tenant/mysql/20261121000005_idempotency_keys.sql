@@ -10,4 +10,4 @@ create table if not exists idempotency_keys (
     expires_at datetime(6) not null,
     constraint idempotency_keys_pkey primary key (scope, `key`),
     index idempotency_keys_expires_at_idx (expires_at)
-) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin;
+) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin comment 'tenantry';

@@ -11,4 +11,4 @@ create table if not exists staff (
     constraint staff_pkey primary key (id),
     constraint staff_user_id_key unique (user_id),
     constraint staff_role_check check (role in ('owner', 'admin', 'editor', 'viewer'))
-) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin;
+) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin comment 'tenantry';

@@ -18,4 +18,4 @@ create table if not exists categories (
     constraint categories_parent_fk foreign key (parent_id) references categories (id),
     constraint categories_parent_check check (parent_id <> id),
     index categories_parent_id_idx (parent_id, position)
-) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin;
+) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin comment 'tenantry';

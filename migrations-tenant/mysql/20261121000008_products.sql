@@ -38,4 +38,4 @@ create table if not exists products (
     index products_title_idx (is_listed, title_sort, id),
     index products_price_idx (is_listed, price_min_minor, id),
     index products_vendor_idx (is_listed, vendor_key, published_at, id)
-) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin;
+) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin comment 'tenantry';

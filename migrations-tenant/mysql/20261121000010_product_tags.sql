@@ -6,4 +6,4 @@ create table if not exists product_tags (
     constraint product_tags_pkey primary key (product_id, tag_key),
     constraint product_tags_product_fk foreign key (product_id) references products (id) on delete cascade,
     index product_tags_tag_key_idx (tag_key, product_id)
-) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin;
+) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin comment 'tenantry';

@@ -6,4 +6,4 @@ create table if not exists product_option_values (
     constraint product_option_values_pkey primary key (id),
     constraint product_option_values_value_key unique (option_id, `value`),
     constraint product_option_values_option_fk foreign key (option_id) references product_options (id) on delete cascade
-) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin;
+) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin comment 'tenantry';

@@ -17,4 +17,4 @@ create table if not exists product_variants (
     constraint product_variants_weight_grams_check check (weight_grams >= 0),
     constraint product_variants_product_fk foreign key (product_id) references products (id) on delete cascade,
     index product_variants_product_id_idx (product_id, position)
-) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin;
+) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin comment 'tenantry';

@@ -11,4 +11,4 @@ create table if not exists variant_option_values (
         on delete cascade,
     index variant_option_values_option_id_idx (option_id),
     index variant_option_values_option_value_id_idx (option_value_id)
-) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin;
+) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin comment 'tenantry';

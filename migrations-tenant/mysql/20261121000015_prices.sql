@@ -11,4 +11,4 @@ create table if not exists prices (
     constraint prices_compare_at_minor_check check (compare_at_minor >= 0),
     constraint prices_min_quantity_check check (min_quantity >= 1),
     constraint prices_variant_fk foreign key (variant_id) references product_variants (id) on delete cascade
-) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin;
+) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin comment 'tenantry';

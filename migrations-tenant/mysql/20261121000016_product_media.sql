@@ -12,4 +12,4 @@ create table if not exists product_media (
     constraint product_media_variant_fk foreign key (variant_id) references product_variants (id) on delete set null,
     index product_media_product_id_idx (product_id, position),
     index product_media_variant_id_idx (variant_id)
-) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin;
+) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin comment 'tenantry';

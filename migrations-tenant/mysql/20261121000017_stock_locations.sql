@@ -7,4 +7,4 @@ create table if not exists stock_locations (
     constraint stock_locations_pkey primary key (id),
     constraint stock_locations_default_mark_key unique (default_mark),
     constraint stock_locations_default_mark_check check (default_mark = 1)
-) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin;
+) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin comment 'tenantry';

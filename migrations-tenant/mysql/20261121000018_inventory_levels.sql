@@ -13,4 +13,4 @@ create table if not exists inventory_levels (
     constraint inventory_levels_variant_fk foreign key (variant_id) references product_variants (id) on delete cascade,
     constraint inventory_levels_location_fk foreign key (location_id) references stock_locations (id),
     index inventory_levels_location_id_idx (location_id)
-) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin;
+) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin comment 'tenantry';

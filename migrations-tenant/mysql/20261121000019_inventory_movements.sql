@@ -14,4 +14,4 @@ create table if not exists inventory_movements (
         reason in ('seed', 'import', 'adjustment', 'fulfilment', 'return')
     ),
     index inventory_movements_variant_id_idx (variant_id, location_id, created_at)
-) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin;
+) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin comment 'tenantry';

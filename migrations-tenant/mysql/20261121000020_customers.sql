@@ -12,4 +12,4 @@ create table if not exists customers (
     constraint customers_pkey primary key (id),
     constraint customers_email_key unique (email),
     constraint customers_email_check check (email = lower(email))
-) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin;
+) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin comment 'tenantry';

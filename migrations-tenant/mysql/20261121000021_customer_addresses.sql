@@ -18,4 +18,4 @@ create table if not exists customer_addresses (
     constraint customer_addresses_pkey primary key (id),
     constraint customer_addresses_customer_fk foreign key (customer_id) references customers (id) on delete cascade,
     index customer_addresses_customer_id_idx (customer_id)
-) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin;
+) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin comment 'tenantry';

@@ -18,4 +18,4 @@ create table if not exists carts (
     constraint carts_customer_fk foreign key (customer_id) references customers (id) on delete set null,
     index carts_expires_at_idx (status, expires_at),
     index carts_customer_id_idx (customer_id)
-) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin;
+) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin comment 'tenantry';

@@ -15,4 +15,4 @@ create table if not exists cart_lines (
     constraint cart_lines_quantity_check check (quantity between 1 and 999),
     constraint cart_lines_unit_price_minor_check check (unit_price_minor >= 0),
     constraint cart_lines_cart_fk foreign key (cart_id) references carts (id) on delete cascade
-) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin;
+) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin comment 'tenantry';

@@ -41,4 +41,4 @@ create table if not exists orders (
     constraint orders_customer_fk foreign key (customer_id) references customers (id) on delete set null,
     index orders_placed_at_idx (placed_at, id),
     index orders_customer_id_idx (customer_id, placed_at)
-) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin;
+) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin comment 'tenantry';

@@ -22,4 +22,4 @@ create table if not exists order_lines (
     constraint order_lines_reserved_quantity_check check (reserved_quantity between 0 and quantity),
     constraint order_lines_order_fk foreign key (order_id) references orders (id) on delete cascade,
     index order_lines_variant_id_idx (variant_id)
-) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin;
+) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin comment 'tenantry';

@@ -8,4 +8,4 @@ create table if not exists order_events (
     constraint order_events_pkey primary key (id),
     constraint order_events_order_fk foreign key (order_id) references orders (id) on delete cascade,
     index order_events_order_id_idx (order_id, created_at)
-) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin;
+) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin comment 'tenantry';

@@ -12,4 +12,4 @@ create table if not exists pages (
     constraint pages_pkey primary key (id),
     constraint pages_slug_key unique (slug),
     constraint pages_status_check check (status in ('draft', 'active', 'archived'))
-) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin;
+) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin comment 'tenantry';

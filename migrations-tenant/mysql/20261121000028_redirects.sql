@@ -6,4 +6,4 @@ create table if not exists redirects (
     constraint redirects_pkey primary key (from_path),
     constraint redirects_code_check check (code in (301, 302, 307, 308)),
     constraint redirects_from_path_check check (from_path like '/%')
-) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin;
+) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin comment 'tenantry';

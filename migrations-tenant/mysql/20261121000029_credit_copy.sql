@@ -16,4 +16,4 @@ create table if not exists credit_copy (
         or (state = 'ended' and spendable is not null and spendable = 0)
     )
 ) engine = InnoDB default character set utf8mb4 collate utf8mb4_bin
-    comment 'A copy for people and programs that look at this database: what the store may still spend of its organization''s credits. Nothing is ever decided by it: what may be spent is decided by the platform, and a change made here is overwritten. It may be old: as_of says when it was true.';
+    comment 'tenantry: A copy for people and programs that look at this database: what the store may still spend of its organization''s credits. Nothing is ever decided by it: what may be spent is decided by the platform, and a change made here is overwritten. It may be old: as_of says when it was true.';

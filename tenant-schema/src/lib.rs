@@ -18,4 +18,6 @@ pub mod totals;
 pub mod upkeep;
 
 pub use field::FieldError;
-pub use migrate::{LATEST_VERSION, SCHEMA, SchemaError, SchemaState, drop_schema, inspect, migrate, migrate_for};
+pub use migrate::{
+    LATEST_VERSION, SCHEMA, SchemaError, SchemaState, drop_schema, inspect, is_marked_table, migrate, migrate_for,
+};

@@ -9,6 +9,8 @@
 mod mysql;
 mod postgres;
 
+pub use mysql::is_marked_table;
+
 use std::time::Duration;
 
 use kernel::StoreId;

@@ -28,6 +28,11 @@ pub(super) async fn inspect(conn: &mut MySqlConnection) -> Result<SchemaState, s
     .fetch_all(&mut *conn)
     .await?;
     let has = |name: &str| tables.iter().any(|(table, _)| table == name);
+    // A table of one of our names that somebody else made is theirs, wherever it stands.
+    let is_named_alike = |table: &str| our_tables().any(|ours| ours == table);
+    if tables.iter().any(|(table, comment)| is_named_alike(table) && !is_marked_table(comment)) {
+        return Ok(SchemaState::Foreign);
+    }
     let Some((_, comment)) = tables.iter().find(|(table, _)| table == "_migrations") else {
         let is_empty = tables.is_empty() && !has_programs(conn).await?;
         return Ok(if is_empty { SchemaState::Empty } else { SchemaState::Foreign });
@@ -48,7 +53,7 @@ pub(super) async fn inspect(conn: &mut MySqlConnection) -> Result<SchemaState, s
         .await?;
     if !has("store_identity") {
         // Begun and not yet at its first table, or dropped up to the last ones.
-        let is_ours = |table: &str| table == "_migrations" || our_tables().any(|ours| ours == table);
+        let is_ours = |table: &str| table == "_migrations" || is_named_alike(table);
         let is_only_begun = version == 0 && tables.iter().all(|(table, _)| is_ours(table));
         return Ok(if is_only_begun { SchemaState::Ours { store: marked, version } } else { SchemaState::Foreign });
     }
@@ -186,6 +191,12 @@ async fn drop_locked(conn: &mut MySqlConnection, store: StoreId) -> Result<bool,
     Ok(true)
 }
 
+/// Whether a table's comment says that we made it: every file's statement puts it there with the table.
+#[must_use]
+pub fn is_marked_table(comment: &str) -> bool {
+    comment == "tenantry" || comment.starts_with("tenantry: ")
+}
+
 /// The tables that the files make.
 fn our_tables() -> impl Iterator<Item = &'static str> {
     MIGRATIONS.iter().filter_map(made_by)
@@ -233,6 +244,7 @@ mod tests {
             let outside: String = code.split('\'').step_by(2).collect();
             assert!(outside.trim_end().ends_with(';'), "{}", file.version);
             assert_eq!(outside.matches(';').count(), 1, "{} holds more than one statement", file.version);
+            assert!(made_by(file).is_none() || code.contains(" comment 'tenantry"), "{} marks nothing", file.version);
             let is_repeatable =
                 made_by(file).is_some() || code.starts_with("alter table") || code.starts_with("create ");
             assert!(is_repeatable, "{} cannot be taken up again", file.version);

@@ -219,6 +219,33 @@ async fn a_file_that_was_begun_and_not_recorded_is_taken_up_again() {
     }
 }
 
+/// A table of one of our names is ours only when it says so: never adopted, and never dropped.
+#[tokio::test]
+async fn a_table_that_is_only_named_like_ours_is_its_makers() {
+    const RECORD: &str = "create table _migrations (version bigint primary key, description text not null,
+        installed_on timestamp not null default current_timestamp, success bool not null, checksum blob not null,
+        execution_time bigint not null)";
+    let [store, _] = two_stores();
+    let database = Database::create(Engine::Mysql).await;
+    let mut session = database.connect().await;
+    // A run has begun and was given up; then the owner loads a shop of their own.
+    run(&mut session, &format!("{RECORD} comment = 'tenantry {store}'")).await;
+    run(&mut session, "create table orders (id int); insert into orders values (7)").await;
+    assert_eq!(inspect(&mut session).await.unwrap(), SchemaState::Foreign);
+    assert!(matches!(migrate_for(&mut session, store).await, Err(SchemaError::Foreign)));
+    assert!(!drop_schema(&mut session, store).await.unwrap());
+    assert_eq!(database.number("select id from orders").await, 7);
+
+    // One of a name that a later release will want is in the way of that release, not of this one.
+    let database = Database::create(Engine::Mysql).await;
+    let mut session = database.connect().await;
+    migrate_for(&mut session, store).await.unwrap();
+    run(&mut session, "delete from _migrations where version = 20261121000029; drop table credit_copy").await;
+    run(&mut session, "create table credit_copy (mine int)").await;
+    assert_eq!(inspect(&mut session).await.unwrap(), SchemaState::Foreign);
+    assert!(matches!(migrate_for(&mut session, store).await, Err(SchemaError::Foreign)));
+}
+
 /// What an owner has put beside our tables is not ours to drop.
 #[tokio::test]
 async fn dropping_leaves_what_somebody_else_has_made() {
