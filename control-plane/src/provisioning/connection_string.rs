@@ -137,9 +137,11 @@ impl Target {
             tls,
             ca_pem,
         };
+        let mut asked = AskedTls { mode: tls, switch: None };
         for (name, value) in url.query_pairs() {
-            take_parameter(&mut fields, &name, &value)?;
+            take_parameter(&mut fields, &mut asked, &name, &value)?;
         }
+        fields.tls = asked.settle()?;
         refuse_placeholders(&fields)?;
         if fields.host.as_deref() == Some("") {
             return Err(invalid(AT, "host", "names no host"));
@@ -196,7 +198,7 @@ fn check_authority(rest: &str) -> Result<(), TargetError> {
     if place.contains(',') {
         return Err(invalid(AT, "host", "names several hosts; name one, the primary"));
     }
-    if place.starts_with('/') || place.len() >= 3 && place[..3].eq_ignore_ascii_case("%2f") {
+    if place.starts_with('/') || place.get(..3).is_some_and(|start| start.eq_ignore_ascii_case("%2f")) {
         return Err(socket());
     }
     Ok(())
@@ -213,11 +215,43 @@ fn decode(part: &str, what: &str) -> Result<String, TargetError> {
         .map_err(|_| invalid(AT, "encoding", format!("the {what} is not UTF-8 when decoded")))
 }
 
-fn take_parameter(fields: &mut TargetFields, name: &str, value: &str) -> Result<(), TargetError> {
+/// What a string, and the body beside it, say about TLS: it must be one thing. A bare switch that turns it on never lowers what
+/// a mode says.
+struct AskedTls {
+    mode: Option<TlsMode>,
+    switch: Option<TlsMode>,
+}
+
+impl AskedTls {
+    fn say(told: &mut Option<TlsMode>, mode: TlsMode) -> Result<(), TargetError> {
+        match told.replace(mode) {
+            Some(before) if before != mode => Err(contradictory_tls()),
+            _ => Ok(()),
+        }
+    }
+
+    fn settle(self) -> Result<Option<TlsMode>, TargetError> {
+        match (self.mode, self.switch) {
+            (Some(TlsMode::Disable), Some(switch)) if switch != TlsMode::Disable => Err(contradictory_tls()),
+            (Some(mode), Some(TlsMode::Disable)) if mode != TlsMode::Disable => Err(contradictory_tls()),
+            (mode, switch) => Ok(mode.or(switch)),
+        }
+    }
+}
+
+fn contradictory_tls() -> TargetError {
+    invalid(
+        AT,
+        "contradiction",
+        "says two things about TLS; say once how much of it is wanted, such as sslmode=verify-full",
+    )
+}
+
+fn take_parameter(fields: &mut TargetFields, asked: &mut AskedTls, name: &str, value: &str) -> Result<(), TargetError> {
     let name = name.to_ascii_lowercase();
     match name.as_str() {
-        "sslmode" | "ssl-mode" => fields.tls = Some(read_mode(value)?),
-        "ssl" | "usessl" | "tls" | "sslaccept" => fields.tls = Some(read_switch(value, &name)?),
+        "sslmode" | "ssl-mode" => AskedTls::say(&mut asked.mode, read_mode(value)?)?,
+        "ssl" | "usessl" | "tls" | "sslaccept" => AskedTls::say(&mut asked.switch, read_switch(value, &name)?)?,
         // As JDBC has them.
         "user" | "username" if fields.username.as_deref() == Some("") => fields.username = Some(value.to_owned()),
         "password" if fields.password.as_ref().is_some_and(|password| password.expose_secret().is_empty()) => {
@@ -263,8 +297,9 @@ fn read_mode(text: &str) -> Result<TlsMode, TargetError> {
 
 fn read_switch(value: &str, name: &str) -> Result<TlsMode, TargetError> {
     match value.to_ascii_lowercase().replace(' ', "").as_str() {
-        "true" | "1" | "require" | "accept_invalid_certs" | "{\"rejectunauthorized\":false}" => Ok(TlsMode::Require),
-        "strict" | "verify-full" | "{\"rejectunauthorized\":true}" => Ok(TlsMode::VerifyFull),
+        // Switched on without another word: as where nothing is said, the certificate is checked.
+        "true" | "1" | "strict" | "verify-full" | "{\"rejectunauthorized\":true}" => Ok(TlsMode::VerifyFull),
+        "require" | "accept_invalid_certs" | "{\"rejectunauthorized\":false}" => Ok(TlsMode::Require),
         "false" | "0" | "disable" => Ok(TlsMode::Disable),
         _ => Err(invalid(AT, "sslmode", format!("{name} is not understood; write sslmode=verify-full, or require"))),
     }
@@ -349,8 +384,11 @@ mod tests {
             ("sslaccept=strict", TlsMode::VerifyFull),
             ("ssl={\"rejectUnauthorized\":true}", TlsMode::VerifyFull),
             ("sslMode=VERIFY_CA", TlsMode::VerifyCa),
-            ("ssl=true", TlsMode::Require),
-            ("useSSL=true", TlsMode::Require),
+            ("ssl=true", TlsMode::VerifyFull),
+            ("useSSL=true", TlsMode::VerifyFull),
+            ("ssl=require", TlsMode::Require),
+            ("sslmode=require&ssl=true", TlsMode::Require),
+            ("sslmode=verify-full&ssl=require", TlsMode::VerifyFull),
             ("ssl-mode=DISABLED", TlsMode::Disable),
         ] {
             assert_eq!(
@@ -359,6 +397,13 @@ mod tests {
                 "{parameter}"
             );
         }
+        for twice in ["sslmode=verify-full&ssl=false", "sslmode=disable&ssl=true", "sslmode=require&ssl-mode=VERIFY_CA"]
+        {
+            assert_eq!(refusal(&format!("postgres://a:b@h.example/d?{twice}")).0, "contradiction", "{twice}");
+        }
+        let text = SecretString::from("postgres://a:b@h.example/d?sslmode=require".to_owned());
+        let beside = Target::from_url(&text, None, Some(TlsMode::VerifyFull), None).err();
+        assert!(matches!(beside, Some(TargetError::Invalid { code: "contradiction", .. })));
         assert_eq!(refusal("postgres://a:b@h.example/d?sslmode=prefer").0, "sslmode");
         assert_eq!(refusal("postgres://a:b@h.example/d?sslmode=maybe").0, "sslmode");
     }
@@ -396,6 +441,16 @@ mod tests {
     }
 
     #[test]
+    fn letters_of_any_script_are_no_trouble() {
+        for text in
+            ["postgres://a:b@zoë.example/d", "postgres://a:b@ñ/d", "é", "jdbcé://a", "postgres://é:é@é.example/é"]
+        {
+            // Taken or refused: that is for others to say.
+            drop(parse(text));
+        }
+    }
+
+    #[test]
     fn the_engine_that_was_said_must_be_the_strings() {
         let text = SecretString::from("mysql://a:b@h.example/d".to_owned());
         let refused = Target::from_url(&text, Some(Engine::Postgresql), None, None).err();
@@ -411,6 +466,8 @@ mod tests {
             "hunter2://user1:hunter3@h.example/d",
             "postgres://user1:hunter2@h.example/d?hunter3=hunter4",
             "postgres://user1:hunter2/hunter3@h.example/d",
+            "postgres://joë:hunt/hunter2@h.example/d",
+            "postgres://é:hunter2?x@h.example/d",
         ] {
             let (_, detail) = refusal(text);
             assert!(!detail.contains("hunter") && !detail.contains("user1"), "{text}: {detail}");

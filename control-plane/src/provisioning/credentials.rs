@@ -19,13 +19,15 @@ use crate::stores::{self, Store};
 
 /// Replaces the credentials of a store's database, after proving that the new ones lead to the same one.
 pub async fn replace(cx: &OpsCx, actor: Actor, store: StoreId, target: Target) -> Result<Store, ProvisioningError> {
-    check_replaceable(&mut *cx.master.acquire().await?, store).await?;
+    let known = check_replaceable(&mut *cx.master.acquire().await?, store).await?;
     let credential = target.resolve(cx.allow_private_databases).await?;
+    check_engine(&known, &credential)?;
     // Done before the transaction: a server that does not answer must not keep a lock of master waiting.
     check_leads_to(&credential, store).await?;
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
     let known = check_replaceable(&mut tx, store).await?;
+    check_engine(&known, &credential)?;
     let version = known.credential_version + 1;
     let sealed = credential.seal(&cx.keys, store, version);
     let names = (credential.database.as_str(), credential.username.as_str());
@@ -52,6 +54,18 @@ async fn check_replaceable(conn: &mut PgConnection, store: StoreId) -> Result<db
         DatabaseKind::Brought => Ok(known),
         DatabaseKind::Managed => Err(ProvisioningError::Managed),
     }
+}
+
+/// A database is of one engine for as long as it is the store's.
+fn check_engine(known: &db::StoreDatabase, credential: &Credential) -> Result<(), ProvisioningError> {
+    if known.engine == credential.engine {
+        return Ok(());
+    }
+    Err(ProvisioningError::Refused(StepError::new(
+        "other-database",
+        format!("The store's database is {}, and these credentials are for {}.", known.engine, credential.engine),
+        "Give credentials of the database that the store was connected to. Its data is not moved.",
+    )))
 }
 
 async fn check_leads_to(credential: &Credential, store: StoreId) -> Result<(), ProvisioningError> {

@@ -7,6 +7,7 @@
 use kernel::ident::quote_literal;
 use kernel::{Engine, Ident, StoreId};
 use secrecy::{ExposeSecret as _, SecretString};
+use sqlx::mysql::MySqlDatabaseError;
 use sqlx::{AssertSqlSafe, Executor as _, MySqlConnection, Row as _};
 
 use super::engine::{Facts, database_in_use};
@@ -111,7 +112,7 @@ pub async fn ensure_database(
         format!("create user if not exists {login} identified by {password}"),
         // An earlier attempt may have made it with another one.
         format!("alter user {login} identified by {password}"),
-        format!("grant all privileges on {pattern}.* to {login}"),
+        format!("grant {} on {pattern}.* to {login}", NEEDED.join(", ")),
     ] {
         admin.execute(AssertSqlSafe(statement)).await?;
     }
@@ -134,8 +135,8 @@ pub async fn drop_store_database(admin: &mut MySqlConnection, name: &Ident, stor
     for session in sessions {
         match admin.execute(AssertSqlSafe(format!("kill {session}"))).await {
             Ok(_) => {}
-            // It has gone by itself.
-            Err(sqlx::Error::Database(error)) if error.message().contains("Unknown thread id") => {}
+            // It has gone by itself, or is not ours to end: then the drop waits for it, for as long as a step's locks may.
+            Err(error) if matches!(number(&error), Some(1094 | 1095)) => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -143,7 +144,12 @@ pub async fn drop_store_database(admin: &mut MySqlConnection, name: &Ident, stor
     Ok(())
 }
 
-/// Refuses a database of the store's name in which there is something of somebody else's.
+fn number(error: &sqlx::Error) -> Option<u16> {
+    Some(error.as_database_error()?.try_downcast_ref::<MySqlDatabaseError>()?.number())
+}
+
+/// Refuses a database of the store's name in which there is something of somebody else's. Every table of ours says that it is
+/// one; of a drop that was cut short, any of them may be left.
 async fn check_holder(admin: &mut MySqlConnection, name: &Ident, store: StoreId) -> Result<(), StepError> {
     let tables: Vec<(String, String)> = sqlx::query_as(
         "select table_name, coalesce(table_comment, '') from information_schema.tables where table_schema = ?",
@@ -152,8 +158,11 @@ async fn check_holder(admin: &mut MySqlConnection, name: &Ident, store: StoreId)
     .fetch_all(admin)
     .await?;
     let mark = format!("tenantry {store}");
-    let is_marked = tables.iter().any(|(table, comment)| table == "_migrations" && *comment == mark);
-    if tables.is_empty() || is_marked { Ok(()) } else { Err(database_in_use()) }
+    let is_ours = |(table, comment): &(String, String)| match table.as_str() {
+        "_migrations" => *comment == mark,
+        _ => tenant_schema::is_marked_table(comment),
+    };
+    if tables.iter().all(is_ours) { Ok(()) } else { Err(database_in_use()) }
 }
 
 /// Databases and logins whose names are ours to give.
