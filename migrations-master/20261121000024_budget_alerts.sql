@@ -13,6 +13,14 @@ create table credit_budget_alerts (
     constraint credit_budget_alerts_pkey primary key (budget_id, month, percent, monthly_amount)
 );
 
+-- What was told of this month and is still in the outbox is not told again.
+insert into credit_budget_alerts (budget_id, month, percent, monthly_amount, told_at)
+select b.id, to_date(e.data ->> 'month', 'YYYY-MM'), (e.data ->> 'percent')::smallint, (e.data ->> 'monthlyAmount')::bigint, e.created_at
+from outbox_events e
+join credit_budgets b on b.id::text = split_part(e.dedupe_key, ':', 2)
+where e.type = 'credits.budget_reached' and e.data ? 'month' and e.data ? 'percent' and e.data ? 'monthlyAmount'
+on conflict do nothing;
+
 -- As before, telling of each threshold once.
 create or replace function credit_budget_use(
     account credit_accounts, store uuid, actor uuid, amount bigint, moment timestamptz

@@ -116,7 +116,7 @@ fn describe_keys(document: &mut utoipa::openapi::OpenApi) {
             for key in key {
                 let whose = match path.as_str() {
                     "/api/ops/credits/grants" => {
-                        "The organization's, kept for ever; without one, repeating it grants again"
+                        "The organization's, kept for ever; without one, the very same grant is refused for ten minutes"
                     }
                     "/api/ops/credits/purchases/{purchase}/refund" => "The purchase's, kept for ever",
                     path if path.starts_with("/store/") => "The cart's, kept for seven days",

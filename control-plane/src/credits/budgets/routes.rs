@@ -59,8 +59,9 @@ pub struct BudgetView {
     monthly_amount: i64,
     /// A hard one refuses, a soft one only tells.
     is_hard: bool,
-    /// Percentages that are told when they are reached, as `credits.budget_reached`: each once a month, however often credits of a
-    /// hold come back; once more when `monthlyAmount` is changed.
+    /// Percentages that are told when spending reaches them, as `credits.budget_reached`: each once a month, however often credits of
+    /// a hold come back. Another `monthlyAmount` begins anew: what is spent from then on tells what it reaches, not what was
+    /// reached before.
     alert_percents: Vec<i16>,
     /// Spent or held this month.
     used: i64,
