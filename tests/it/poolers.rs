@@ -1,7 +1,5 @@
 //! Databases that owners bring from behind a real PgBouncer.
 
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
-
 use devkit::testing::{PgBouncer, PoolMode};
 use integration_tests::{TestApp, TestAppOptions};
 use serde_json::json;
