@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::output::{Printed, print};
 use super::serve::Signals;
 use crate::audit::Actor;
-use crate::config::Config;
+use crate::config::{Config, PaymentArgs};
 use crate::cx::Cx;
 use crate::provisioning::{self, NewDatabase, RunState};
 use crate::servers::{self, NewServer, ServerError};
@@ -99,6 +99,8 @@ async fn serve_demo(
     };
     let mut config = config(args, secrets, &master_url)?;
     let provider = payments(args, &mut config).await?;
+    // Of the test provider only: who brings a key of Stripe's has it in an environment of their own.
+    let test_payments = provider.as_ref().map(|_| config.payments.clone());
     let mut signals = Signals::listen()?;
     master::migrate(&config.master).await?;
     let metrics = telemetry::init_metrics()?;
@@ -108,7 +110,7 @@ async fn serve_demo(
     }
     let served = async {
         let store = prepare(&node.cx, secrets, admin_url).await?;
-        let environment = write_environment(data, secrets, &master_url)?;
+        let environment = write_environment(data, secrets, &master_url, test_payments.as_ref())?;
         announce(&node, &store, secrets, &environment, provider.as_ref())?;
         std::future::pending().await
     };
@@ -181,15 +183,27 @@ fn write_private(path: &Path, text: &str) -> Result<(), std::io::Error> {
     file.sync_all()
 }
 
-/// What the other commands need to act on this machine's master database, for a shell.
-fn write_environment(data: &Path, secrets: &Secrets, master_url: &SecretString) -> Result<PathBuf, anyhow::Error> {
+/// What the other commands need to act on this machine's master database, and at the test payment provider, for a shell.
+fn write_environment(
+    data: &Path,
+    secrets: &Secrets,
+    master_url: &SecretString,
+    test_payments: Option<&PaymentArgs>,
+) -> Result<PathBuf, anyhow::Error> {
     let path = data.join("dev.env");
-    let lines = [
+    let mut lines = vec![
         ("MASTER_DB_URL", master_url.expose_secret()),
         ("ENCRYPTION_KEY", &secrets.encryption_key),
         ("JWT_SECRET", &secrets.jwt_secret),
         ("ALLOW_PRIVATE_DATABASES", "true"),
     ];
+    if let Some(payments) = test_payments {
+        lines.push(("STRIPE_API_URL", &payments.stripe_api_url));
+        let key = payments.stripe_secret_key.as_ref().map(|key| ("STRIPE_SECRET_KEY", key.expose_secret()));
+        let secret =
+            payments.stripe_webhook_secret.as_ref().map(|secret| ("STRIPE_WEBHOOK_SECRET", secret.expose_secret()));
+        lines.extend(key.into_iter().chain(secret));
+    }
     let quoted = lines.iter().map(|(name, value)| format!("{name}='{}'\n", value.replace('\'', "'\\''")));
     let text: String = quoted.collect();
     // Made anew, so that it has the rights that it is made with. The last start's may be there.
