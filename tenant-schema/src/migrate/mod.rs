@@ -125,10 +125,12 @@ pub async fn migrate_within(session: &mut Session, lock_limit: Duration) -> Resu
 }
 
 async fn run(session: &mut Session, store: Option<StoreId>, lock_limit: Duration) -> Result<(), SchemaError> {
-    match session {
-        Session::Postgres(conn) => postgres::migrate(conn, store, lock_limit).await,
-        Session::MySql(conn) => mysql::migrate(conn, store, lock_limit).await,
-    }
+    lock(session, lock_limit).await?;
+    let outcome = match session {
+        Session::Postgres(conn) => postgres::migrate_locked(conn, store).await,
+        Session::MySql(conn) => mysql::migrate_locked(conn, store).await,
+    };
+    unlock(session, outcome).await
 }
 
 /// Drops what is ours with everything in it if it is this store's, by its identity or its mark; true if it was. Migrators are
@@ -138,10 +140,12 @@ async fn run(session: &mut Session, store: Option<StoreId>, lock_limit: Duration
 /// [`SchemaError::Busy`] and [`SchemaError::Db`]; then nothing was changed in PostgreSQL, and in MySQL what is left is still
 /// the store's.
 pub async fn drop_schema(session: &mut Session, store: StoreId) -> Result<bool, SchemaError> {
-    match session {
-        Session::Postgres(conn) => postgres::drop_schema(conn, store, LOCK_LIMIT).await,
-        Session::MySql(conn) => mysql::drop_schema(conn, store, LOCK_LIMIT).await,
-    }
+    lock(session, LOCK_LIMIT).await?;
+    let outcome = match session {
+        Session::Postgres(conn) => postgres::drop_locked(conn, store).await,
+        Session::MySql(conn) => mysql::drop_locked(conn, store).await,
+    };
+    unlock(session, outcome).await
 }
 
 /// What has to be written into a database before its files run.
@@ -188,28 +192,37 @@ fn mark(store: StoreId) -> String {
     format!("{MARK}{store}")
 }
 
-/// The wait for a migrator at work: its lock is asked for again and again, since a session that waited in the server would
-/// keep `create index concurrently` of the one that holds it from ever ending.
-struct LockWait {
-    deadline: Instant,
-    pause: Duration,
-}
-
-impl LockWait {
-    fn new(limit: Duration) -> Self {
-        Self { deadline: Instant::now() + limit, pause: Duration::from_millis(10) }
-    }
-
-    /// Waits until it is worth asking again; an error once the time is over.
-    async fn pause(&mut self) -> Result<(), SchemaError> {
-        if Instant::now() + self.pause > self.deadline {
+/// Asks for the lock again and again instead of waiting in the server: a session that waits there would keep
+/// `create index concurrently` of the one that holds it from ever ending.
+async fn lock(session: &mut Session, limit: Duration) -> Result<(), SchemaError> {
+    let deadline = Instant::now() + limit;
+    let mut pause = Duration::from_millis(10);
+    loop {
+        let is_locked = match session {
+            Session::Postgres(conn) => postgres::try_lock(conn).await?,
+            Session::MySql(conn) => mysql::try_lock(conn).await?,
+        };
+        if is_locked {
+            return Ok(());
+        }
+        if Instant::now() + pause > deadline {
             return Err(SchemaError::Busy);
         }
         let jitter = Duration::from_millis(kernel::random::below(10));
-        tokio::time::sleep(self.pause + jitter).await;
-        self.pause = (self.pause * 2).min(Duration::from_secs(1));
-        Ok(())
+        tokio::time::sleep(pause + jitter).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
     }
+}
+
+/// Gives the lock back; a broken connection gives it back by itself.
+async fn unlock<T>(session: &mut Session, outcome: Result<T, SchemaError>) -> Result<T, SchemaError> {
+    let unlocked = match session {
+        Session::Postgres(conn) => postgres::unlock(conn).await,
+        Session::MySql(conn) => mysql::unlock(conn).await,
+    };
+    let done = outcome?;
+    unlocked?;
+    Ok(done)
 }
 
 #[cfg(test)]

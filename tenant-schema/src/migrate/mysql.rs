@@ -3,15 +3,13 @@
 //! DDL commits by itself there, so what is under way is always visible: the record of a file that was begun says so, and the
 //! file, one statement, is run again. `_migrations` is made first and dropped last; its comment is the mark.
 
-use std::time::Duration;
-
 use kernel::StoreId;
 use kernel::ident::quote_literal;
 use sqlx::migrate::{Migration, Migrator};
 use sqlx::mysql::MySqlDatabaseError;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, MySqlConnection};
 
-use super::{Claim, LockWait, SchemaError, SchemaState, is_current};
+use super::{Claim, SchemaError, SchemaState, is_current};
 
 /// Names the lock that one migrator at a time holds. A server has one set of them for all of its databases.
 const LOCK_NAME: &str = "concat('tenantry:', md5(database()))";
@@ -87,27 +85,7 @@ async fn has_programs(conn: &mut MySqlConnection) -> Result<bool, sqlx::Error> {
     Ok(count > 0)
 }
 
-pub(super) async fn migrate(
-    conn: &mut MySqlConnection,
-    store: Option<StoreId>,
-    lock_limit: Duration,
-) -> Result<(), SchemaError> {
-    lock(conn, lock_limit).await?;
-    let outcome = migrate_locked(conn, store).await;
-    unlock(conn, outcome).await
-}
-
-pub(super) async fn drop_schema(
-    conn: &mut MySqlConnection,
-    store: StoreId,
-    lock_limit: Duration,
-) -> Result<bool, SchemaError> {
-    lock(conn, lock_limit).await?;
-    let outcome = drop_locked(conn, store).await;
-    unlock(conn, outcome).await
-}
-
-async fn migrate_locked(conn: &mut MySqlConnection, store: Option<StoreId>) -> Result<(), SchemaError> {
+pub(super) async fn migrate_locked(conn: &mut MySqlConnection, store: Option<StoreId>) -> Result<(), SchemaError> {
     let state = inspect(conn).await?;
     match Claim::of(state, store)? {
         Claim::Create => create_record(conn, store).await?,
@@ -173,7 +151,7 @@ fn has_happened(error: &sqlx::Error) -> bool {
     matches!(number(error), Some(1050 | 1051 | 1060 | 1061 | 1091 | 1826 | 3822))
 }
 
-async fn drop_locked(conn: &mut MySqlConnection, store: StoreId) -> Result<bool, SchemaError> {
+pub(super) async fn drop_locked(conn: &mut MySqlConnection, store: StoreId) -> Result<bool, SchemaError> {
     let is_ours = matches!(inspect(conn).await?, SchemaState::Ours { store: Some(owner), .. } if owner == store);
     if !is_ours {
         return Ok(false);
@@ -207,24 +185,14 @@ fn made_by(file: &'static Migration) -> Option<&'static str> {
     statement.strip_prefix(CREATE)?.split_whitespace().next()
 }
 
-async fn lock(conn: &mut MySqlConnection, limit: Duration) -> Result<(), SchemaError> {
-    let mut wait = LockWait::new(limit);
-    loop {
-        let text = AssertSqlSafe(format!("select coalesce(get_lock({LOCK_NAME}, 0), 0)"));
-        let got: i64 = sqlx::query_scalar(text).fetch_one(&mut *conn).await?;
-        if got == 1 {
-            return Ok(());
-        }
-        wait.pause().await?;
-    }
+pub(super) async fn try_lock(conn: &mut MySqlConnection) -> Result<bool, sqlx::Error> {
+    let text = AssertSqlSafe(format!("select coalesce(get_lock({LOCK_NAME}, 0), 0)"));
+    let got: i64 = sqlx::query_scalar(text).fetch_one(conn).await?;
+    Ok(got == 1)
 }
 
-/// Gives the lock back; a broken connection gives it back by itself.
-async fn unlock<T>(conn: &mut MySqlConnection, outcome: Result<T, SchemaError>) -> Result<T, SchemaError> {
-    let unlocked = conn.execute(AssertSqlSafe(format!("do release_lock({LOCK_NAME})"))).await;
-    let done = outcome?;
-    unlocked?;
-    Ok(done)
+pub(super) async fn unlock(conn: &mut MySqlConnection) -> Result<(), sqlx::Error> {
+    conn.execute(AssertSqlSafe(format!("do release_lock({LOCK_NAME})"))).await.map(drop)
 }
 
 fn number(error: &sqlx::Error) -> Option<u16> {

@@ -1,13 +1,11 @@
 //! A store's database in PostgreSQL: a schema of our name, whatever else the database holds.
 
-use std::time::Duration;
-
 use kernel::StoreId;
 use kernel::ident::quote_literal;
 use sqlx::migrate::Migrator;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
-use super::{Claim, LockWait, SCHEMA, SchemaError, SchemaState, is_current};
+use super::{Claim, SCHEMA, SchemaError, SchemaState, is_current};
 
 /// Names the session lock that one migrator at a time holds in a database.
 const LOCK_KEY: i64 = 0x7465_6e61_6e74_7279;
@@ -88,27 +86,7 @@ async fn marked_for(conn: &mut PgConnection) -> Result<Option<StoreId>, sqlx::Er
     Ok(comment.and_then(|comment| super::marked(&comment)))
 }
 
-pub(super) async fn migrate(
-    conn: &mut PgConnection,
-    store: Option<StoreId>,
-    lock_limit: Duration,
-) -> Result<(), SchemaError> {
-    lock(conn, lock_limit).await?;
-    let outcome = migrate_locked(conn, store).await;
-    unlock(conn, outcome).await
-}
-
-pub(super) async fn drop_schema(
-    conn: &mut PgConnection,
-    store: StoreId,
-    lock_limit: Duration,
-) -> Result<bool, SchemaError> {
-    lock(conn, lock_limit).await?;
-    let outcome = drop_locked(conn, store).await;
-    unlock(conn, outcome).await
-}
-
-async fn drop_locked(conn: &mut PgConnection, store: StoreId) -> Result<bool, SchemaError> {
+pub(super) async fn drop_locked(conn: &mut PgConnection, store: StoreId) -> Result<bool, SchemaError> {
     let mut tx = conn.begin().await?;
     let is_ours = matches!(inspect(&mut tx).await?, SchemaState::Ours { store: Some(owner), .. } if owner == store);
     if is_ours {
@@ -120,7 +98,7 @@ async fn drop_locked(conn: &mut PgConnection, store: StoreId) -> Result<bool, Sc
     Ok(is_ours)
 }
 
-async fn migrate_locked(conn: &mut PgConnection, store: Option<StoreId>) -> Result<(), SchemaError> {
+pub(super) async fn migrate_locked(conn: &mut PgConnection, store: Option<StoreId>) -> Result<(), SchemaError> {
     let state = inspect(conn).await?;
     match Claim::of(state, store)? {
         Claim::Create => {
@@ -157,21 +135,12 @@ async fn mark(conn: &mut PgConnection, store: StoreId) -> Result<(), SchemaError
     }
 }
 
-async fn lock(conn: &mut PgConnection, limit: Duration) -> Result<(), SchemaError> {
-    let mut wait = LockWait::new(limit);
-    while !sqlx::query_scalar::<_, bool>("select pg_try_advisory_lock($1)").bind(LOCK_KEY).fetch_one(&mut *conn).await?
-    {
-        wait.pause().await?;
-    }
-    Ok(())
+pub(super) async fn try_lock(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("select pg_try_advisory_lock($1)").bind(LOCK_KEY).fetch_one(conn).await
 }
 
-/// Gives the lock back; a broken connection gives it back by itself.
-async fn unlock<T>(conn: &mut PgConnection, outcome: Result<T, SchemaError>) -> Result<T, SchemaError> {
-    let unlocked = sqlx::query("select pg_advisory_unlock($1)").bind(LOCK_KEY).execute(conn).await;
-    let done = outcome?;
-    unlocked?;
-    Ok(done)
+pub(super) async fn unlock(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query("select pg_advisory_unlock($1)").bind(LOCK_KEY).execute(conn).await.map(drop)
 }
 
 #[cfg(test)]
