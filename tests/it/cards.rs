@@ -7,6 +7,7 @@ use http::Method;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use sqlx::Row as _;
+use tokio::task::JoinSet;
 
 use crate::purchases::{Order, Shop};
 use crate::scenes::{count, join, text};
@@ -145,6 +146,22 @@ async fn a_card_that_is_replaced_is_removed_at_the_provider() {
     shop.deliver_all().await;
     agency.top_up().await;
     assert!(is_attached(&kept));
+    agency.expect_sound().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_card_is_set_however_often_it_is_said_at_once() {
+    let agency = Agency::open().await;
+    let card = agency.take_down(&agency.shop.owner, GOOD).await;
+    let mut puts = JoinSet::new();
+    for _ in 0..32 {
+        let (client, body) = (agency.shop.owner.api.clone(), json!({ "paymentMethod": card }));
+        puts.spawn(async move { client.send(Method::PUT, CARD, Some(body)).await });
+    }
+    for answer in puts.join_all().await {
+        assert_eq!(answer.expect_status(200)["paymentMethod"], json!(card));
+    }
+    assert!(agency.shop.provider.object(&card).unwrap()["customer"].is_string());
     agency.expect_sound().await;
 }
 

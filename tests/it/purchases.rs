@@ -1,6 +1,7 @@
 //! Buying credits: paid once and granted once, whoever tells of it first, twice, late, or with a lie.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::TimeDelta;
@@ -11,6 +12,8 @@ use http::Method;
 use integration_tests::{Client, Owner, Response, TestApp, TestAppOptions, eventually, within};
 use kernel::Clock as _;
 use serde_json::{Value, json};
+use tokio::sync::Barrier;
+use tokio::task::JoinSet;
 
 use crate::scenes::{count, join, text};
 
@@ -369,6 +372,39 @@ async fn one_key_makes_one_order_and_one_page_however_often_it_is_sent() {
         (again.expect_status(201)["checkoutUrl"].clone(), again.header("idempotent-replayed")),
         (first["checkoutUrl"].clone(), "true")
     );
+}
+
+/// Every one of them learned the same customer from the provider, under one key.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_first_to_keep_a_customer_fails_nobody_else() {
+    let shop = Shop::silent().await;
+    let organization = shop.owner.organization_id().parse().unwrap();
+    let now = shop.app.clock.now();
+    let mut connections = Vec::new();
+    for _ in 0..8 {
+        connections.push(shop.app.master().await);
+    }
+    for round in 0..100 {
+        let customer: Arc<str> = format!("cus_{round}").into();
+        let gate = Arc::new(Barrier::new(connections.len()));
+        let mut keepers = JoinSet::new();
+        for mut connection in connections.drain(..) {
+            let (customer, gate) = (Arc::clone(&customer), Arc::clone(&gate));
+            keepers.spawn(async move {
+                gate.wait().await;
+                let kept = purchases::db::customer_insert(&mut connection, organization, &customer, now).await;
+                (connection, kept)
+            });
+        }
+        while let Some(ended) = keepers.join_next().await {
+            let (connection, kept) = ended.unwrap();
+            kept.unwrap();
+            connections.push(connection);
+        }
+        let found = purchases::db::customer_find(&mut connections[0], organization).await.unwrap();
+        assert_eq!(found.as_deref(), Some(&*customer));
+        sqlx::query("delete from payment_customers").execute(&mut connections[0]).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

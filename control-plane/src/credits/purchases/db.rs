@@ -43,7 +43,8 @@ pub async fn customer_find(
     .await
 }
 
-/// Keeps who an organization is to the provider; whoever was first counts.
+/// Keeps who an organization is to the provider; whoever was first counts. Two who are first at once collide in either key:
+/// were one named, PostgreSQL would fail the other.
 pub async fn customer_insert(
     conn: &mut PgConnection,
     organization: OrganizationId,
@@ -53,7 +54,7 @@ pub async fn customer_insert(
     sqlx::query!(
         "insert into payment_customers (organization_id, customer_ref, created_at)
          values ($1, $2, $3)
-         on conflict on constraint payment_customers_pkey do nothing",
+         on conflict do nothing",
         organization.as_uuid(),
         customer,
         now,

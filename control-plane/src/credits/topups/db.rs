@@ -36,8 +36,13 @@ pub async fn card_find(conn: &mut PgConnection, organization: OrganizationId) ->
     .await
 }
 
-/// The card of an organization, which nobody else changes until the transaction ends; waits for whoever does.
+/// The card of an organization, which nobody else changes until the transaction ends, nor sets when there is none; waits for
+/// whoever does.
 pub async fn card_lock(conn: &mut PgConnection, organization: OrganizationId) -> Result<Option<Card>, sqlx::Error> {
+    // The first card has no row to wait for. Two who set it at once would collide in either of its keys, and one would fail.
+    sqlx::query!("select from payment_customers where organization_id = $1 for no key update", organization.as_uuid())
+        .fetch_optional(&mut *conn)
+        .await?;
     sqlx::query_as!(
         Card,
         r#"select organization_id as "organization_id: OrganizationId", method_ref as "method_ref!", customer_ref as "customer_ref!",
