@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use kernel::Hostname;
 use secrecy::{ExposeSecret as _, SecretString};
+use tenancy::Reach;
 
 /// What every command that talks to the master database needs.
 #[derive(Args, Clone)]
@@ -76,6 +77,11 @@ pub struct HostArgs {
     /// Addresses of proxies whose X-Forwarded-* headers count, separated by commas
     #[arg(long, env = "TRUSTED_PROXIES", value_delimiter = ',')]
     pub trusted_proxies: Vec<IpAddr>,
+}
+
+/// Where what owners name may be.
+pub const fn reach(allows_private: bool) -> Reach {
+    if allows_private { Reach::Anywhere } else { Reach::Public }
 }
 
 /// How organizations are told of events at their endpoints.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kernel::{Clock, RunId, StoreId};
 use sqlx::PgPool;
 use tenancy::config::DirectoryConfig;
-use tenancy::{StoreChange, Tenancy, TenancyConfig};
+use tenancy::{Reach, StoreChange, Tenancy, TenancyConfig};
 use tokio::sync::{Notify, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -14,7 +14,7 @@ use vault::KeyRing;
 
 use crate::catalog::Imports;
 use crate::charges::usage::{self, UsageMeter};
-use crate::config::{Config, ConfigError, HostArgs, KeyArgs, LimitArgs, MasterArgs, PaymentArgs};
+use crate::config::{Config, ConfigError, HostArgs, KeyArgs, LimitArgs, MasterArgs, PaymentArgs, reach};
 use crate::credits::batch::Batcher;
 use crate::credits::purchases::Payments;
 use crate::directory::MasterDirectory;
@@ -23,6 +23,7 @@ use crate::identity::passwords::Passwords;
 use crate::identity::tokens::Signer;
 use crate::master::warm::Warm;
 use crate::master::{self, MasterError};
+use crate::provisioning::DatabaseKind;
 
 /// The connection manager over master's directory.
 pub type Stores = Tenancy<MasterDirectory>;
@@ -41,7 +42,8 @@ pub struct OpsParts {
     pub stores: Stores,
     pub hosts: HostArgs,
     pub limits: LimitArgs,
-    pub allow_private_databases: bool,
+    /// Where databases may be that owners bring.
+    pub owners_reach: Reach,
     /// Product imports that run in this process.
     pub imports: Imports,
     /// Spends that wait for the commit before theirs.
@@ -82,7 +84,9 @@ impl OpsCx {
         let payments = payments.map(|args| Payments::new(args, &hosts)).transpose()?.flatten();
         let master = master::pool(&master_args)?;
         let keys = Arc::new(keys.ring()?);
+        let owners_reach = reach(allow_private_databases);
         let config = TenancyConfig {
+            owners_reach,
             max_connections_per_store: limits.store_max_connections,
             max_connections: limits.node_max_connections,
             max_pools: limits.max_open_pools,
@@ -112,7 +116,7 @@ impl OpsCx {
             stores,
             hosts,
             limits,
-            allow_private_databases,
+            owners_reach,
             imports,
             credits: Batcher::default(),
             usage: UsageMeter::default(),
@@ -121,6 +125,14 @@ impl OpsCx {
             tasks,
             shutdown,
         })))
+    }
+
+    /// Where a database of this kind may be.
+    pub fn reach(&self, kind: DatabaseKind) -> Reach {
+        match kind {
+            DatabaseKind::Managed => Reach::Anywhere,
+            DatabaseKind::Brought => self.owners_reach,
+        }
     }
 
     /// Tells this process of a change that was just committed, ahead of the notification that all processes get.

@@ -7,7 +7,7 @@ use integration_tests::{StoreSql, TestApp, TestAppOptions, database_name};
 use kernel::Engine;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
-use tenancy::{Cause, Credential, TlsMode};
+use tenancy::{Cause, Credential, Reach, TlsMode};
 
 use crate::provisioning::{
     CONNECT_LIMIT, brought_body, checksum, expect_not_ready, failure, hold_migration, old_shop, path_of, seeded,
@@ -226,7 +226,7 @@ async fn the_login_of_one_store_is_refused_everywhere_else() {
     let owner = app.owner("ada").await;
     let (a, b) = (app.active_store(&owner, "store-a").await, app.active_store(&owner, "store-b").await);
     let login = credential(&app, &a).await;
-    login.connect(CONNECT_LIMIT).await.expect("its own database lets it in").close().await.unwrap();
+    login.connect(Reach::Anywhere, CONNECT_LIMIT).await.expect("its own database lets it in").close().await.unwrap();
     // A master as `migrate master` makes it; the test's own is a clone, and clones have no rights of their own.
     let master = app.cluster.empty().await;
     let args = control_plane::config::MasterArgs { master_db_url: master.url().into(), master_max_connections: 4 };
@@ -235,7 +235,7 @@ async fn the_login_of_one_store_is_refused_everywhere_else() {
     let template = format!("tenantry_template_{}", tenant_schema::LATEST_VERSION);
     for elsewhere in [database_name(&b), master.database.clone(), template] {
         let there = Credential { database: elsewhere.clone(), ..login.clone() };
-        let refused = match there.connect(CONNECT_LIMIT).await {
+        let refused = match there.connect(Reach::Anywhere, CONNECT_LIMIT).await {
             Ok(_) => panic!("store A's login was let into {elsewhere}"),
             Err(refused) => refused.cause,
         };

@@ -11,6 +11,7 @@ use http::StatusCode;
 use integration_tests::{Receiver, TestApp, TestClock, eventually};
 use kernel::Clock as _;
 use serde_json::{Value, json};
+use tenancy::Reach;
 
 use crate::scenes::{count, text};
 use crate::webhooks::{ENDPOINTS, Hooks, is_signed, moment, numbers, outbound, register, tell};
@@ -117,7 +118,7 @@ async fn several_nodes_make_one_delivery_per_event_and_endpoint() {
     register(&stranger, &strangers.url("/")).await;
     let nodes: Vec<OpsCx> = (0..2).map(|_| other_node(&hooks.app, &[])).collect();
     let dispatchers: Vec<_> =
-        nodes.iter().map(|node| tokio::spawn(deliver::run(node.clone(), outbound(true, 5000)))).collect();
+        nodes.iter().map(|node| tokio::spawn(deliver::run(node.clone(), outbound(Reach::Anywhere, 5000)))).collect();
     for number in 0..EVENTS {
         hooks.tell(number).await;
     }

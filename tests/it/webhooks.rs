@@ -16,6 +16,7 @@ use integration_tests::{Client, Owner, Received, Receiver, TestApp, TestAppOptio
 use kernel::{Clock as _, OrganizationId};
 use serde_json::{Value, json};
 use sha2::Sha256;
+use tenancy::Reach;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
@@ -159,8 +160,8 @@ pub(crate) fn numbers(received: &[Received]) -> Vec<u64> {
     received.iter().map(|message| message.json()["data"]["number"].as_u64().unwrap()).collect()
 }
 
-pub(crate) fn outbound(allow_private: bool, timeout_ms: u64) -> Outbound {
-    Outbound::new(public_roots(), allow_private, StdDuration::from_millis(timeout_ms)).unwrap()
+pub(crate) fn outbound(reach: Reach, timeout_ms: u64) -> Outbound {
+    Outbound::new(public_roots(), reach, StdDuration::from_millis(timeout_ms)).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -407,7 +408,7 @@ async fn an_address_is_checked_again_when_it_is_called() {
     // The name meant something public when it was registered; now it means us.
     let receiver = Receiver::start().await;
     let port = receiver.address.port();
-    let strict = outbound(false, 2000);
+    let strict = outbound(Reach::Public, 2000);
     let post =
         async |sender: &Outbound, url: &str| sender.post(&url.parse().unwrap(), HeaderMap::new(), Bytes::new()).await;
     for host in ["localhost", "127.0.0.1", "[::1]", "[::ffff:127.0.0.1]"] {
@@ -416,7 +417,7 @@ async fn an_address_is_checked_again_when_it_is_called() {
     }
     assert_eq!(post(&strict, &receiver.url("/")).await, Err(SendError::Url), "no TLS");
     assert!(receiver.received().is_empty());
-    let lenient = outbound(true, 2000);
+    let lenient = outbound(Reach::Anywhere, 2000);
     assert_eq!(post(&lenient, &receiver.url("/a?b=c")).await.map(|answer| answer.status), Ok(StatusCode::NO_CONTENT));
     assert_eq!(receiver.received()[0].path, "/a?b=c");
     assert_eq!(receiver.received()[0].header("host"), receiver.address.to_string());
@@ -425,7 +426,7 @@ async fn an_address_is_checked_again_when_it_is_called() {
     assert_eq!(post(&lenient, &format!("http://{closed}/")).await, Err(SendError::Connect));
     // Servers that speak something else, never stop, or say nothing.
     let talks = BTreeMap::from([("+OK ready\r\n".to_owned(), SendError::Http), (String::new(), SendError::Timeout)]);
-    let quick = outbound(true, 500);
+    let quick = outbound(Reach::Anywhere, 500);
     for (words, error) in
         talks.into_iter().chain([(format!("HTTP/1.1 200 OK\r\nA: {}", "x".repeat(100_000)), SendError::Http)])
     {
@@ -475,9 +476,13 @@ async fn a_certificate_must_be_good_for_the_name() {
     };
     let mut roots = rustls::RootCertStore::empty();
     roots.add(made.cert.der().clone()).unwrap();
-    let trusting = Outbound::new(roots, true, StdDuration::from_secs(5)).unwrap();
+    let trusting = Outbound::new(roots, Reach::Anywhere, StdDuration::from_secs(5)).unwrap();
     assert_eq!(post(&trusting, "localhost").await, Ok(202));
     assert_eq!(post(&trusting, "127.0.0.1").await, Err(SendError::Tls), "another name");
-    assert_eq!(post(&outbound(true, 5000), "localhost").await, Err(SendError::Tls), "an authority nobody knows");
+    assert_eq!(
+        post(&outbound(Reach::Anywhere, 5000), "localhost").await,
+        Err(SendError::Tls),
+        "an authority nobody knows"
+    );
     serving.abort();
 }

@@ -11,7 +11,7 @@ use graphile_worker::{Worker, WorkerBuildError, WorkerOptions};
 use serde::Serialize;
 use sqlx::PgConnection;
 
-use crate::config::MasterArgs;
+use crate::config::{MasterArgs, reach};
 use crate::cx::{Cx, OpsCx};
 use crate::http::errors::chain;
 use crate::provisioning::jobs::WorkRun;
@@ -104,7 +104,7 @@ pub async fn start(cx: &Cx) -> Result<(), JobsError> {
     let sending = &ops.limits.webhooks;
     let outbound = webhooks::outbound::Outbound::new(
         webhooks::outbound::public_roots(),
-        sending.allow_private_webhooks,
+        reach(sending.allow_private_webhooks),
         sending.webhook_timeout,
     )?;
     cx.tasks.spawn(webhooks::deliver::run(ops.clone(), outbound));

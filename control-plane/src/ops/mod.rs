@@ -10,7 +10,7 @@ use futures_util::StreamExt as _;
 use kernel::{Hostname, ServerId, StoreId, StoreStatus};
 use problem::Problem;
 use serde::Serialize;
-use tenancy::{Cause, Credential, Explanation};
+use tenancy::{Cause, Credential, Explanation, Reach};
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
@@ -146,15 +146,16 @@ async fn try_database(cx: &OpsCx, store: StoreId, database: &provisioning::db::S
     let started = Instant::now();
     let outcome = match tenancy::Credential::open(&cx.keys, &database.sealed, store, database.credential_version) {
         Err(_) => Err(Cause::Sealed),
-        Ok(credential) => try_connect(cx, &credential).await,
+        Ok(credential) => try_connect(cx, &credential, cx.reach(database.kind)).await,
     };
     let connect_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let cause = outcome.err().map(|cause| cause.as_str().to_owned());
     DatabaseState { is_reachable: cause.is_none(), cause, connect_ms }
 }
 
-async fn try_connect(cx: &OpsCx, credential: &Credential) -> Result<(), Cause> {
-    let connection = credential.connect(cx.limits.store_connect_timeout).await.map_err(|error| error.cause)?;
+async fn try_connect(cx: &OpsCx, credential: &Credential, reach: Reach) -> Result<(), Cause> {
+    let connected = credential.connect(reach, cx.limits.store_connect_timeout).await;
+    let connection = connected.map_err(|error| error.cause)?;
     if let Err(error) = connection.close().await {
         tracing::debug!(error = %error, "closing a connection failed");
     }
@@ -250,7 +251,8 @@ async fn examine_databases(cx: &OpsCx, rows: Vec<db::SealedRow>, down: &HashSet<
     for db::SealedRow { store, server, is_prepared, version, sealed } in rows {
         match Credential::open(&cx.keys, &sealed, store, version) {
             Ok(credential) if is_prepared && !server.is_some_and(|id| down.contains(&id)) => {
-                known.push((store, credential));
+                let reach = if server.is_some() { Reach::Anywhere } else { cx.owners_reach };
+                known.push((store, credential, reach));
             }
             Ok(_) => {}
             Err(_) => findings.push(Finding {
@@ -264,7 +266,9 @@ async fn examine_databases(cx: &OpsCx, rows: Vec<db::SealedRow>, down: &HashSet<
         }
     }
     let (total, mut tried, mut silent) = (known.len(), 0, Vec::new());
-    let tries = known.into_iter().map(|(store, credential)| async move { (store, try_connect(cx, &credential).await) });
+    let tries = known
+        .into_iter()
+        .map(|(store, credential, reach)| async move { (store, try_connect(cx, &credential, reach).await) });
     let mut tries = futures_util::stream::iter(tries).buffer_unordered(DATABASES_AT_ONCE);
     let deadline = Instant::now() + DATABASES_TIME;
     while let Ok(Some((store, outcome))) = tokio::time::timeout_at(deadline, tries.next()).await {
@@ -319,7 +323,7 @@ async fn examine_server(cx: &OpsCx, server: &servers::Server) -> Result<SeenServ
             "add the key that sealed it to ENCRYPTION_KEYS",
         ));
     };
-    let mut admin = match credential.connect(cx.limits.store_connect_timeout).await {
+    let mut admin = match credential.connect(Reach::Anywhere, cx.limits.store_connect_timeout).await {
         Ok(admin) => admin,
         Err(error) => {
             return Ok(broken(

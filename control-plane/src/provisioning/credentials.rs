@@ -20,10 +20,10 @@ use crate::stores::{self, Store};
 /// Replaces the credentials of a store's database, after proving that the new ones lead to the same one.
 pub async fn replace(cx: &OpsCx, actor: Actor, store: StoreId, target: Target) -> Result<Store, ProvisioningError> {
     let known = check_replaceable(&mut *cx.master.acquire().await?, store).await?;
-    let credential = target.resolve(cx.allow_private_databases).await?;
+    let credential = target.resolve(cx.owners_reach).await?;
     check_engine(&known, &credential)?;
     // Done before the transaction: a server that does not answer must not keep a lock of master waiting.
-    check_leads_to(&credential, store).await?;
+    check_leads_to(cx, &credential, store).await?;
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
     let known = check_replaceable(&mut tx, store).await?;
@@ -68,11 +68,11 @@ fn check_engine(known: &db::StoreDatabase, credential: &Credential) -> Result<()
     )))
 }
 
-async fn check_leads_to(credential: &Credential, store: StoreId) -> Result<(), ProvisioningError> {
+async fn check_leads_to(cx: &OpsCx, credential: &Credential, store: StoreId) -> Result<(), ProvisioningError> {
     let refused = |error: StepError| ProvisioningError::Refused(error);
     let unreachable = |error| refused(StepError::connecting(credential.engine, error));
-    credential.check_session_mode(CONNECT_TIMEOUT).await.map_err(unreachable)?;
-    let mut connection = credential.connect(CONNECT_TIMEOUT).await.map_err(unreachable)?;
+    credential.check_session_mode(cx.owners_reach, CONNECT_TIMEOUT).await.map_err(unreachable)?;
+    let mut connection = credential.connect(cx.owners_reach, CONNECT_TIMEOUT).await.map_err(unreachable)?;
     let checked = check_inside(&mut connection, store).await;
     if let Err(error) = connection.close().await {
         tracing::debug!(error = %error, "closing a connection failed");

@@ -178,7 +178,7 @@ pub async fn connect(
     let (brought, engine, region) = match wanted {
         // Resolving a name takes time that no transaction should wait for; the check step does it again.
         NewDatabase::Brought(target) => {
-            let credential = target.resolve(cx.allow_private_databases).await?;
+            let credential = target.resolve(cx.owners_reach).await?;
             let engine = credential.engine;
             (Some(credential), engine, None)
         }

@@ -11,7 +11,7 @@ use kernel::ident::quote_literal;
 use kernel::{Engine, Ident, StoreId};
 use secrecy::SecretString;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
-use tenancy::{Credential, Session};
+use tenancy::{Credential, Reach, Session};
 
 use super::engine::{Facts, database_in_use};
 use super::scram;
@@ -134,7 +134,7 @@ where
 
     let mut credential = connect("").await?;
     credential.database = name.as_str().to_owned();
-    let connected = credential.connect(CONNECT_TIMEOUT).await;
+    let connected = credential.connect(Reach::Anywhere, CONNECT_TIMEOUT).await;
     let mut inside = connected.map_err(|error| StepError::connecting(Engine::Postgresql, error))?;
     let migrated = fill_template(&mut inside, &owner).await;
     // A template must have no connection when it is cloned.

@@ -134,6 +134,11 @@ impl StepError {
                 "The server cannot be reached.",
                 "Check the host's name, and that a firewall lets us in.",
             ),
+            Cause::PrivateAddress => (
+                "private-address",
+                "The host's name leads to a private, loopback or link-local address.",
+                "Connect again with a host that is public and resolves.",
+            ),
             Cause::Timeout => {
                 ("timeout", "The server did not answer in time.", "Check that a firewall lets us in, then retry.")
             }

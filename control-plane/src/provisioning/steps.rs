@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use kernel::{Engine, StoreStatus};
 use sqlx::PgConnection;
-use tenancy::{Cause, ConnectError, Credential, Session};
+use tenancy::{AddressError, Cause, ConnectError, Credential, Reach, Session};
 use tenant_schema::{SchemaError, SchemaState};
 
 use super::db::{self, StoreDatabase};
 use super::step_error::{OURS, StepError, grant_advice, transaction_pooler};
-use super::{DatabaseKind, Run, engine, mysql, postgres, target};
+use super::{DatabaseKind, Run, engine, mysql, postgres};
 use crate::cx::OpsCx;
 use crate::stores::{self, Store};
 use crate::{hostnames, identity, servers};
@@ -109,8 +109,12 @@ impl<'a> StepCx<'a> {
         Ok(Some(Self { cx, run, store, database, credential }))
     }
 
+    fn reach(&self) -> Reach {
+        self.cx.reach(self.run.kind)
+    }
+
     async fn connect(&self) -> Result<Session, StepError> {
-        let connected = self.credential.connect(CONNECT_TIMEOUT).await;
+        let connected = self.credential.connect(self.reach(), CONNECT_TIMEOUT).await;
         let mut session = connected.map_err(|error| StepError::connecting(self.credential.engine, error))?;
         engine::set_limits(&mut session).await?;
         Ok(session)
@@ -119,7 +123,7 @@ impl<'a> StepCx<'a> {
     /// A connection with the rights of the server's administrator, at `database` of that server.
     async fn admin(&self, database: Option<&str>) -> Result<Session, StepError> {
         let credential = self.admin_credential(database).await?;
-        let mut session = credential.connect(CONNECT_TIMEOUT).await.map_err(|error| {
+        let mut session = credential.connect(Reach::Anywhere, CONNECT_TIMEOUT).await.map_err(|error| {
             StepError::new("server-unavailable", "Our database server cannot be reached.", OURS)
                 .transient()
                 .because(error)
@@ -200,7 +204,7 @@ impl<'a> StepCx<'a> {
                 if !db::run_found_empty(&mut *self.cx.master.acquire().await?, self.run.id).await? {
                     return Ok(());
                 }
-                let mut session = match self.credential.connect(CONNECT_TIMEOUT).await {
+                let mut session = match self.credential.connect(self.reach(), CONNECT_TIMEOUT).await {
                     Ok(session) => session,
                     // The owner has taken it away themselves.
                     Err(error) if error.cause == Cause::MissingDatabase => return Ok(()),
@@ -275,13 +279,14 @@ impl<'a> StepCx<'a> {
 
     async fn check_connection(&self) -> Result<Session, StepError> {
         if self.run.kind == DatabaseKind::Brought {
-            target::refuse_private(&self.credential.host, self.credential.port, self.cx.allow_private_databases)
-                .await
-                .map_err(|error| {
-                    let code =
-                        if error == target::TargetError::Unresolvable { "unresolvable" } else { "private-address" };
-                    StepError::new(code, error.to_string(), "Connect again with a host that is public and resolves.")
-                })?;
+            let found = self.reach().addresses(&self.credential.host, self.credential.port).await;
+            found.map_err(|error| {
+                let code = match error {
+                    AddressError::Private => "private-address",
+                    AddressError::Unresolvable => "unresolvable",
+                };
+                StepError::new(code, error.to_string(), "Connect again with a host that is public and resolves.")
+            })?;
         }
         let mut first = self.connect().await?;
         // What stands before a server of ours was looked at when ops registered it.

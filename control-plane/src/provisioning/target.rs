@@ -1,14 +1,12 @@
 //! What an owner types, and the addresses that we refuse to call.
 
-use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::net::IpAddr;
 
 use kernel::Engine;
+use kernel::address::is_public;
 use problem::Problem;
 use secrecy::{ExposeSecret as _, SecretString};
-use tenancy::{Credential, TlsMode};
-
-const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
+use tenancy::{AddressError, Credential, Reach, TlsMode};
 
 /// A database as it was typed. Whether its host may be called, and with how much of TLS, [`Target::resolve`] says.
 pub struct Target {
@@ -99,15 +97,15 @@ impl Target {
     /// certificate everywhere else. Private hosts and plain connections are for installations that allow them.
     ///
     /// # Errors
-    /// [`TargetError::PlainRefused`], and those of [`refuse_private`].
-    pub async fn resolve(self, allow_private: bool) -> Result<Credential, TargetError> {
-        if self.tls == Some(TlsMode::Disable) && !allow_private {
+    /// [`TargetError::PlainRefused`], [`TargetError::PrivateAddress`] or [`TargetError::Unresolvable`].
+    pub async fn resolve(self, reach: Reach) -> Result<Credential, TargetError> {
+        if self.tls == Some(TlsMode::Disable) && reach == Reach::Public {
             return Err(TargetError::PlainRefused);
         }
-        refuse_private(&self.host, self.port, allow_private).await?;
+        refuse_private(&self.host, self.port, reach).await?;
         let tls = if let Some(tls) = self.tls {
             tls
-        } else if allow_private && self.ca_pem.is_none() && is_private(&self.host, self.port).await? {
+        } else if reach == Reach::Anywhere && self.ca_pem.is_none() && is_private(&self.host, self.port).await? {
             TlsMode::Disable
         } else {
             TlsMode::VerifyFull
@@ -125,83 +123,28 @@ const fn default_port(engine: Engine) -> u16 {
     }
 }
 
-/// Resolves `host` and refuses it when any of its addresses is not a public one: we are no way into our own network.
+/// Refuses `host` when `reach` does not allow one of its addresses: we are no way into our own network.
 ///
 /// # Errors
 /// [`TargetError::PrivateAddress`] or [`TargetError::Unresolvable`].
-pub async fn refuse_private(host: &str, port: u16, allow_private: bool) -> Result<(), TargetError> {
-    if allow_private {
-        return Ok(());
-    }
-    resolve(host, port, allow_private).await.map(|_| ())
-}
-
-/// The addresses of `host`, every one of them allowed: who connects to one of these connects to what was checked, whatever
-/// the name says a moment later.
-///
-/// # Errors
-/// [`TargetError::PrivateAddress`] or [`TargetError::Unresolvable`].
-pub async fn resolve(host: &str, port: u16, allow_private: bool) -> Result<Vec<SocketAddr>, TargetError> {
-    let addresses = addresses_of(host, port).await?;
-    if allow_private || addresses.iter().all(|address| is_public(address.ip())) {
-        Ok(addresses)
-    } else {
-        Err(TargetError::PrivateAddress)
+async fn refuse_private(host: &str, port: u16, reach: Reach) -> Result<(), TargetError> {
+    match reach {
+        Reach::Anywhere => Ok(()),
+        Reach::Public => Ok(reach.addresses(host, port).await.map(drop)?),
     }
 }
 
 /// Whether no address of `host` is of the public internet.
 async fn is_private(host: &str, port: u16) -> Result<bool, TargetError> {
-    Ok(!addresses_of(host, port).await?.iter().any(|address| is_public(address.ip())))
+    let addresses = Reach::Anywhere.addresses(host, port).await?;
+    Ok(!addresses.iter().any(|address| is_public(address.ip())))
 }
 
-/// Where `host` is: at one address at least.
-async fn addresses_of(host: &str, port: u16) -> Result<Vec<SocketAddr>, TargetError> {
-    let found = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((host, port))).await;
-    let Ok(Ok(addresses)) = found else { return Err(TargetError::Unresolvable) };
-    let addresses: Vec<SocketAddr> = addresses.collect();
-    if addresses.is_empty() { Err(TargetError::Unresolvable) } else { Ok(addresses) }
-}
-
-/// Whether `address` is of the public internet (IANA's special-purpose registries; embedded IPv4 counts as IPv4).
-fn is_public(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => {
-            let [a, b, c, _] = v4.octets();
-            let is_special = v4.is_private()
-                || v4.is_loopback()
-                || v4.is_link_local()
-                || v4.is_unspecified()
-                || v4.is_multicast()
-                || v4.is_broadcast()
-                || v4.is_documentation()
-                || a == 0
-                || a >= 240
-                || (a == 100 && (64..128).contains(&b))
-                || (a == 192 && b == 0 && c == 0)
-                || (a == 198 && (18..20).contains(&b));
-            !is_special
-        }
-        IpAddr::V6(v6) => {
-            let segments = v6.segments();
-            let embedded = match segments {
-                // ::ffff:a.b.c.d, ::a.b.c.d and NAT64's 64:ff9b::a.b.c.d.
-                [0, 0, 0, 0, 0, 0xffff | 0, high, low] if (high, low) != (0, 0) && (high, low) != (0, 1) => {
-                    Some((high, low))
-                }
-                [0x64, 0xff9b, 0, 0, 0, 0, high, low] => Some((high, low)),
-                // 6to4 carries its IPv4 in front.
-                [0x2002, high, low, ..] => Some((high, low)),
-                _ => None,
-            };
-            if let Some((high, low)) = embedded {
-                return is_public(IpAddr::V4(((u32::from(high) << 16) | u32::from(low)).into()));
-            }
-            // Only 2000::/3 is given out as global unicast; of that, documentation and Teredo are not hosts.
-            let is_global = segments[0] & 0xe000 == 0x2000;
-            let is_special =
-                (segments[0] == 0x2001 && (segments[1] == 0x0db8 || segments[1] == 0)) || segments[0] == 0x3fff;
-            is_global && !is_special
+impl From<AddressError> for TargetError {
+    fn from(error: AddressError) -> Self {
+        match error {
+            AddressError::Private => Self::PrivateAddress,
+            AddressError::Unresolvable => Self::Unresolvable,
         }
     }
 }
@@ -229,15 +172,15 @@ impl From<TargetError> for Problem {
 
 #[cfg(test)]
 mod tests {
-    use super::{Target, TargetError, is_public};
-    use tenancy::TlsMode;
+    use super::{Target, TargetError};
+    use tenancy::{Reach, TlsMode};
 
     fn parse(text: &str) -> Result<Target, TargetError> {
         Target::from_url(&text.to_owned().into(), None, None, None)
     }
 
-    async fn tls(text: &str, allow_private: bool) -> Result<TlsMode, TargetError> {
-        Ok(parse(text)?.resolve(allow_private).await?.tls)
+    async fn tls(text: &str, reach: Reach) -> Result<TlsMode, TargetError> {
+        Ok(parse(text)?.resolve(reach).await?.tls)
     }
 
     #[tokio::test]
@@ -245,53 +188,21 @@ mod tests {
         // No packet is sent: an address is where it says.
         for host in ["8.8.8.8", "[2606:4700::1111]", "[::ffff:8.8.8.8]"] {
             let [silent, plain] = ["", "?sslmode=disable"].map(|rest| format!("postgres://a:b@{host}/d{rest}"));
-            for allow_private in [false, true] {
-                assert_eq!(tls(&silent, allow_private).await, Ok(TlsMode::VerifyFull), "{host}");
+            for reach in [Reach::Public, Reach::Anywhere] {
+                assert_eq!(tls(&silent, reach).await, Ok(TlsMode::VerifyFull), "{host}");
             }
-            assert_eq!(tls(&plain, true).await, Ok(TlsMode::Disable), "{host}");
-            assert_eq!(tls(&plain, false).await, Err(TargetError::PlainRefused), "{host}");
+            assert_eq!(tls(&plain, Reach::Anywhere).await, Ok(TlsMode::Disable), "{host}");
+            assert_eq!(tls(&plain, Reach::Public).await, Err(TargetError::PlainRefused), "{host}");
         }
         for host in ["127.0.0.1", "10.1.2.3", "[::1]", "[fd00::1]", "localhost"] {
             let [silent, asked] = ["", "?sslmode=require"].map(|rest| format!("postgres://a:b@{host}/d{rest}"));
-            assert_eq!(tls(&silent, true).await, Ok(TlsMode::Disable), "{host}");
-            assert_eq!(tls(&asked, true).await, Ok(TlsMode::Require), "{host}");
-            assert_eq!(tls(&silent, false).await, Err(TargetError::PrivateAddress), "{host}");
+            assert_eq!(tls(&silent, Reach::Anywhere).await, Ok(TlsMode::Disable), "{host}");
+            assert_eq!(tls(&asked, Reach::Anywhere).await, Ok(TlsMode::Require), "{host}");
+            assert_eq!(tls(&silent, Reach::Public).await, Err(TargetError::PrivateAddress), "{host}");
         }
         let pem = "-----BEGIN CERTIFICATE-----".to_owned();
         let with_ca = Target::from_url(&"postgres://a:b@10.1.2.3/d".to_owned().into(), None, None, Some(pem));
-        let credential = with_ca.expect("valid").resolve(true).await.expect("allowed");
+        let credential = with_ca.expect("valid").resolve(Reach::Anywhere).await.expect("allowed");
         assert_eq!(credential.tls, TlsMode::VerifyFull);
-    }
-
-    #[test]
-    fn only_public_addresses_are_called() {
-        for address in ["8.8.8.8", "2606:4700::1111", "64:ff9b::8.8.8.8"] {
-            assert!(is_public(address.parse().expect("an address")), "{address}");
-        }
-        for address in [
-            "127.0.0.1",
-            "10.1.2.3",
-            "172.16.0.1",
-            "192.168.1.1",
-            "169.254.169.254",
-            "100.64.0.1",
-            "0.0.0.0",
-            "224.0.0.1",
-            "255.255.255.255",
-            "198.18.0.1",
-            "::1",
-            "::",
-            "fe80::1",
-            "fd00::1",
-            "ff02::1",
-            "::ffff:127.0.0.1",
-            "::ffff:10.0.0.1",
-            "64:ff9b::10.0.0.1",
-            "2002:7f00:1::",
-            "2001:db8::1",
-            "::127.0.0.1",
-        ] {
-            assert!(!is_public(address.parse().expect("an address")), "{address}");
-        }
     }
 }

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use kernel::{Engine, ServerId, text};
 use problem::Problem;
 use secrecy::SecretString;
-use tenancy::{Cause, ConnectError, Credential};
+use tenancy::{Cause, ConnectError, Credential, Reach};
 use vault::{Aad, OpenError, Purpose, Sealed};
 
 use crate::audit::{self, Actor, Subject};
@@ -89,7 +89,7 @@ pub async fn add(cx: &OpsCx, actor: Actor, new: NewServer) -> Result<Server, Ser
         return Err(invalid("/maxConnections", "must be at least 1".to_owned()));
     }
     // Ops choose their servers, which usually are at private addresses; owners' databases are another matter.
-    let credential = Target::from_url(&new.url, new.engine, None, None)?.resolve(true).await?;
+    let credential = Target::from_url(&new.url, new.engine, None, None)?.resolve(Reach::Anywhere).await?;
     let system_identifier = prove(&credential).await?;
     let now = cx.clock.now();
     let id = ServerId::new(now);
@@ -141,8 +141,8 @@ async fn prove(credential: &Credential) -> Result<Option<String>, ServerError> {
         cause => unusable(cause.as_str(), &error.to_string()),
     };
     // First, since whatever else is asked through such a pooler may be answered wrongly.
-    credential.check_session_mode(CONNECT_TIMEOUT).await.map_err(unreachable)?;
-    let mut session = credential.connect(CONNECT_TIMEOUT).await.map_err(unreachable)?;
+    credential.check_session_mode(Reach::Anywhere, CONNECT_TIMEOUT).await.map_err(unreachable)?;
+    let mut session = credential.connect(Reach::Anywhere, CONNECT_TIMEOUT).await.map_err(unreachable)?;
     let seen = async {
         let facts = engine::facts(&mut session).await?;
         let may_provision = engine::may_provision(&mut session).await?;

@@ -21,16 +21,16 @@ use problem::Problem;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
+use tenancy::{AddressError, Reach};
 use url::Url;
 use uuid::Uuid;
 use vault::{Aad, Purpose, Sealed};
 
 use crate::audit::{self, Actor, Subject};
+use crate::config::reach;
 use crate::cx::OpsCx;
 use crate::http::paging::{PagingError, Window};
 use crate::idempotency::{self, Claim};
-use crate::provisioning::TargetError;
-use crate::provisioning::target;
 use events::{EVENT_TYPES, EventData};
 
 /// How long an event is tried.
@@ -223,14 +223,14 @@ fn invalid(pointer: &'static str, code: &'static str, detail: impl Into<String>)
 /// The URL of an endpoint, as it is kept. What its name means is looked up again before each attempt.
 async fn check_url(cx: &OpsCx, text: &str) -> Result<String, WebhookError> {
     const AT: &str = "/url";
-    let allow_private = cx.limits.webhooks.allow_private_webhooks;
+    let reach = reach(cx.limits.webhooks.allow_private_webhooks);
     if text.len() > MAX_URL_LEN {
         return Err(invalid(AT, "too-long", format!("must have at most {MAX_URL_LEN} characters")));
     }
     let url = Url::parse(text.trim()).map_err(|_| invalid(AT, "malformed", "expected https://host/path"))?;
     match url.scheme() {
         "https" => {}
-        "http" if allow_private => {}
+        "http" if reach == Reach::Anywhere => {}
         _ => return Err(invalid(AT, "scheme", "the scheme must be https://")),
     }
     if !url.username().is_empty() || url.password().is_some() {
@@ -241,13 +241,13 @@ async fn check_url(cx: &OpsCx, text: &str) -> Result<String, WebhookError> {
     }
     let host = outbound::host_of(&url).ok_or_else(|| invalid(AT, "host", "names no host"))?;
     let port = url.port_or_known_default().ok_or_else(|| invalid(AT, "port", "names no port"))?;
-    target::refuse_private(host, port, allow_private).await.map_err(|error| match error {
-        TargetError::PrivateAddress => invalid(
+    reach.addresses(host, port).await.map_err(|error| match error {
+        AddressError::Private => invalid(
             AT,
             "private-address",
             "the host is at a private, loopback or link-local address, which this installation does not send to",
         ),
-        TargetError::Unresolvable | TargetError::PlainRefused | TargetError::Invalid { .. } => {
+        AddressError::Unresolvable => {
             invalid(AT, "unresolvable", "the host's name does not resolve; check its spelling")
         }
     })?;

@@ -18,13 +18,11 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
+use tenancy::{AddressError, Reach};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use url::Url;
-
-use crate::provisioning::TargetError;
-use crate::provisioning::target;
 
 /// So many addresses of one name are tried.
 const MAX_ADDRESSES: usize = 4;
@@ -41,7 +39,7 @@ const MAX_RETRY_AFTER_S: u64 = 6 * 3600;
 #[derive(Clone)]
 pub struct Outbound {
     tls: TlsConnector,
-    allow_private: bool,
+    reach: Reach,
     timeout: Duration,
 }
 
@@ -96,13 +94,13 @@ impl Outbound {
     ///
     /// # Errors
     /// When the TLS library refuses its own defaults.
-    pub fn new(roots: RootCertStore, allow_private: bool, timeout: Duration) -> Result<Self, rustls::Error> {
+    pub fn new(roots: RootCertStore, reach: Reach, timeout: Duration) -> Result<Self, rustls::Error> {
         let mut config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self { tls: TlsConnector::from(Arc::new(config)), allow_private, timeout })
+        Ok(Self { tls: TlsConnector::from(Arc::new(config)), reach, timeout })
     }
 
     /// Posts `body`.
@@ -115,16 +113,14 @@ impl Outbound {
         let host = host_of(url).ok_or(SendError::Url)?;
         let is_tls = match url.scheme() {
             "https" => true,
-            "http" if self.allow_private => false,
+            "http" if self.reach == Reach::Anywhere => false,
             _ => return Err(SendError::Url),
         };
         let head = OnceLock::new();
         let exchange = async {
-            let addresses = target::resolve(host, port, self.allow_private).await.map_err(|error| match error {
-                TargetError::PrivateAddress => SendError::PrivateAddress,
-                TargetError::Unresolvable | TargetError::PlainRefused | TargetError::Invalid { .. } => {
-                    SendError::Unresolvable
-                }
+            let addresses = self.reach.addresses(host, port).await.map_err(|error| match error {
+                AddressError::Private => SendError::PrivateAddress,
+                AddressError::Unresolvable => SendError::Unresolvable,
             })?;
             let stream = connect(&addresses).await?;
             if is_tls {

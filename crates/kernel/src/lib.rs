@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
+pub mod address;
 pub mod clock;
 pub mod cursor;
 pub mod hostname;

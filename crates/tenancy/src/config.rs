@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use kernel::Ident;
 
+use crate::reach::Reach;
+
 /// How a node opens, keeps and closes connections to store databases.
 #[derive(Debug, Clone)]
 pub struct TenancyConfig {
@@ -39,6 +41,8 @@ pub struct TenancyConfig {
     pub tenure: Duration,
     /// How often the reaper looks.
     pub reap_interval: Duration,
+    /// Where databases may be that owners brought; servers that ops registered may be anywhere.
+    pub owners_reach: Reach,
     /// Schemas of the session's `search_path`, first to last; none leaves the server's default.
     pub search_path: Vec<Ident>,
     /// The server ends a statement that runs longer; our side gives up [`TenancyConfig::query_margin`] later.
@@ -109,6 +113,7 @@ impl Default for TenancyConfig {
             drain_grace: Duration::from_secs(30),
             tenure: Duration::from_millis(50),
             reap_interval: Duration::from_secs(1),
+            owners_reach: Reach::Public,
             search_path: vec![ident("tenantry"), ident("pg_catalog")],
             statement_timeout: Duration::from_secs(10),
             lock_timeout: Duration::from_secs(3),

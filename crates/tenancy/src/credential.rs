@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use kernel::{Engine, StoreId};
@@ -15,6 +16,7 @@ use vault::{Aad, KeyRing, OpenError, Purpose, Sealed};
 use zeroize::Zeroizing;
 
 use crate::error::{Cause, ConnectError};
+use crate::reach::Reach;
 use crate::session::{self, Session};
 
 /// What the server sees us as.
@@ -196,13 +198,16 @@ impl Credential {
     ///
     /// # Errors
     /// [`ConnectError`], `Timeout` after `limit`.
-    pub async fn connect(&self, limit: Duration) -> Result<Session, ConnectError> {
-        within(limit, async {
-            let mut session = Session::connect(self).await?;
-            session.set_up().await?;
-            Ok(session)
-        })
-        .await
+    pub async fn connect(&self, reach: Reach, limit: Duration) -> Result<Session, ConnectError> {
+        within(limit, Session::connect(self, reach)).await
+    }
+
+    /// As [`Credential::connect`], to one of these addresses, whatever the host's name says.
+    ///
+    /// # Errors
+    /// As [`Credential::connect`].
+    pub async fn connect_at(&self, addresses: &[SocketAddr], limit: Duration) -> Result<Session, ConnectError> {
+        within(limit, Session::connect_at(self, addresses)).await
     }
 
     /// Makes sure that a connection is one session of the server, for provisioning: two that are open at once must not
@@ -210,9 +215,9 @@ impl Credential {
     ///
     /// # Errors
     /// `TransactionPooler` when they share it, or why they could not be opened within `limit` each.
-    pub async fn check_session_mode(&self, limit: Duration) -> Result<(), ConnectError> {
-        let mut one = self.connect(limit).await?;
-        let verdict = match self.connect(limit).await {
+    pub async fn check_session_mode(&self, reach: Reach, limit: Duration) -> Result<(), ConnectError> {
+        let mut one = self.connect(reach, limit).await?;
+        let verdict = match self.connect(reach, limit).await {
             Ok(mut two) => {
                 let verdict = timeout(limit, session::check_apart(&mut one, &mut two)).await;
                 two.close_within(limit).await;
@@ -225,11 +230,16 @@ impl Credential {
     }
 }
 
-async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, ConnectError> {
-    match timeout(limit, work).await {
-        Ok(result) => result.map_err(|error| ConnectError::from(&error)),
-        Err(_) => Err(ConnectError::new(Cause::Timeout)),
-    }
+async fn within(
+    limit: Duration,
+    connecting: impl Future<Output = Result<Session, ConnectError>>,
+) -> Result<Session, ConnectError> {
+    let set_up = async {
+        let mut session = connecting.await?;
+        session.set_up().await.map_err(|error| ConnectError::from(&error))?;
+        Ok(session)
+    };
+    timeout(limit, set_up).await.unwrap_or(Err(ConnectError::new(Cause::Timeout)))
 }
 
 impl fmt::Debug for Credential {

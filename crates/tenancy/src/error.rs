@@ -8,6 +8,8 @@ use sqlx::error::DatabaseError;
 use sqlx::mysql::MySqlDatabaseError;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
+use crate::reach::AddressError;
+
 /// Why a database could not be reached or used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -16,6 +18,8 @@ pub enum Cause {
     Refused,
     /// The name does not resolve, there is no way, or the connection broke.
     Unreachable,
+    /// The name leads into a private network, where what an owner brings is not looked for.
+    PrivateAddress,
     /// It did not answer in time.
     Timeout,
     /// The login was refused.
@@ -45,6 +49,7 @@ impl Cause {
         match self {
             Self::Refused => "refused",
             Self::Unreachable => "unreachable",
+            Self::PrivateAddress => "private_address",
             Self::Timeout => "timeout",
             Self::WrongPassword => "wrong_password",
             Self::Forbidden => "forbidden",
@@ -81,6 +86,15 @@ pub struct ConnectError {
 impl ConnectError {
     pub(crate) const fn new(cause: Cause) -> Self {
         Self { cause, code: None }
+    }
+}
+
+impl From<AddressError> for ConnectError {
+    fn from(error: AddressError) -> Self {
+        Self::new(match error {
+            AddressError::Private => Cause::PrivateAddress,
+            AddressError::Unresolvable => Cause::Unreachable,
+        })
     }
 }
 

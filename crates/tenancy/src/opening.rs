@@ -12,6 +12,7 @@ use crate::error::{Cause, ConnectError};
 use crate::meter::{ConnectResult, count_connect};
 use crate::node::lock;
 use crate::pool::{Physical, Pool};
+use crate::reach::Reach;
 use crate::session::{Backend, Session};
 
 /// Gives the place in the pool's counts back, also when the task dies.
@@ -89,6 +90,10 @@ async fn wait_for_permit(pool: &Arc<Pool>) -> Option<Permit> {
 
 async fn connect(pool: &Pool) -> Result<(Session, Backend), ConnectError> {
     let database = &pool.database;
+    let reach = match database.server {
+        Some(_) => Reach::Anywhere,
+        None => pool.node.config.owners_reach,
+    };
     let mut pause = Duration::from_millis(10);
     let mut was_ended = false;
     loop {
@@ -97,7 +102,7 @@ async fn connect(pool: &Pool) -> Result<(Session, Backend), ConnectError> {
             let keys = &pool.node.keys;
             let credential = Credential::open(keys, &database.sealed, pool.store, database.credential_version)
                 .map_err(|_| ConnectError::new(Cause::Sealed))?;
-            Session::open(&credential, &pool.node.setup).await
+            Session::open(&credential, reach, &pool.node.setup).await
         };
         match opened {
             // The server may not have noticed yet that another connection of ours has gone.

@@ -1,9 +1,11 @@
 //! One physical connection of whatever engine: the only place that speaks to a driver about sessions.
 
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::TryStreamExt as _;
+use futures_util::{TryFutureExt as _, TryStreamExt as _};
 use kernel::Engine;
 use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::postgres::{PgConnection, PgRow};
@@ -15,6 +17,7 @@ use crate::config::TenancyConfig;
 use crate::credential::Credential;
 use crate::error::{Cause, ConnectError};
 use crate::query::Statement;
+use crate::reach::{Reach, Way};
 
 type PgManager = <Postgres as sqlx::Database>::TransactionManager;
 type MySqlManager = <MySql as sqlx::Database>::TransactionManager;
@@ -119,19 +122,59 @@ pub(crate) trait Sink: Send {
 }
 
 impl Session {
-    /// Opens a connection without a word about the session.
-    pub(crate) async fn connect(credential: &Credential) -> Result<Self, sqlx::Error> {
-        Ok(match credential.engine {
-            Engine::Postgresql => Self::Postgres(PgConnection::connect_with(&credential.pg_options()).await?),
-            Engine::Mysql => Self::MySql(MySqlConnection::connect_with(&credential.mysql_options()).await?),
-            engine => return Err(sqlx::Error::Configuration(format!("{engine} is not spoken").into())),
-        })
+    /// Opens a connection without a word about the session, to where `reach` allows.
+    pub(crate) async fn connect(credential: &Credential, reach: Reach) -> Result<Self, ConnectError> {
+        match reach {
+            Reach::Anywhere => Self::login(credential, None).await.map_err(|error| ConnectError::from(&error)),
+            Reach::Public => {
+                let addresses = reach.addresses(&credential.host, credential.port).await?;
+                Self::connect_at(credential, &addresses).await
+            }
+        }
+    }
+
+    /// Opens a connection to one of `addresses`, whatever the host's name says.
+    pub(crate) async fn connect_at(credential: &Credential, addresses: &[SocketAddr]) -> Result<Self, ConnectError> {
+        let connecting = async {
+            let way = Way::to(addresses, credential.port).await?;
+            let socket = way.socket().to_owned();
+            let carrying = way.carry().map_err(sqlx::Error::Io);
+            let (session, ()) = tokio::try_join!(Self::login(credential, Some(&socket)), carrying)?;
+            Ok::<_, sqlx::Error>(session)
+        };
+        connecting.await.map_err(|error| ConnectError::from(&error))
+    }
+
+    /// Logs in over `socket`, or to where the host's name leads.
+    async fn login(credential: &Credential, socket: Option<&Path>) -> Result<Self, sqlx::Error> {
+        match credential.engine {
+            Engine::Postgresql => {
+                let mut options = credential.pg_options();
+                // The driver is told the folder, and finds the port's socket in it.
+                if let Some(folder) = socket.and_then(Path::parent) {
+                    options = options.socket(folder);
+                }
+                PgConnection::connect_with(&options).await.map(Self::Postgres)
+            }
+            Engine::Mysql => {
+                let mut options = credential.mysql_options();
+                if let Some(socket) = socket {
+                    options = options.socket(socket);
+                }
+                MySqlConnection::connect_with(&options).await.map(Self::MySql)
+            }
+            engine => Err(sqlx::Error::Configuration(format!("{engine} is not spoken").into())),
+        }
     }
 
     /// Opens a connection for a pool and sets its session up, in one round trip after the login, never by start-up options:
     /// a pooler refuses those.
-    pub(crate) async fn open(credential: &Credential, setup: &Setup) -> Result<(Self, Backend), ConnectError> {
-        let mut session = Self::connect(credential).await.map_err(|error| ConnectError::from(&error))?;
+    pub(crate) async fn open(
+        credential: &Credential,
+        reach: Reach,
+        setup: &Setup,
+    ) -> Result<(Self, Backend), ConnectError> {
+        let mut session = Self::connect(credential, reach).await?;
         let text = match &session {
             Self::Postgres(_) => &setup.postgres,
             Self::MySql(_) => &setup.mysql,

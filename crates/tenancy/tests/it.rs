@@ -10,6 +10,8 @@ mod limits;
 mod poolers;
 #[path = "it/pools.rs"]
 mod pools;
+#[path = "it/reach.rs"]
+mod reach;
 #[path = "it/sessions.rs"]
 mod sessions;
 mod support;

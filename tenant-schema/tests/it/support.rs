@@ -9,8 +9,8 @@ use devkit::testing::{shared_mariadb, shared_postgres};
 use kernel::{Currency, Engine, Hostname, StoreId, StoreStatus};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tenancy::{
-    Connection, Credential, DatabaseRoute, Directory, DirectoryError, Lease, Route, Session, Tenancy, TenancyConfig,
-    TlsMode, Transaction,
+    Connection, Credential, DatabaseRoute, Directory, DirectoryError, Lease, Reach, Route, Session, Tenancy,
+    TenancyConfig, TlsMode, Transaction,
 };
 use tenant_schema::migrate;
 use tenant_schema::seed::{SeedInput, SeedOwner, seed};
@@ -58,7 +58,7 @@ impl Database {
 
     /// A connection of its own, past the connection manager.
     pub(crate) async fn connect(&self) -> Session {
-        self.credential.connect(Duration::from_secs(10)).await.unwrap()
+        self.credential.connect(Reach::Anywhere, Duration::from_secs(10)).await.unwrap()
     }
 
     pub(crate) async fn migrate(&self) {
@@ -158,7 +158,8 @@ impl Store {
                 credential_version: 1,
             }),
         };
-        let tenancy = Tenancy::new(OneStore(route), ring, TenancyConfig::default());
+        let config = TenancyConfig { owners_reach: Reach::Anywhere, ..TenancyConfig::default() };
+        let tenancy = Tenancy::new(OneStore(route), ring, config);
         let route = tenancy.resolve_store(id).await.unwrap();
         let lease = tenancy.lease(&route).await.unwrap();
         Self { id, lease, database, _tenancy: tenancy }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use devkit::testing::TransactionPooler;
 use sqlx::error::DatabaseError;
 use tenancy::stats::BreakerState;
-use tenancy::{BreakerConfig, Cause, LeaseError, TenancyConfig};
+use tenancy::{BreakerConfig, Cause, LeaseError, Reach, TenancyConfig};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -114,18 +114,21 @@ async fn causes_are_told_apart() {
     let limit = Duration::from_secs(5);
     let mut missing = store.credential.clone();
     missing.database = "nonsense".into();
-    assert_eq!(missing.connect(limit).await.expect_err("no database").cause, Cause::MissingDatabase);
+    assert_eq!(missing.connect(Reach::Anywhere, limit).await.expect_err("no database").cause, Cause::MissingDatabase);
     let mut closed = store.credential.clone();
     closed.database = format!("{name}_closed");
-    assert_eq!(closed.connect(limit).await.expect_err("no right").cause, Cause::Forbidden);
+    assert_eq!(closed.connect(Reach::Anywhere, limit).await.expect_err("no right").cause, Cause::Forbidden);
     let mut plain = store.credential.clone();
     plain.tls = tenancy::TlsMode::VerifyFull;
-    assert_eq!(plain.connect(limit).await.expect_err("no TLS there").cause, Cause::Tls);
+    assert_eq!(plain.connect(Reach::Anywhere, limit).await.expect_err("no TLS there").cause, Cause::Tls);
     let mut nowhere = store.credential.clone();
     nowhere.port = 1;
-    assert_eq!(nowhere.connect(limit).await.expect_err("nobody there").cause, Cause::Refused);
+    assert_eq!(nowhere.connect(Reach::Anywhere, limit).await.expect_err("nobody there").cause, Cause::Refused);
     run(&mut admin, &format!("alter role {name} connection limit 0")).await;
-    assert_eq!(store.credential.connect(limit).await.expect_err("full").cause, Cause::TooManyConnections);
+    assert_eq!(
+        store.credential.connect(Reach::Anywhere, limit).await.expect_err("full").cause,
+        Cause::TooManyConnections
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -136,8 +139,11 @@ async fn a_transaction_pooler_is_found_out_and_refused() {
     let mut credential = store.credential.clone();
     credential.port = pooler.port;
     let limit = Duration::from_secs(5);
-    assert_eq!(credential.check_session_mode(limit).await.expect_err("a pooler").cause, Cause::TransactionPooler);
-    assert_eq!(store.credential.check_session_mode(limit).await, Ok(()));
+    assert_eq!(
+        credential.check_session_mode(Reach::Anywhere, limit).await.expect_err("a pooler").cause,
+        Cause::TransactionPooler
+    );
+    assert_eq!(store.credential.check_session_mode(Reach::Anywhere, limit).await, Ok(()));
 
     let pooled = world.add(&credential);
     let lease = world.lease(&pooled).await;
@@ -152,7 +158,7 @@ async fn a_transaction_pooler_is_found_out_and_refused() {
 }
 
 /// A server that takes connections and never says a word.
-async fn silent_server() -> (u16, Arc<AtomicUsize>, JoinSet<()>) {
+pub(crate) async fn silent_server() -> (u16, Arc<AtomicUsize>, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let port = listener.local_addr().expect("an address").port();
     let count = Arc::new(AtomicUsize::new(0));

@@ -7,7 +7,7 @@ use devkit::testing::{PgBouncer, PoolMode, shared_postgres};
 use sqlx::Arguments as _;
 use sqlx::postgres::PgArguments;
 use tenancy::query::Kind;
-use tenancy::{Cause, LeaseError, Query};
+use tenancy::{Cause, LeaseError, Query, Reach};
 use tokio::task::JoinSet;
 
 use crate::support::{World, quick};
@@ -53,7 +53,7 @@ async fn in_session_mode_three_thousand_queries_get_their_own_answers() {
     let mut credential = store.credential.clone();
     let pooler = PgBouncer::start(shared_postgres().await, PoolMode::Session, &credential.username, "first").await;
     credential.port = pooler.port;
-    assert_eq!(credential.check_session_mode(std::time::Duration::from_secs(10)).await, Ok(()));
+    assert_eq!(credential.check_session_mode(Reach::Anywhere, std::time::Duration::from_secs(10)).await, Ok(()));
     let pooled = world.add(&credential);
     let lease = Arc::new(world.lease(&pooled).await);
     assert_eq!(ask(lease).await, (0, 0));
@@ -66,7 +66,7 @@ async fn in_transaction_mode_it_is_found_out_and_nobody_gets_anothers_answer() {
     let mut credential = store.credential.clone();
     let pooler = PgBouncer::start(shared_postgres().await, PoolMode::Transaction, &credential.username, "first").await;
     credential.port = pooler.port;
-    let checked = credential.check_session_mode(std::time::Duration::from_secs(10)).await;
+    let checked = credential.check_session_mode(Reach::Anywhere, std::time::Duration::from_secs(10)).await;
     assert_eq!(checked.expect_err("a pooler").cause, Cause::TransactionPooler);
 
     // Past the check, as when the pooler was put there later: the pool itself finds out.

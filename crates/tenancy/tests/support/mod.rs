@@ -12,7 +12,7 @@ use secrecy::SecretString;
 use sqlx::postgres::{PgArguments, PgConnection};
 use sqlx::{Arguments as _, AssertSqlSafe, Row as _};
 use tenancy::query::Kind;
-use tenancy::{Credential, DatabaseRoute, Query, Route, Tenancy, TenancyConfig, TlsMode};
+use tenancy::{Credential, DatabaseRoute, Query, Reach, Route, Tenancy, TenancyConfig, TlsMode};
 use vault::KeyRing;
 
 use cluster::Cluster;
@@ -164,6 +164,8 @@ pub(crate) fn quick() -> TenancyConfig {
         connect_timeout: Duration::from_secs(10),
         // A busy machine may pause longer than a second between two statements.
         ping_after: Duration::from_secs(60),
+        // The server of these tests is at loopback.
+        owners_reach: Reach::Anywhere,
         ..TenancyConfig::default()
     }
 }

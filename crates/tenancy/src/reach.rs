@@ -1,0 +1,135 @@
+//! Where connections may lead, and the way there.
+//!
+//! A name that leads to a public address when it is looked at may lead into our own network a moment later. So whoever may
+//! reach public addresses only is connected to the very addresses that were looked at. The drivers take a name, which is
+//! also what the certificate must be for, and resolve it themselves; but they speak TLS over a local socket too. The way of
+//! such a connection is therefore a socket in a folder that only we may enter, and a task that carries bytes between it and
+//! the address. It costs a copy of every byte, which beside the public internet is nothing.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kernel::address::is_public;
+use tokio::io::{AsyncWriteExt as _, copy};
+use tokio::net::{TcpStream, UnixListener, UnixStream, lookup_host};
+use tokio::time::timeout;
+
+/// How long a name may take to resolve.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the server may take to say its last after we have.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Where connections may lead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Wherever the name says: for servers that ops registered, and installations that allow private databases.
+    Anywhere,
+    /// To addresses of the public internet only: for what owners bring.
+    Public,
+}
+
+/// Why a host is not connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AddressError {
+    /// One of its addresses is a private, loopback or link-local one.
+    #[error("the host is at a private, loopback or link-local address")]
+    Private,
+    /// No address was found in time.
+    #[error("the host's name does not resolve")]
+    Unresolvable,
+}
+
+impl Reach {
+    /// The addresses of `host`, at least one and every one allowed: who connects to one of these connects to what was looked
+    /// at, whatever the name says a moment later.
+    ///
+    /// # Errors
+    /// [`AddressError`].
+    pub async fn addresses(self, host: &str, port: u16) -> Result<Vec<SocketAddr>, AddressError> {
+        let found = timeout(RESOLVE_TIMEOUT, lookup_host((host, port))).await;
+        let Ok(Ok(addresses)) = found else { return Err(AddressError::Unresolvable) };
+        let addresses: Vec<SocketAddr> = addresses.collect();
+        if addresses.is_empty() {
+            return Err(AddressError::Unresolvable);
+        }
+        if self == Self::Anywhere || addresses.iter().all(|address| is_public(address.ip())) {
+            Ok(addresses)
+        } else {
+            Err(AddressError::Private)
+        }
+    }
+}
+
+/// A connection to a checked address, which a driver finds as a socket in the file system.
+pub(crate) struct Way {
+    server: TcpStream,
+    listener: UnixListener,
+    socket: PathBuf,
+    _folder: Folder,
+}
+
+impl Way {
+    /// Connects to the first of `addresses` that answers.
+    pub(crate) async fn to(addresses: &[SocketAddr], port: u16) -> io::Result<Self> {
+        let server = TcpStream::connect(addresses).await?;
+        server.set_nodelay(true)?;
+        let folder = Folder::make()?;
+        let socket = folder.0.join(format!(".s.PGSQL.{port}"));
+        let listener = UnixListener::bind(&socket)?;
+        Ok(Self { server, listener, socket, _folder: folder })
+    }
+
+    /// Where the driver finds it. PostgreSQL's looks for this name in a folder.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Waits for the driver, and carries bytes from then on until either side ends.
+    #[expect(clippy::disallowed_methods, reason = "it ends with the connection, which its owner closes at shutdown")]
+    pub(crate) async fn carry(self) -> io::Result<()> {
+        let (driver, _) = self.listener.accept().await?;
+        tokio::spawn(carry(driver, self.server));
+        Ok(())
+    }
+}
+
+async fn carry(driver: UnixStream, server: TcpStream) {
+    let (mut from_driver, mut to_driver) = driver.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    // However a direction ends, the other is told by the closing of both sockets: nothing is left to be reported.
+    let answers = async { copy(&mut from_server, &mut to_driver).await.is_ok() };
+    let questions = async {
+        let is_whole = copy(&mut from_driver, &mut to_server).await.is_ok();
+        is_whole && to_server.shutdown().await.is_ok()
+    };
+    tokio::pin!(answers);
+    let has_asked = tokio::select! {
+        _ = &mut answers => false,
+        is_whole = questions => is_whole,
+    };
+    if has_asked && timeout(LAST_WORDS, answers).await.is_err() {
+        tracing::debug!("a database server does not end a connection that we have ended");
+    }
+}
+
+/// A folder of our own, gone when nobody needs it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn make() -> io::Result<Self> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        let path = std::env::temp_dir().join(format!("tenantry-{}", kernel::random::token()));
+        std::fs::DirBuilder::new().mode(0o700).create(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            tracing::warn!("a folder in {} stays behind: {error}", std::env::temp_dir().display());
+        }
+    }
+}
