@@ -12,7 +12,7 @@ use crate::client::Http;
 use crate::figures::Spread;
 use crate::load::{self, Target};
 use crate::plain::{Database, Told};
-use crate::process::{Server, postgres_cpu};
+use crate::process::{Server, database_cpu};
 use crate::report::{Report, Table, say};
 use crate::rig::{Rig, Store};
 
@@ -50,7 +50,7 @@ struct Cell {
     p50_us: f64,
     p99_us: f64,
     server_us: f64,
-    postgres_us: f64,
+    database_us: f64,
 }
 
 struct Services {
@@ -100,6 +100,7 @@ async fn plain(rig: &Rig, stores: &[Store], statement: &str, pool: u32) -> anyho
     for store in stores {
         let credential = rig.credential(store).await?;
         databases.push(Database {
+            engine: credential.engine,
             hostname: store.hostname.clone(),
             store: store.id.to_string(),
             host: credential.host,
@@ -141,7 +142,7 @@ async fn measure(
         Who::Pools => (&services.pools, rig.asks()),
     };
     let target = Arc::new(Target { address: server.address, asks });
-    let cpu = || (server.cpu(), postgres_cpu(rig.postmaster()));
+    let cpu = || (server.cpu(), database_cpu(rig.database_process()));
     let (seen, before, after) = load::run(&target, connections, WARM, length, cpu).await?;
     let per_request = |before: Duration, after: Duration| (after - before).as_secs_f64() * 1e6 / seen.requests;
     Ok(Cell {
@@ -149,7 +150,7 @@ async fn measure(
         p50_us: seen.p50_us,
         p99_us: seen.p99_us,
         server_us: per_request(before.0, after.0),
-        postgres_us: per_request(before.1, after.1),
+        database_us: per_request(before.1, after.1),
     })
 }
 
@@ -157,11 +158,11 @@ fn add_tables<'c>(report: &mut Report, of: &impl Fn(usize, Who) -> &'c [Cell]) {
     let spread = |cells: &[Cell], what: fn(&Cell) -> f64| Spread::range(&cells.iter().map(what).collect::<Vec<_>>());
     let mut table = Table::new(
         "(a) Product list of 20",
-        &["connections", "who", "requests/s", "p50 µs", "p99 µs", "server CPU µs/request", "PostgreSQL CPU µs/request"],
+        &["connections", "who", "requests/s", "p50 µs", "p99 µs", "server CPU µs/request", "database CPU µs/request"],
     );
     let mut ratios = Table::new(
         "(a) Ratios, round by round",
-        &["connections", "who", "requests/s", "server CPU", "server and PostgreSQL CPU"],
+        &["connections", "who", "requests/s", "server CPU", "server and database CPU"],
     );
     for connections in CONNECTIONS {
         for who in Who::ALL {
@@ -173,7 +174,7 @@ fn add_tables<'c>(report: &mut Report, of: &impl Fn(usize, Who) -> &'c [Cell]) {
                 spread(cells, |cell| cell.p50_us).show(0),
                 spread(cells, |cell| cell.p99_us).show(0),
                 spread(cells, |cell| cell.server_us).show(1),
-                spread(cells, |cell| cell.postgres_us).show(1),
+                spread(cells, |cell| cell.database_us).show(1),
             ]);
         }
         for (who, base) in [(Who::Tenantry, Who::Limit), (Who::Pools, Who::Limit), (Who::Tenantry, Who::Pools)] {
@@ -187,7 +188,7 @@ fn add_tables<'c>(report: &mut Report, of: &impl Fn(usize, Who) -> &'c [Cell]) {
                 format!("{} : {}", who.name(), base.name()),
                 per_second.show(2),
                 ratio(|cell| cell.server_us).show(2),
-                ratio(|cell| cell.server_us + cell.postgres_us).show(2),
+                ratio(|cell| cell.server_us + cell.database_us).show(2),
             ]);
             if who == Who::Tenantry && base == Who::Limit {
                 let what = format!("(a) requests/s of the limit, {connections} connections");

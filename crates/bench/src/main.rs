@@ -6,6 +6,7 @@ mod credits;
 mod figures;
 mod list;
 mod load;
+mod mysql;
 mod plain;
 mod process;
 mod provision;
@@ -17,6 +18,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use kernel::Engine;
 
 use crate::report::{Report, say};
 use crate::rig::Rig;
@@ -64,10 +66,14 @@ pub(crate) struct Options {
     /// Only these parts
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Part::Provision, Part::List, Part::Cold])]
     parts: Vec<Part>,
-    /// Where the results go; what stands there below the line of notes is kept
-    #[arg(long, default_value = "crates/bench/RESULTS.md")]
-    out: PathBuf,
-    /// The folder of the private PostgreSQL, on a disk and not in memory [default: a new one among the temporary files]
+    /// What the stores' databases are; with mysql, on MariaDB, only the product list is measured
+    #[arg(long, value_parser = engine, default_value = "postgresql")]
+    engine: Engine,
+    /// Where the results go; what stands there below the line of notes is kept [default: crates/bench/RESULTS.md, of mysql
+    /// crates/bench/MARIADB.md]
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// The folder of the private servers, on a disk and not in memory [default: a new one among the temporary files]
     #[arg(long)]
     data_dir: Option<PathBuf>,
 }
@@ -79,7 +85,24 @@ enum Part {
     Provision,
 }
 
+fn engine(text: &str) -> Result<Engine, String> {
+    let known = [Engine::Postgresql, Engine::Mysql];
+    known.into_iter().find(|engine| engine.as_str() == text).ok_or_else(|| "must be postgresql or mysql".to_owned())
+}
+
 impl Options {
+    pub(crate) fn out(&self) -> PathBuf {
+        let usual = match self.engine {
+            Engine::Mysql => "crates/bench/MARIADB.md",
+            _ => "crates/bench/RESULTS.md",
+        };
+        self.out.clone().unwrap_or_else(|| usual.into())
+    }
+
+    fn wants(&self, part: Part) -> bool {
+        self.parts.contains(&part) && (part == Part::List || self.engine == Engine::Postgresql)
+    }
+
     pub(crate) fn rounds(&self) -> usize {
         self.rounds.unwrap_or(if self.quick { 3 } else { 9 }).max(1)
     }
@@ -125,12 +148,12 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
     let report = measured?;
     stopped?;
     say(&report.text());
-    if options.quick { Ok(()) } else { report.write(&options.out) }
+    if options.quick { Ok(()) } else { report.write(&options.out()) }
 }
 
 async fn parts(rig: &mut Rig, options: &Options) -> anyhow::Result<Report> {
     let mut report = Report::new(rig, options).await?;
-    let wants = |part| options.parts.contains(&part);
+    let wants = |part| options.wants(part);
     // Every store is provisioned anyway; this part looks at how long it takes.
     let provisioned = provision::run(rig, options.stores()).await?;
     if wants(Part::Provision) {

@@ -12,10 +12,11 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::serve::ListenerExt as _;
 use axum::{Json, Router, routing};
 use chrono::{DateTime, Utc};
-use kernel::Cursor;
+use kernel::{Cursor, Engine};
 use serde::{Deserialize, Serialize};
-use sqlx::PgPool;
+use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions, MySqlSslMode};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
+use sqlx::{MySqlPool, PgPool};
 use tokio::net::TcpListener;
 
 use crate::report::complain;
@@ -32,6 +33,7 @@ pub(crate) struct Told {
 /// A database to serve from.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Database {
+    pub(crate) engine: Engine,
     pub(crate) hostname: String,
     pub(crate) store: String,
     pub(crate) host: String,
@@ -41,10 +43,16 @@ pub(crate) struct Database {
     pub(crate) database: String,
 }
 
+#[derive(Clone)]
+enum Pool {
+    Postgres(PgPool),
+    MySql(MySqlPool),
+}
+
 /// One shop.
 #[derive(Clone)]
 struct Shop {
-    pool: PgPool,
+    pool: Pool,
     statement: &'static str,
     cursor: Cursor,
 }
@@ -114,16 +122,32 @@ async fn serve(told: Told) -> anyhow::Result<()> {
 }
 
 fn shop(database: Database, statement: &'static str, connections: u32) -> (String, Shop) {
-    let options = PgConnectOptions::new_without_pgpass()
-        .host(&database.host)
-        .port(database.port)
-        .username(&database.username)
-        .password(&database.password)
-        .database(&database.database)
-        .ssl_mode(PgSslMode::Disable)
-        .options([("search_path", "tenantry")]);
     // Asking before every use whether the connection lives costs a sixth of the throughput.
-    let pool = PgPoolOptions::new().max_connections(connections).test_before_acquire(false).connect_lazy_with(options);
+    let pool = match database.engine {
+        Engine::Mysql => {
+            let options = MySqlConnectOptions::new()
+                .host(&database.host)
+                .port(database.port)
+                .username(&database.username)
+                .password(&database.password)
+                .database(&database.database)
+                .ssl_mode(MySqlSslMode::Disabled);
+            let pool = MySqlPoolOptions::new().max_connections(connections).test_before_acquire(false);
+            Pool::MySql(pool.connect_lazy_with(options))
+        }
+        _ => {
+            let options = PgConnectOptions::new_without_pgpass()
+                .host(&database.host)
+                .port(database.port)
+                .username(&database.username)
+                .password(&database.password)
+                .database(&database.database)
+                .ssl_mode(PgSslMode::Disable)
+                .options([("search_path", "tenantry")]);
+            let pool = PgPoolOptions::new().max_connections(connections).test_before_acquire(false);
+            Pool::Postgres(pool.connect_lazy_with(options))
+        }
+    };
     let cursor = Cursor::of(&[&database.store, "products", "newest", "", "", "", "", "", "", ""]);
     (database.hostname, Shop { pool, statement, cursor })
 }
@@ -143,11 +167,14 @@ async fn list_by_host(
 }
 
 async fn page(shop: &Shop, limit: i64) -> Result<Json<Page>, StatusCode> {
-    let mut data: Vec<Product> =
-        sqlx::query_as(shop.statement).bind(limit + 1).fetch_all(&shop.pool).await.map_err(|error| {
-            complain(&format!("the statement failed: {error}"));
-            StatusCode::INTERNAL_SERVER_ERROR
-        })?;
+    let found = match &shop.pool {
+        Pool::Postgres(pool) => sqlx::query_as(shop.statement).bind(limit + 1).fetch_all(pool).await,
+        Pool::MySql(pool) => sqlx::query_as(shop.statement).bind(limit + 1).fetch_all(pool).await,
+    };
+    let mut data: Vec<Product> = found.map_err(|error| {
+        complain(&format!("the statement failed: {error}"));
+        StatusCode::INTERNAL_SERVER_ERROR
+    })?;
     let limit = usize::try_from(limit).unwrap_or_default();
     let has_next = data.len() > limit;
     data.truncate(limit);

@@ -120,11 +120,11 @@ pub(crate) fn env(name: &str) -> Option<String> {
 }
 
 /// What PostgreSQL has used of the processors so far: the postmaster, its children, and those that have ended.
-pub(crate) fn postgres_cpu(postmaster: u32) -> Duration {
-    let Some(stat) = Stat::of(postmaster) else { return Duration::ZERO };
+pub(crate) fn database_cpu(server: u32) -> Duration {
+    let Some(stat) = Stat::of(server) else { return Duration::ZERO };
     let Ok(processes) = std::fs::read_dir("/proc") else { return stat.own };
     let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let children = pids.filter_map(Stat::of).filter(|child| child.parent == postmaster);
+    let children = pids.filter_map(Stat::of).filter(|child| child.parent == server);
     stat.own + stat.ended + children.map(|child| child.own).sum::<Duration>()
 }
 

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::thread::available_parallelism;
 
 use anyhow::Context as _;
-use sqlx::Connection as _;
+
+use kernel::Engine;
 
 use crate::Options;
 use crate::figures::Spread;
@@ -14,6 +15,7 @@ use crate::rig::Rig;
 const NOTES: &str = "## Notes\n";
 
 pub(crate) struct Report {
+    arguments: &'static str,
     conditions: String,
     aims: Table,
     missed: Vec<String>,
@@ -22,19 +24,16 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) async fn new(rig: &Rig, options: &Options) -> anyhow::Result<Self> {
-        let mut admin = rig.admin("postgres").await?;
-        let version: String = sqlx::query_scalar("show server_version").fetch_one(&mut admin).await?;
-        admin.close().await?;
+        let database = rig.database_version().await?;
         let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
         let system = release
             .lines()
             .find_map(|line| line.strip_prefix("PRETTY_NAME="))
             .map_or(std::env::consts::OS, |name| name.trim_matches('"'));
-        let version = version.split(' ').next().unwrap_or_default();
         let processors = available_parallelism().map_or(0, usize::from);
         let conditions = format!(
             "{} stores with {} products each; {} rounds of {:.1} s; {processors} processors, shared by load, server and \
-             database; {system}; PostgreSQL {version}, fsync on, over TCP on loopback; a pool of {} connections in the \
+             database; {system}; {database}, fsync on, over TCP on loopback; a pool of {} connections in the \
              limit, of 4 for each store in the plain service with pools, of at most 8 for each store and 200 in all in \
              Tenantry.",
             options.stores(),
@@ -43,7 +42,9 @@ impl Report {
             options.length().as_secs_f64(),
             options.pool,
         );
+        let arguments = if rig.engine == Engine::Mysql { " --engine mysql" } else { "" };
         Ok(Self {
+            arguments,
             conditions,
             aims: Table::new("Aims", &["what", "ratio: median (spread)", "aim", ""]),
             missed: Vec::new(),
@@ -77,8 +78,9 @@ impl Report {
         let old = std::fs::read_to_string(path).unwrap_or_default();
         let notes = old.split_once(NOTES).map_or("", |(_, notes)| notes);
         let text = format!(
-            "# Results\n\nWritten by `cargo xtask bench`; the notes at the end are not. README.md says how it measures.\n\n\
+            "# Results\n\nWritten by `cargo xtask bench{}`; the notes at the end are not. README.md says how it measures.\n\n\
              {}\n{NOTES}{notes}",
+            self.arguments,
             self.text(),
         );
         std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
-use devkit::{Postgres, PostgresOptions, Profile};
+use devkit::{MariaDb, Postgres, PostgresOptions, Profile};
 use futures_util::StreamExt as _;
-use kernel::StoreId;
+use kernel::{Engine, StoreId};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tenancy::Credential;
@@ -14,6 +14,7 @@ use vault::{KeyRing, Sealed};
 use crate::Options;
 use crate::client::{Http, request};
 use crate::load::Ask;
+use crate::mysql;
 use crate::process::{self, Server};
 use crate::report::say;
 
@@ -21,9 +22,11 @@ use crate::report::say;
 pub(crate) const ENCRYPTION_KEY: &str = "dGVuYW50cnktYmVuY2gta2V5LTMyLWJ5dGVzLWxvbmc=";
 /// The list that is measured.
 pub(crate) const PATH: &str = "/store/v1/products?limit=20";
+/// Three services keep their connections open while the others are measured.
+const MAX_CONNECTIONS: u32 = 700;
 const MASTER: &str = "tenantry_master";
 /// Tables whose rows make a store the store that it is; the others are copied from store to store.
-const OWN_TABLES: [&str; 4] = ["_migrations", "store_identity", "settings", "staff"];
+pub(crate) const OWN_TABLES: [&str; 4] = ["_migrations", "store_identity", "settings", "staff"];
 
 /// A store with a database of its own.
 pub(crate) struct Store {
@@ -35,6 +38,9 @@ pub(crate) struct Store {
 
 pub(crate) struct Rig {
     postgres: Postgres,
+    mariadb: Option<MariaDb>,
+    /// What the stores' databases are.
+    pub(crate) engine: Engine,
     data_dir: PathBuf,
     pub(crate) node: Server,
     /// Of the owner of all stores.
@@ -50,8 +56,7 @@ impl Rig {
             .unwrap_or_else(|| std::env::temp_dir().join(format!("tenantry-bench-{}", std::process::id())));
         let mut server = PostgresOptions::new(&data_dir, Profile::Bench);
         server.bin_dir = process::env("PG_BINDIR").map(PathBuf::from);
-        // Three services keep their connections open while the others are measured.
-        server.max_connections = 700;
+        server.max_connections = MAX_CONNECTIONS;
         // The statement of the list is read off the server, whole.
         server.settings = vec![("track_activity_query_size".to_owned(), "8192".to_owned())];
         let postgres = Postgres::start(server).await?;
@@ -63,9 +68,13 @@ impl Rig {
         let mut migrate = process::tenantry(&master_url)?;
         migrate.args(["migrate", "master"]);
         process::run(migrate).await?;
+        let mariadb = match options.engine {
+            Engine::Mysql => Some(MariaDb::start(&data_dir.join("mariadb"), Profile::Bench, MAX_CONNECTIONS).await?),
+            _ => None,
+        };
         let mut add = process::tenantry(&master_url)?;
         add.args(["servers", "add", "local", "--max-stores", "10000", "--max-connections", "300"]);
-        add.env("SERVER_URL", postgres.url("postgres"));
+        add.env("SERVER_URL", mariadb.as_ref().map_or_else(|| postgres.url("postgres"), |server| server.url("mysql")));
         process::run(add).await?;
 
         let node = start_node(&master_url).await?;
@@ -75,11 +84,14 @@ impl Rig {
         let register = request("POST", "localhost", "/api/auth/register", "content-type: application/json\r\n", &body);
         let registered = http.ask(&register).await?.json(201)?;
         let token = registered["tokens"]["accessToken"].as_str().context("no token")?.to_owned();
-        Ok(Self { postgres, data_dir, node, token, stores: Vec::new() })
+        Ok(Self { postgres, mariadb, engine: options.engine, data_dir, node, token, stores: Vec::new() })
     }
 
     pub(crate) async fn stop(self) -> anyhow::Result<()> {
         self.node.stop().await?;
+        if let Some(mariadb) = self.mariadb {
+            mariadb.stop().await?;
+        }
         self.postgres.stop().await?;
         std::fs::remove_dir_all(&self.data_dir).with_context(|| format!("removing {}", self.data_dir.display()))
     }
@@ -90,8 +102,21 @@ impl Rig {
         std::mem::replace(&mut self.node, next).stop().await
     }
 
-    pub(crate) fn postmaster(&self) -> u32 {
-        self.postgres.pid().unwrap_or_default()
+    /// The process of the server that the stores' databases are on.
+    pub(crate) fn database_process(&self) -> u32 {
+        let pid = self.mariadb.as_ref().map_or_else(|| self.postgres.pid(), MariaDb::pid);
+        pid.unwrap_or_default()
+    }
+
+    /// The name and version of that server.
+    pub(crate) async fn database_version(&self) -> anyhow::Result<String> {
+        if let Some(mariadb) = &self.mariadb {
+            return mysql::version(mariadb).await;
+        }
+        let mut admin = self.admin("postgres").await?;
+        let version: String = sqlx::query_scalar("show server_version").fetch_one(&mut admin).await?;
+        admin.close().await?;
+        Ok(format!("PostgreSQL {}", version.split(' ').next().unwrap_or_default()))
     }
 
     /// A connection of the administrator.
@@ -136,6 +161,14 @@ impl Rig {
         let report = Http::connect(self.node.address).await?.ask(&import).await?.json(200)?;
         ensure!(report["productsCreated"] == products, "the import did not make {products} products: {report}");
 
+        if let Some(mariadb) = &self.mariadb {
+            let source = self.credential(first).await?.database;
+            for store in others {
+                let target = self.credential(store).await?.database;
+                mysql::copy_products(mariadb, &source, &target, &store.marker).await?;
+            }
+            return Ok(());
+        }
         let source = self.credential(first).await?.database;
         let mut source = self.admin(&source).await?;
         let tables: Vec<String> =
@@ -180,8 +213,14 @@ impl Rig {
 
     /// The statement of the list, as the server got it from Tenantry.
     pub(crate) async fn statement(&self, store: &Store) -> anyhow::Result<String> {
-        let mut http = Http::connect(self.node.address).await?;
-        http.ask(&request("GET", &store.hostname, PATH, "", "")).await?.json(200)?;
+        let ask = async || {
+            let mut http = Http::connect(self.node.address).await?;
+            http.ask(&request("GET", &store.hostname, PATH, "", "")).await?.json(200)
+        };
+        if let Some(mariadb) = &self.mariadb {
+            return mysql::statement(mariadb, ask).await;
+        }
+        ask().await?;
         let database = self.credential(store).await?.database;
         let mut admin = self.admin("postgres").await?;
         let found: Vec<String> = sqlx::query_scalar(

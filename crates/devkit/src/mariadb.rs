@@ -73,6 +73,13 @@ impl MariaDb {
         self.port
     }
 
+    /// The server's process; none while it is down.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        let text = std::fs::read_to_string(self.folder.dir.join("mysql.pid")).ok()?;
+        self.watchdog.as_ref().and_then(|_| text.trim().parse().ok())
+    }
+
     /// The server's log.
     #[must_use]
     pub fn log_file(&self) -> PathBuf {
@@ -155,8 +162,12 @@ impl MariaDb {
     }
 
     fn args(&self) -> Result<Vec<OsString>, ServerError> {
-        let durability: &[&str] = match self.profile {
-            Profile::Dev | Profile::Bench => &["--innodb-flush-log-at-trx-commit=1"],
+        let of_profile: &[&str] = match self.profile {
+            Profile::Dev => &["--innodb-flush-log-at-trx-commit=1"],
+            // With room for the tables of many stores.
+            Profile::Bench => {
+                &["--innodb-flush-log-at-trx-commit=1", "--innodb-buffer-pool-size=512M", "--table-open-cache=4000"]
+            }
             Profile::Test => {
                 &["--innodb-flush-log-at-trx-commit=2", "--innodb-doublewrite=0", "--innodb-flush-method=nosync"]
             }
@@ -191,7 +202,7 @@ impl MariaDb {
             "--default-time-zone=+05:00",
             "--transaction-isolation=SERIALIZABLE",
         ];
-        args.extend(fixed.iter().chain(durability).map(OsString::from));
+        args.extend(fixed.iter().chain(of_profile).map(OsString::from));
         Ok(args)
     }
 
