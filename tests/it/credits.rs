@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, Duration, Utc};
+use chrono::{DateTime, Days, Duration, Utc};
 use control_plane::audit::Actor;
 use control_plane::credits::{self, GrantTo, LotKind, NewGrant};
 use integration_tests::{Cli, Client, Owner, Response, TestApp, TestAppOptions};
@@ -436,6 +436,15 @@ async fn the_list_is_walked_once_and_filtered() {
     assert_eq!(count("kind=grant").await, 1);
     let middle = (agency.app.clock.now() - Duration::minutes(6)).format("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
     assert_eq!(count(&format!("from={middle}")).await + count(&format!("until={middle}")).await, 13);
+    let today = agency.app.clock.now().date_naive();
+    let (since, until) = (today - Days::new(1), today + Days::new(1));
+    assert_eq!(count(&format!("from={since}&until={until}")).await, 13);
+    for query in ["transactions?from=", "statement?until=2026-01-01&from=", "allocation?until=2026-01-01&from="] {
+        let refused = agency.owner.api.get(&format!("/api/credits/{query}yesterday")).await;
+        let problem = refused.expect_problem(400, "invalid-query");
+        let detail = text(&problem["errors"][0]["detail"]);
+        assert!(problem["errors"][0]["pointer"] == "from" && detail.contains("a moment such as 2026-"), "{problem}");
+    }
     let other = agency.owner.api.get("/api/credits/transactions?cursor=eyJzIjoxLCJrIjoxfQ").await;
     other.expect_problem(400, "invalid-cursor");
 }

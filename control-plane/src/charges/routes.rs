@@ -16,6 +16,7 @@ use super::{Charge, ChargeFilter, ChargeState, NewPrice, Price, Usage, Waived};
 use crate::audit::Actor;
 use crate::cx::Cx;
 use crate::http::auth::Ops;
+use crate::http::moment::day_or_none;
 use crate::identity::Principal;
 use crate::ops::routes::Page;
 
@@ -33,8 +34,10 @@ pub fn router() -> OpenApiRouter<Cx> {
 pub struct UsageQuery {
     store_id: StoreId,
     /// The first day (UTC); 30 days before `until` when left out.
+    #[serde(default, deserialize_with = "day_or_none")]
     from: Option<NaiveDate>,
     /// The day after the last one; tomorrow when left out.
+    #[serde(default, deserialize_with = "day_or_none")]
     until: Option<NaiveDate>,
 }
 

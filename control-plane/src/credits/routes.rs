@@ -21,6 +21,7 @@ use super::{
 use crate::audit::Actor;
 use crate::cx::{Cx, OpsCx};
 use crate::http::auth::{Ops, Person};
+use crate::http::moment::{moment, moment_or_none};
 use crate::idempotency::{self, IdempotencyKey};
 use crate::identity::Principal;
 use crate::ops::routes::{Page, PageMeta};
@@ -196,9 +197,11 @@ pub struct TransactionListQuery {
     kind: Option<TransactionKind>,
     /// Who did it.
     user_id: Option<UserId>,
-    /// From this moment on.
+    /// From this moment on; a day counts from its midnight (UTC).
+    #[serde(default, deserialize_with = "moment_or_none")]
     from: Option<DateTime<Utc>>,
     /// Before this moment.
+    #[serde(default, deserialize_with = "moment_or_none")]
     until: Option<DateTime<Utc>>,
     /// 1 to 100; 25 when left out.
     limit: Option<u8>,
@@ -423,9 +426,11 @@ pub enum StatementFormat {
 pub struct StatementQuery {
     /// May be left out by somebody with one organization.
     organization_id: Option<OrganizationId>,
-    /// From this moment on.
+    /// From this moment on; a day counts from its midnight (UTC).
+    #[serde(deserialize_with = "moment")]
     from: DateTime<Utc>,
     /// Before this moment.
+    #[serde(deserialize_with = "moment")]
     until: DateTime<Utc>,
     /// `json` when left out.
     #[param(inline)]

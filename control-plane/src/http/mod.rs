@@ -5,6 +5,7 @@ pub mod authority;
 pub mod entry;
 pub mod errors;
 pub mod internal;
+pub mod moment;
 pub mod network;
 pub mod openapi;
 pub mod pace;

@@ -14,6 +14,7 @@ use super::{Allocation, Budget, BudgetSubject, NewBudget};
 use crate::credits::routes::{OrganizationQuery, managed};
 use crate::cx::Cx;
 use crate::http::auth::Person;
+use crate::http::moment::moment;
 use crate::ops::routes::Page;
 
 pub fn router() -> OpenApiRouter<Cx> {
@@ -29,9 +30,11 @@ pub fn router() -> OpenApiRouter<Cx> {
 pub struct AllocationQuery {
     /// May be left out by somebody with one organization.
     organization_id: Option<OrganizationId>,
-    /// From this moment on.
+    /// From this moment on; a day counts from its midnight (UTC).
+    #[serde(deserialize_with = "moment")]
     from: DateTime<Utc>,
     /// Before this moment, at most two years later.
+    #[serde(deserialize_with = "moment")]
     until: DateTime<Utc>,
 }
 
