@@ -11,7 +11,7 @@ use tenancy::{Credential, Session};
 use tenant_schema::SchemaState;
 
 use super::step_error::StepError;
-use super::steps::CONNECT_TIMEOUT;
+use super::steps::{CONNECT_TIMEOUT, explained};
 use super::{DatabaseKind, ProvisioningError, Target, db, engine};
 use crate::audit::{self, Actor, Subject};
 use crate::cx::OpsCx;
@@ -23,7 +23,7 @@ pub async fn replace(cx: &OpsCx, actor: Actor, store: StoreId, target: Target) -
     let credential = target.resolve(cx.allow_private_databases).await?;
     check_engine(&known, &credential)?;
     // Done before the transaction: a server that does not answer must not keep a lock of master waiting.
-    check_leads_to(&credential, store).await?;
+    check_leads_to(cx, &credential, store).await?;
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
     let known = check_replaceable(&mut tx, store).await?;
@@ -68,10 +68,12 @@ fn check_engine(known: &db::StoreDatabase, credential: &Credential) -> Result<()
     )))
 }
 
-async fn check_leads_to(credential: &Credential, store: StoreId) -> Result<(), ProvisioningError> {
+async fn check_leads_to(cx: &OpsCx, credential: &Credential, store: StoreId) -> Result<(), ProvisioningError> {
     let refused = |error: StepError| ProvisioningError::Refused(error);
     let unreachable = |error| refused(StepError::connecting(credential.engine, error));
-    credential.check_session_mode(CONNECT_TIMEOUT).await.map_err(unreachable)?;
+    if let Err(error) = credential.check_session_mode(CONNECT_TIMEOUT).await {
+        return Err(refused(explained(credential, cx.allow_private_databases, error).await));
+    }
     let mut connection = credential.connect(CONNECT_TIMEOUT).await.map_err(unreachable)?;
     let checked = check_inside(&mut connection, store).await;
     if let Err(error) = connection.close().await {

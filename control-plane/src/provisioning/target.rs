@@ -12,13 +12,13 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A database as it was typed. Whether its host may be called, and with how much of TLS, [`Target::resolve`] says.
 pub struct Target {
-    pub(super) engine: Engine,
-    pub(super) host: String,
-    pub(super) port: u16,
-    pub(super) username: String,
-    pub(super) password: SecretString,
-    pub(super) database: String,
-    pub(super) tls: Option<TlsMode>,
+    pub(crate) engine: Engine,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) username: String,
+    pub(crate) password: SecretString,
+    pub(crate) database: String,
+    pub(crate) tls: Option<TlsMode>,
     ca_pem: Option<String>,
 }
 
@@ -101,24 +101,40 @@ impl Target {
     /// # Errors
     /// [`TargetError::PlainRefused`], and those of [`refuse_private`].
     pub async fn resolve(self, allow_private: bool) -> Result<Credential, TargetError> {
-        if self.tls == Some(TlsMode::Disable) && !allow_private {
-            return Err(TargetError::PlainRefused);
+        self.check_plain(allow_private)?;
+        // Nothing hangs on the addresses: they are looked up when it is connected.
+        if allow_private && (self.tls.is_some() || self.ca_pem.is_some()) {
+            return Ok(self.settle(&[], allow_private));
         }
-        refuse_private(&self.host, self.port, allow_private).await?;
+        let addresses = resolve(&self.host, self.port, allow_private).await?;
+        Ok(self.settle(&addresses, allow_private))
+    }
+
+    /// Whether as much of TLS is asked for as the installation wants.
+    ///
+    /// # Errors
+    /// [`TargetError::PlainRefused`].
+    pub fn check_plain(&self, allow_private: bool) -> Result<(), TargetError> {
+        if self.tls == Some(TlsMode::Disable) && !allow_private { Err(TargetError::PlainRefused) } else { Ok(()) }
+    }
+
+    /// What connects to it, its host being at these addresses.
+    pub fn settle(self, addresses: &[SocketAddr], allow_private: bool) -> Credential {
+        let is_private = || !addresses.iter().any(|address| is_public(address.ip()));
         let tls = if let Some(tls) = self.tls {
             tls
-        } else if allow_private && self.ca_pem.is_none() && is_private(&self.host, self.port).await? {
+        } else if allow_private && self.ca_pem.is_none() && is_private() {
             TlsMode::Disable
         } else {
             TlsMode::VerifyFull
         };
         let Self { engine, host, port, username, password, database, ca_pem, .. } = self;
-        Ok(Credential { engine, host, port, username, password, database, tls, ca_pem })
+        Credential { engine, host, port, username, password, database, tls, ca_pem }
     }
 }
 
 /// Where servers of an engine listen when nothing else is said.
-const fn default_port(engine: Engine) -> u16 {
+pub const fn default_port(engine: Engine) -> u16 {
     match engine {
         Engine::Mysql => 3306,
         _ => 5432,
@@ -150,13 +166,11 @@ pub async fn resolve(host: &str, port: u16, allow_private: bool) -> Result<Vec<S
     }
 }
 
-/// Whether no address of `host` is of the public internet.
-async fn is_private(host: &str, port: u16) -> Result<bool, TargetError> {
-    Ok(!addresses_of(host, port).await?.iter().any(|address| is_public(address.ip())))
-}
-
-/// Where `host` is: at one address at least.
-async fn addresses_of(host: &str, port: u16) -> Result<Vec<SocketAddr>, TargetError> {
+/// Where `host` is, allowed or not: at one address at least.
+///
+/// # Errors
+/// [`TargetError::Unresolvable`].
+pub async fn addresses_of(host: &str, port: u16) -> Result<Vec<SocketAddr>, TargetError> {
     let found = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((host, port))).await;
     let Ok(Ok(addresses)) = found else { return Err(TargetError::Unresolvable) };
     let addresses: Vec<SocketAddr> = addresses.collect();
@@ -164,7 +178,7 @@ async fn addresses_of(host: &str, port: u16) -> Result<Vec<SocketAddr>, TargetEr
 }
 
 /// Whether `address` is of the public internet (IANA's special-purpose registries; embedded IPv4 counts as IPv4).
-fn is_public(address: IpAddr) -> bool {
+pub fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => {
             let [a, b, c, _] = v4.octets();
