@@ -130,6 +130,21 @@ impl ChargeArgs {
     }
 }
 
+/// How databases are tested before they are connected.
+#[derive(Args, Clone, Debug)]
+pub struct DoctorArgs {
+    /// How long testing a database may take with all its lines, in milliseconds; over HTTP a second less than
+    /// REQUEST_TIMEOUT_MS at most
+    #[arg(long = "database-test-timeout-ms", env = "DATABASE_TEST_TIMEOUT_MS", default_value = "14000", value_parser = millis)]
+    pub database_test_timeout: Duration,
+    /// How many databases one person, and one address, may have tested a minute
+    #[arg(long, env = "DATABASE_TESTS_PER_MINUTE", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    pub database_tests_per_minute: u32,
+    /// How many databases one node tests at one time; who comes then is asked to come again
+    #[arg(long, env = "DATABASE_TESTS_AT_ONCE", default_value_t = 8)]
+    pub database_tests_at_once: usize,
+}
+
 /// Limits: everything that can wait has a time limit, everything that grows has a bound.
 #[derive(Args, Clone, Debug)]
 pub struct LimitArgs {
@@ -215,6 +230,8 @@ pub struct LimitArgs {
     /// How long shutting down waits for requests in flight, in milliseconds
     #[arg(long = "shutdown-grace-ms", env = "SHUTDOWN_GRACE_MS", default_value = "10000", value_parser = millis)]
     pub shutdown_grace: Duration,
+    #[command(flatten)]
+    pub doctor: DoctorArgs,
     #[command(flatten, next_help_heading = "Webhooks")]
     pub webhooks: WebhookArgs,
     #[command(flatten, next_help_heading = "Charges")]

@@ -18,6 +18,7 @@ use crate::config::{Config, ConfigError, HostArgs, KeyArgs, LimitArgs, MasterArg
 use crate::credits::batch::Batcher;
 use crate::credits::purchases::Payments;
 use crate::directory::MasterDirectory;
+use crate::doctor::limits::DoctorLimits;
 use crate::identity::limits::AuthLimits;
 use crate::identity::passwords::Passwords;
 use crate::identity::tokens::Signer;
@@ -85,25 +86,7 @@ impl OpsCx {
         let master = master::pool(&master_args)?;
         let keys = Arc::new(keys.ring()?);
         let owners_reach = reach(allow_private_databases);
-        let config = TenancyConfig {
-            owners_reach,
-            max_connections_per_store: limits.store_max_connections,
-            max_connections: limits.node_max_connections,
-            max_pools: limits.max_open_pools,
-            acquire_timeout: limits.store_acquire_timeout,
-            connect_timeout: limits.store_connect_timeout,
-            statement_timeout: limits.store_statement_timeout,
-            idle_timeout: limits.store_idle_timeout,
-            directory: DirectoryConfig {
-                refresh: limits.route_ttl,
-                max_stale: limits.route_max_stale,
-                lookup_timeout: limits.route_lookup_timeout,
-                unknown_per_second: limits.unknown_hosts_per_second,
-                unknown_burst: limits.unknown_hosts_burst,
-                ..DirectoryConfig::default()
-            },
-            ..TenancyConfig::default()
-        };
+        let config = TenancyConfig { owners_reach, ..pools(&limits) };
         let stores = Tenancy::new(MasterDirectory::new(master.clone()), Arc::clone(&keys), config);
         let imports = Imports::new(limits.max_imports);
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
@@ -157,6 +140,28 @@ impl OpsCx {
     }
 }
 
+/// How the pools of stores are set up.
+pub fn pools(limits: &LimitArgs) -> TenancyConfig {
+    TenancyConfig {
+        max_connections_per_store: limits.store_max_connections,
+        max_connections: limits.node_max_connections,
+        max_pools: limits.max_open_pools,
+        acquire_timeout: limits.store_acquire_timeout,
+        connect_timeout: limits.store_connect_timeout,
+        statement_timeout: limits.store_statement_timeout,
+        idle_timeout: limits.store_idle_timeout,
+        directory: DirectoryConfig {
+            refresh: limits.route_ttl,
+            max_stale: limits.route_max_stale,
+            lookup_timeout: limits.route_lookup_timeout,
+            unknown_per_second: limits.unknown_hosts_per_second,
+            unknown_burst: limits.unknown_hosts_burst,
+            ..DirectoryConfig::default()
+        },
+        ..TenancyConfig::default()
+    }
+}
+
 /// A serving node.
 #[derive(Clone)]
 pub struct Cx(Arc<Parts>);
@@ -167,6 +172,7 @@ pub struct Parts {
     pub passwords: Passwords,
     pub signer: Signer,
     pub limits: AuthLimits,
+    pub database_tests: DoctorLimits,
     pub platform: crate::http::authority::PlatformHosts,
     /// Runs whose event log has grown; a watcher that lags reads the table anyway.
     pub run_events: broadcast::Sender<RunId>,
@@ -197,6 +203,7 @@ impl Cx {
         let signer = Signer::new(&config.jwt_secret, config.access_token_ttl)?;
         let platform = crate::http::authority::PlatformHosts::new(&config.hosts)?;
         let limits = AuthLimits::new(config.limits.auth_requests_per_minute);
+        let database_tests = DoctorLimits::new(&config.limits.doctor);
         let passwords = Passwords::new(config.limits.password_hashers)
             .map_err(|error| ConfigError::Invalid { name: "PASSWORD_HASHERS", why: error.to_string() })?;
         let ops = OpsCx::new(
@@ -209,7 +216,7 @@ impl Cx {
             clock,
         )?;
         let run_events = broadcast::Sender::new(1024);
-        Ok(Self(Arc::new(Parts { ops, config, passwords, signer, limits, platform, run_events })))
+        Ok(Self(Arc::new(Parts { ops, config, passwords, signer, limits, database_tests, platform, run_events })))
     }
 
     /// The part that commands and jobs use.

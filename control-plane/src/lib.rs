@@ -8,6 +8,7 @@ pub mod config;
 pub mod credits;
 pub mod cx;
 pub mod directory;
+pub mod doctor;
 pub mod hostnames;
 pub mod http;
 pub mod idempotency;

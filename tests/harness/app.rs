@@ -300,6 +300,10 @@ pub fn config(master_url: &str, arguments: &[String]) -> Config {
         "50",
         "--auth-requests-per-minute",
         "100000",
+        "--database-tests-per-minute",
+        "100000",
+        "--database-tests-at-once",
+        "100",
         "--shutdown-grace-ms",
         "2000",
         // Visits open connections to stores, which some tests count; those of visits ask for them.

@@ -79,6 +79,8 @@ const CASES: &[Case] = &[
     on(Stage::Pending, "database_connect", Who::Manager, 202),
     // The store's database is a managed one.
     case("database_credentials_replace", Who::Manager, 409),
+    case("database_test", Who::SignedIn, 200),
+    case("store_database_test", Who::Manager, 200),
     on(Stage::Failed, "provisioning_retry", Who::Manager, 202),
     on(Stage::Failed, "provisioning_cancel", Who::Manager, 202),
     case("credit_balance", Who::Member, 200),
@@ -369,6 +371,7 @@ impl Scene {
             "store_update" => Some(json!({ "name": "Renamed", "settings": { "locale": "de" } })),
             "database_connect" => Some(json!({ "managed": true })),
             "database_credentials_replace" => Some(json!({ "connectionString": "postgres://u:p@127.0.0.1:1/d" })),
+            "database_test" => Some(json!({ "connectionString": "postgres://u:p@127.0.0.1:1/d" })),
             "ops_admin_grant" | "ops_admin_revoke" => Some(json!({ "email": self.owner.email })),
             "ops_server_add" => Some(json!({ "name": "second", "url": self.app.cluster.url("postgres") })),
             "ops_store_suspend" => Some(json!({ "reason": "they asked" })),

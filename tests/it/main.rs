@@ -35,6 +35,7 @@ mod credits;
 mod deaths;
 mod deliveries;
 mod described;
+mod doctor;
 mod faults;
 mod hosts;
 mod identity;

@@ -142,13 +142,13 @@ async fn a_full_disk_costs_what_needs_room_and_leaves_nothing_half_written() {
 }
 
 /// Who signs the certificates of a test's servers.
-struct Authority {
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    pem: String,
+    pub(crate) pem: String,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
@@ -157,16 +157,21 @@ impl Authority {
     }
 
     /// A certificate for a server of this name, good until the end of that year, and its key.
-    fn certify(&self, name: &str, until: i32) -> (String, String) {
+    pub(crate) fn certify(&self, name: &str, until: i32) -> (String, String) {
+        self.certify_between(name, 2019, until)
+    }
+
+    /// One that is good from the beginning of that year on.
+    pub(crate) fn certify_between(&self, name: &str, from: i32, until: i32) -> (String, String) {
         let mut params = CertificateParams::new([name.to_owned()]).unwrap();
-        (params.not_before, params.not_after) = (date_time_ymd(2019, 1, 1), date_time_ymd(until, 12, 31));
+        (params.not_before, params.not_after) = (date_time_ymd(from, 1, 1), date_time_ymd(until, 12, 31));
         let key = KeyPair::generate().unwrap();
         (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
     }
 }
 
 /// Makes the server show this certificate to whoever connects from now on.
-async fn present(cluster: &Cluster, name: &str, (certificate, key): &(String, String)) {
+pub(crate) async fn present(cluster: &Cluster, name: &str, (certificate, key): &(String, String)) {
     let mut admin = cluster.admin().await;
     for (end, text) in [("crt", certificate), ("key", key)] {
         let encoded = BASE64_STANDARD.encode(text);

@@ -8,6 +8,7 @@ use crate::charges::ChargeError;
 use crate::credits::CreditError;
 use crate::credits::purchases::PurchaseError;
 use crate::credits::review::ReviewError;
+use crate::doctor::DoctorError;
 use crate::http::errors::chain;
 use crate::identity::IdentityError;
 use crate::master::MasterError;
@@ -43,6 +44,7 @@ refused_by!(
     CatalogError,
     ChargeError,
     CreditError,
+    DoctorError,
     IdentityError,
     OpsError,
     ProvisioningError,

@@ -5,6 +5,7 @@
 mod admin;
 mod credits;
 mod dev;
+mod doctor;
 mod failure;
 mod output;
 mod payments;
@@ -22,7 +23,7 @@ use serde::Serialize;
 
 use crate::config::{Config, HostArgs, KeyArgs, LimitArgs, LogArgs, MasterArgs, PaymentArgs};
 use crate::cx::OpsCx;
-use crate::{master, ops, telemetry};
+use crate::{master, telemetry};
 
 use admin::Admin;
 use credits::Credits;
@@ -83,7 +84,7 @@ enum Command {
     #[command(subcommand)]
     Explain(Explain),
     /// Look for what is wrong or left behind; changes nothing
-    Doctor(OpsArgs),
+    Doctor(Box<doctor::Doctor>),
     /// Print the API description
     Openapi,
 }
@@ -250,15 +251,7 @@ async fn act(cli: Cli) -> Result<ExitCode, Failure> {
             print(json, &Printed::text(document))?;
             return Ok(ExitCode::SUCCESS);
         }
-        Command::Doctor(args) => {
-            let cx = args.context(true, None)?;
-            let findings = ops::doctor(&cx).await;
-            cx.close().await;
-            let findings = findings?;
-            let is_well = findings.iter().all(|finding| finding.is_ok);
-            print(json, &output::findings(&findings)?)?;
-            return Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::from(3) });
-        }
+        Command::Doctor(command) => command.run().await?,
         Command::Admin(command) => operate(command).await?,
         Command::Servers(command) => operate(command).await?,
         Command::Stores(command) => operate(command).await?,

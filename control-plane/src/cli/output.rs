@@ -16,6 +16,7 @@ use crate::credits::purchases::routes::OpsPurchaseView;
 use crate::credits::review::routes::{DifferenceView, PaymentEventView, ReconciledView};
 use crate::credits::routes::{BalanceView, TransactionView};
 use crate::credits::verify::Verification;
+use crate::doctor::{CheckState, Report};
 use crate::ops::routes::{OpsStoreView, ServerView};
 use crate::ops::{Finding, HostExplanation};
 use crate::provisioning::routes::RunView;
@@ -211,7 +212,28 @@ pub(super) fn findings(findings: &[Finding]) -> Result<Printed, Failure> {
             lines.push(format!("      {:<12}-> {advice}", ""));
         }
     }
-    Ok(Printed { json: Some(serde_json::json!({ "data": json_of(&findings)? })), lines, code: 0 })
+    let code = if findings.iter().all(|finding| finding.is_ok) { 0 } else { FOUND };
+    Ok(Printed { json: Some(serde_json::json!({ "data": json_of(&findings)? })), lines, code })
+}
+
+/// What the doctor found at one database.
+pub(super) fn database_report(report: &Report) -> Result<Printed, Failure> {
+    let mut lines = Vec::new();
+    for check in &report.checks {
+        let mark = match check.state {
+            CheckState::Passed => "ok  ",
+            CheckState::Warning => "warn",
+            CheckState::Failed => "FAIL",
+            CheckState::Skipped => "-   ",
+        };
+        let codes = [check.code, check.server_code.as_deref()].into_iter().flatten().collect::<Vec<_>>().join(", ");
+        let codes = if codes.is_empty() { codes } else { format!(" ({codes})") };
+        lines.push(format!("{mark}  {:<12}{:>6} ms  {}{codes}", check.name.as_str(), check.duration_ms, check.detail));
+        lines.extend(check.advice.iter().map(|advice| format!("{:<29}-> {advice}", "")));
+        lines.extend(check.sql.iter().flat_map(|sql| sql.lines()).map(|sql| format!("{:<32}{sql}", "")));
+    }
+    let code = if report.ok { 0 } else { FOUND };
+    Ok(Printed { json: Some(json_of(report)?), lines, code })
 }
 
 pub(super) fn explanation(explanation: &HostExplanation) -> Result<Printed, Failure> {

@@ -11,7 +11,7 @@ use tenancy::{Credential, Session};
 use tenant_schema::SchemaState;
 
 use super::step_error::StepError;
-use super::steps::CONNECT_TIMEOUT;
+use super::steps::{CONNECT_TIMEOUT, explained};
 use super::{DatabaseKind, ProvisioningError, Target, db, engine};
 use crate::audit::{self, Actor, Subject};
 use crate::cx::OpsCx;
@@ -71,7 +71,9 @@ fn check_engine(known: &db::StoreDatabase, credential: &Credential) -> Result<()
 async fn check_leads_to(cx: &OpsCx, credential: &Credential, store: StoreId) -> Result<(), ProvisioningError> {
     let refused = |error: StepError| ProvisioningError::Refused(error);
     let unreachable = |error| refused(StepError::connecting(credential.engine, error));
-    credential.check_session_mode(cx.owners_reach, CONNECT_TIMEOUT).await.map_err(unreachable)?;
+    if let Err(error) = credential.check_session_mode(cx.owners_reach, CONNECT_TIMEOUT).await {
+        return Err(refused(explained(credential, cx.owners_reach, error).await));
+    }
     let mut connection = credential.connect(cx.owners_reach, CONNECT_TIMEOUT).await.map_err(unreachable)?;
     let checked = check_inside(&mut connection, store).await;
     if let Err(error) = connection.close().await {

@@ -14,6 +14,8 @@ pub struct Facts {
     /// Whether the version is one that stores can live on.
     pub is_supported: bool,
     pub is_read_only: bool,
+    /// Whether that is because it follows another server, as far as it says so.
+    pub is_replica: bool,
     /// Whether the login may make what a store needs, in the database that it is connected to.
     pub may_create: bool,
 }

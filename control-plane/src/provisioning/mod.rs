@@ -15,6 +15,7 @@ pub mod engine;
 pub mod jobs;
 pub mod mysql;
 pub mod postgres;
+mod refusal;
 pub mod routes;
 pub mod run;
 mod scram;
@@ -34,7 +35,7 @@ use crate::cx::OpsCx;
 use crate::servers;
 use crate::stores::{self, Store};
 
-pub use step_error::{OURS, StepError};
+pub use step_error::{OURS, StepError, transaction_pooler};
 pub use steps::StepName;
 pub use target::{Target, TargetError};
 
@@ -449,8 +450,11 @@ fn refused(error: &StepError) -> Problem {
         "other-database" => (S::CONFLICT, "/database"),
         "wrong-password" => (S::UNPROCESSABLE_ENTITY, "/password"),
         "missing-database" => (S::UNPROCESSABLE_ENTITY, "/database"),
-        "forbidden" | "missing-privilege" => (S::UNPROCESSABLE_ENTITY, "/username"),
-        "tls" => (S::UNPROCESSABLE_ENTITY, "/tls"),
+        "forbidden" | "missing-privilege" | "login-refused" | "account-locked" => {
+            (S::UNPROCESSABLE_ENTITY, "/username")
+        }
+        "password-expired" => (S::UNPROCESSABLE_ENTITY, "/password"),
+        "tls" | "tls-required" => (S::UNPROCESSABLE_ENTITY, "/tls"),
         _ => (S::UNPROCESSABLE_ENTITY, "/host"),
     };
     tracing::debug!(code = error.code, error = crate::http::errors::chain(error), "new credentials were refused");

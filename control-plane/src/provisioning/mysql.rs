@@ -35,28 +35,37 @@ pub async fn server_side(connection: &mut MySqlConnection) -> Result<i64, sqlx::
     sqlx::raw_sql("select cast(connection_id() as signed)").fetch_one(connection).await?.try_get(0)
 }
 
+/// What there is to know before anything is changed. The version comes first, in the simple protocol: an old server has not
+/// even got the functions that the rest is asked with.
 pub async fn facts(connection: &mut MySqlConnection) -> Result<Facts, sqlx::Error> {
-    let (version, is_read_only, has_role): (String, bool, bool) = sqlx::query_as(
-        "select version(), @@global.read_only = 1 or @@global.innodb_read_only = 1,
+    let version: String = sqlx::raw_sql("select version()").fetch_one(&mut *connection).await?.try_get(0)?;
+    let (name, least) = if version.contains("MariaDB") { ("MariaDB", MIN_MARIADB) } else { ("MySQL", MIN_MYSQL) };
+    let (numbers, text) = read_version(&version);
+    let facts = Facts {
+        engine: Engine::Mysql,
+        server: format!("{name} {text}"),
+        is_supported: numbers >= least,
+        is_read_only: false,
+        // Who is set to read only is told; whom it follows only an administrator is.
+        is_replica: false,
+        may_create: false,
+    };
+    if !facts.is_supported {
+        return Ok(facts);
+    }
+    let (is_read_only, has_role): (bool, bool) = sqlx::query_as(
+        "select @@global.read_only = 1 or @@global.innodb_read_only = 1,
                 coalesce(nullif(current_role(), 'NONE'), '') <> ''",
     )
     .fetch_one(&mut *connection)
     .await?;
     // What a role brings is not listed: then a right that is missing shows when it is used.
-    let may_create = has_role || has_rights(connection).await?;
-    let (name, least) = if version.contains("MariaDB") { ("MariaDB", MIN_MARIADB) } else { ("MySQL", MIN_MYSQL) };
-    let (numbers, text) = read_version(&version);
-    Ok(Facts {
-        engine: Engine::Mysql,
-        server: format!("{name} {text}"),
-        is_supported: numbers >= least,
-        is_read_only,
-        may_create,
-    })
+    let may_create = has_role || missing_rights(connection).await?.is_empty();
+    Ok(Facts { is_read_only, may_create, ..facts })
 }
 
-/// Whether the login has what it needs in its database, of its own or everywhere on the server.
-async fn has_rights(connection: &mut MySqlConnection) -> Result<bool, sqlx::Error> {
+/// What the login needs in its database and has not, of its own or everywhere on the server.
+pub async fn missing_rights(connection: &mut MySqlConnection) -> Result<Vec<&'static str>, sqlx::Error> {
     let rights: Vec<String> = sqlx::query_scalar(
         "select privilege_type from information_schema.user_privileges
          where grantee = concat('''', replace(current_user(), '@', '''@'''), '''')
@@ -66,7 +75,7 @@ async fn has_rights(connection: &mut MySqlConnection) -> Result<bool, sqlx::Erro
     )
     .fetch_all(connection)
     .await?;
-    Ok(NEEDED.iter().all(|needed| rights.iter().any(|right| right == needed)))
+    Ok(NEEDED.into_iter().filter(|needed| !rights.iter().any(|right| right == needed)).collect())
 }
 
 /// `10.11.14-MariaDB-0+deb12u2` is 10.11.14; some hosts put `5.5.5-` before it.

@@ -38,12 +38,13 @@ pub async fn server_side(connection: &mut PgConnection) -> Result<i64, sqlx::Err
     sqlx::raw_sql("select pg_backend_pid()::int8").fetch_one(connection).await?.try_get(0)
 }
 
-/// What there is to know before anything is changed.
+/// What there is to know before anything is changed. In the simple protocol, as it may be asked before a pooler is looked for.
 pub async fn facts(connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
-    let row = sqlx::query(
+    let row = sqlx::raw_sql(
         "select current_setting('server_version_num')::int4,
                 pg_is_in_recovery() or current_setting('transaction_read_only')::bool,
-                has_database_privilege(current_database(), 'create')",
+                has_database_privilege(current_database(), 'create'),
+                pg_is_in_recovery()",
     )
     .fetch_one(connection)
     .await?;
@@ -54,6 +55,7 @@ pub async fn facts(connection: &mut PgConnection) -> Result<Facts, sqlx::Error> 
         is_supported: version >= MIN_VERSION,
         is_read_only: row.try_get(1)?,
         may_create: row.try_get(2)?,
+        is_replica: row.try_get(3)?,
     })
 }
 

@@ -13,7 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::target::TargetFields;
+use super::target::{TargetError, TargetFields};
 use super::{DatabaseKind, NewDatabase, RunState, RunWithSteps, StepName, StepState, Target, watch};
 use crate::audit::Actor;
 use crate::cx::Cx;
@@ -85,29 +85,81 @@ pub struct ConnectBody {
     demo_products: Option<bool>,
 }
 
+/// Why a body names no database.
+pub enum BodyError {
+    /// Its members contradict each other, or one is missing.
+    Body(Problem),
+    /// The connection that it names is not understood.
+    Target(TargetError),
+}
+
+impl From<TargetError> for BodyError {
+    fn from(error: TargetError) -> Self {
+        Self::Target(error)
+    }
+}
+
+impl From<BodyError> for Problem {
+    fn from(error: BodyError) -> Self {
+        match error {
+            BodyError::Body(problem) => problem,
+            BodyError::Target(error) => error.into(),
+        }
+    }
+}
+
 impl ConnectBody {
-    fn read(self) -> Result<(NewDatabase, bool), Problem> {
+    /// Whether nothing at all is said.
+    pub fn is_empty(&self) -> bool {
+        let Self { managed, region, engine, connection_string, host, port, username, password, database, tls, .. } =
+            self;
+        let has_place = connection_string.is_some() || host.is_some() || port.is_some() || database.is_some();
+        let has_login = username.is_some() || password.is_some();
+        let has_kind = managed.is_some() || region.is_some() || engine.is_some() || tls.is_some();
+        !(has_place || has_login || has_kind || self.ca_pem.is_some() || self.demo_products.is_some())
+    }
+
+    /// The database that an owner would bring. A connection that is not understood is no error of the body's.
+    ///
+    /// # Errors
+    /// The problem with the body itself, also when it asks for a managed database.
+    pub fn read_brought(self) -> Result<Result<Target, TargetError>, Problem> {
+        match self.read() {
+            Ok((NewDatabase::Brought(target), _)) => Ok(Ok(target)),
+            Ok((NewDatabase::Managed { .. }, _)) => Err(Problem::invalid().field(
+                "/managed",
+                "contradiction",
+                "there is nothing to test of a database that is still to be made; give the connection of yours",
+            )),
+            Err(BodyError::Target(error)) => Ok(Err(error)),
+            Err(BodyError::Body(problem)) => Err(problem),
+        }
+    }
+
+    fn read(self) -> Result<(NewDatabase, bool), BodyError> {
         let demo = self.demo_products.unwrap_or(false);
         let has_fields = self.host.is_some()
             || self.port.is_some()
             || self.username.is_some()
             || self.password.is_some()
             || self.database.is_some();
-        let refused = |pointer, detail: &str| Err(Problem::invalid().field(pointer, "contradiction", detail));
+        let refused =
+            |pointer, detail: &str| Err(BodyError::Body(Problem::invalid().field(pointer, "contradiction", detail)));
         let tls = self.tls.map(Into::into);
         match (self.managed.unwrap_or(false), self.connection_string) {
             (true, None) if !has_fields => {
                 let region = self.region.map(|region| text::one_line(&region, 63)).transpose();
-                let region = region.map_err(|error| Problem::invalid().field("/region", "text", error))?;
+                let region =
+                    region.map_err(|error| BodyError::Body(Problem::invalid().field("/region", "text", error)))?;
                 let engine = self.engine.unwrap_or(Engine::Postgresql);
                 Ok((NewDatabase::Managed { engine, region }, demo))
             }
             (true, _) => refused("/managed", "a managed database takes no connection of yours"),
-            (false, None) if self.engine.is_none() => Err(Problem::invalid().field(
+            (false, None) if self.engine.is_none() => Err(BodyError::Body(Problem::invalid().field(
                 "/engine",
                 "required",
                 "say {\"managed\": true}, or the engine of your database: postgresql or mysql",
-            )),
+            ))),
             (false, _) if self.region.is_some() => refused("/region", "only a managed database has a region"),
             (false, Some(_)) if has_fields => {
                 refused("/connectionString", "give the connection string or its parts, not both")

@@ -4,6 +4,8 @@ use kernel::Engine;
 use sqlx::mysql::MySqlDatabaseError;
 use tenancy::{Cause, ConnectError};
 
+use super::refusal;
+
 /// Why a step failed: a stable code, what happened, and what to do. Never a secret, and of our own servers no address.
 #[derive(Debug, thiserror::Error)]
 #[error("{code}: {what}")]
@@ -181,14 +183,19 @@ impl StepError {
                 ("protocol", what, "Check host, port and engine.")
             }
         };
-        let mut step = Self::new(code, what, advice);
+        // The server's own code may say more.
+        let refusal = error.code.as_deref().and_then(|code| refusal::of_code(engine, code));
+        let mut step = match refusal {
+            Some(refusal) => Self::new(refusal.code, refusal.what, refusal.advice),
+            None => Self::new(code, what, advice),
+        };
         step.is_transient =
             matches!(error.cause, Cause::Unreachable | Cause::Timeout | Cause::TooManyConnections | Cause::NotReady);
         step.because(error)
     }
 }
 
-pub(super) const fn transaction_pooler() -> (&'static str, &'static str, &'static str) {
+pub const fn transaction_pooler() -> (&'static str, &'static str, &'static str) {
     (
         "transaction-pooler",
         "A pooler in transaction mode stands before the database; it can mix up answers.",

@@ -1,22 +1,27 @@
 //! The steps of a run: what each does, and how it is undone.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use kernel::{Engine, StoreStatus};
 use sqlx::PgConnection;
 use tenancy::{AddressError, Cause, ConnectError, Credential, Reach, Session};
 use tenant_schema::{SchemaError, SchemaState};
+use tokio::time::timeout;
 
 use super::db::{self, StoreDatabase};
 use super::step_error::{OURS, StepError, grant_advice, transaction_pooler};
 use super::{DatabaseKind, Run, engine, mysql, postgres};
 use crate::cx::OpsCx;
+use crate::doctor::peer;
 use crate::stores::{self, Store};
 use crate::{hostnames, identity, servers};
 
 /// How long a step may take before it counts as failed.
 pub const STEP_TIMEOUT: Duration = Duration::from_secs(120);
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a server may take to let us in before it is asked what it is.
+const PATIENCE: Duration = Duration::from_millis(700);
 
 /// The steps by name, in the order in which they are done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, sqlx::Type, utoipa::ToSchema)]
@@ -116,6 +121,14 @@ impl<'a> StepCx<'a> {
     async fn connect(&self) -> Result<Session, StepError> {
         let connected = self.credential.connect(self.reach(), CONNECT_TIMEOUT).await;
         let mut session = connected.map_err(|error| StepError::connecting(self.credential.engine, error))?;
+        engine::set_limits(&mut session).await?;
+        Ok(session)
+    }
+
+    /// The first connection to a database that was brought: what is no server of its engine is told to be none, instead of
+    /// waited for.
+    async fn connect_to_brought(&self) -> Result<Session, StepError> {
+        let mut session = connect_or_explain(&self.credential, self.reach()).await?;
         engine::set_limits(&mut session).await?;
         Ok(session)
     }
@@ -288,7 +301,10 @@ impl<'a> StepCx<'a> {
                 StepError::new(code, error.to_string(), "Connect again with a host that is public and resolves.")
             })?;
         }
-        let mut first = self.connect().await?;
+        let mut first = match self.run.kind {
+            DatabaseKind::Managed => self.connect().await?,
+            DatabaseKind::Brought => self.connect_to_brought().await?,
+        };
         // What stands before a server of ours was looked at when ops registered it.
         let checked = match self.run.kind {
             DatabaseKind::Managed => Ok(()),
@@ -459,6 +475,40 @@ impl<'a> StepCx<'a> {
         }
         Ok(News(stores::db::store_find(tx, self.store.id).await?.map(|store| store.route_version)))
     }
+}
+
+/// Connects to a database that was brought. When that takes unusually long, what answers there is asked what it is meanwhile.
+async fn connect_or_explain(credential: &Credential, reach: Reach) -> Result<Session, StepError> {
+    let Credential { engine, host, port, .. } = credential;
+    let mut connecting = pin!(credential.connect(reach, CONNECT_TIMEOUT));
+    let connected = match timeout(PATIENCE, &mut connecting).await {
+        Ok(connected) => connected,
+        Err(_) => {
+            let mut explaining = pin!(peer::explain(*engine, host, *port, reach));
+            tokio::select! {
+                biased;
+                connected = &mut connecting => connected,
+                Some(wrong) = &mut explaining => return Err(wrong),
+            }
+        }
+    };
+    match connected {
+        Ok(session) => Ok(session),
+        Err(error) if error.cause == Cause::Protocol => Err(explained(credential, reach, error).await),
+        Err(error) => Err(StepError::connecting(*engine, error)),
+    }
+}
+
+/// Why a connection to a database that was brought failed: when it did as it would at something else than a server of this
+/// engine, what answers there is asked what it is.
+pub(super) async fn explained(credential: &Credential, reach: Reach, error: ConnectError) -> StepError {
+    let Credential { engine, host, port, .. } = credential;
+    if matches!(error.cause, Cause::Protocol | Cause::Timeout)
+        && let Some(wrong) = peer::explain(*engine, host, *port, reach).await
+    {
+        return wrong.because(error);
+    }
+    StepError::connecting(*engine, error)
 }
 
 fn other_store() -> StepError {

@@ -1,6 +1,6 @@
 //! What an owner types, and the addresses that we refuse to call.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use kernel::Engine;
 use kernel::address::is_public;
@@ -10,13 +10,13 @@ use tenancy::{AddressError, Credential, Reach, TlsMode};
 
 /// A database as it was typed. Whether its host may be called, and with how much of TLS, [`Target::resolve`] says.
 pub struct Target {
-    pub(super) engine: Engine,
-    pub(super) host: String,
-    pub(super) port: u16,
-    pub(super) username: String,
-    pub(super) password: SecretString,
-    pub(super) database: String,
-    pub(super) tls: Option<TlsMode>,
+    pub(crate) engine: Engine,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) username: String,
+    pub(crate) password: SecretString,
+    pub(crate) database: String,
+    pub(crate) tls: Option<TlsMode>,
     ca_pem: Option<String>,
 }
 
@@ -99,45 +99,48 @@ impl Target {
     /// # Errors
     /// [`TargetError::PlainRefused`], [`TargetError::PrivateAddress`] or [`TargetError::Unresolvable`].
     pub async fn resolve(self, reach: Reach) -> Result<Credential, TargetError> {
-        if self.tls == Some(TlsMode::Disable) && reach == Reach::Public {
-            return Err(TargetError::PlainRefused);
+        self.check_plain(reach)?;
+        // Nothing hangs on the addresses: they are looked up when it is connected.
+        if reach == Reach::Anywhere && (self.tls.is_some() || self.ca_pem.is_some()) {
+            return Ok(self.settle(&[], reach));
         }
-        refuse_private(&self.host, self.port, reach).await?;
+        let addresses = reach.addresses(&self.host, self.port).await?;
+        Ok(self.settle(&addresses, reach))
+    }
+
+    /// Whether as much of TLS is asked for as the installation wants.
+    ///
+    /// # Errors
+    /// [`TargetError::PlainRefused`].
+    pub fn check_plain(&self, reach: Reach) -> Result<(), TargetError> {
+        if self.tls == Some(TlsMode::Disable) && reach == Reach::Public {
+            Err(TargetError::PlainRefused)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// What connects to it, its host being at these addresses.
+    pub fn settle(self, addresses: &[SocketAddr], reach: Reach) -> Credential {
+        let is_private = || !addresses.iter().any(|address| is_public(address.ip()));
         let tls = if let Some(tls) = self.tls {
             tls
-        } else if reach == Reach::Anywhere && self.ca_pem.is_none() && is_private(&self.host, self.port).await? {
+        } else if reach == Reach::Anywhere && self.ca_pem.is_none() && is_private() {
             TlsMode::Disable
         } else {
             TlsMode::VerifyFull
         };
         let Self { engine, host, port, username, password, database, ca_pem, .. } = self;
-        Ok(Credential { engine, host, port, username, password, database, tls, ca_pem })
+        Credential { engine, host, port, username, password, database, tls, ca_pem }
     }
 }
 
 /// Where servers of an engine listen when nothing else is said.
-const fn default_port(engine: Engine) -> u16 {
+pub const fn default_port(engine: Engine) -> u16 {
     match engine {
         Engine::Mysql => 3306,
         _ => 5432,
     }
-}
-
-/// Refuses `host` when `reach` does not allow one of its addresses: we are no way into our own network.
-///
-/// # Errors
-/// [`TargetError::PrivateAddress`] or [`TargetError::Unresolvable`].
-async fn refuse_private(host: &str, port: u16, reach: Reach) -> Result<(), TargetError> {
-    match reach {
-        Reach::Anywhere => Ok(()),
-        Reach::Public => Ok(reach.addresses(host, port).await.map(drop)?),
-    }
-}
-
-/// Whether no address of `host` is of the public internet.
-async fn is_private(host: &str, port: u16) -> Result<bool, TargetError> {
-    let addresses = Reach::Anywhere.addresses(host, port).await?;
-    Ok(!addresses.iter().any(|address| is_public(address.ip())))
 }
 
 impl From<AddressError> for TargetError {

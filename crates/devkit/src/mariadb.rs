@@ -28,6 +28,8 @@ pub struct MariaDb {
     folder: Folder,
     profile: Profile,
     max_connections: u32,
+    /// Further options of the server's, as on its command line.
+    options: Vec<String>,
     password: String,
     port: u16,
     watchdog: Option<Watchdog>,
@@ -50,7 +52,8 @@ impl MariaDb {
         let mut candidates = ports::to_try(wanted, folder::hash_number(&folder.dir));
         let port = candidates.find(|port| ports::is_free(*port)).ok_or_else(ports::none_free)?;
         folder.remember_port(port)?;
-        let mut server = Self { folder, profile, max_connections, password, port, watchdog: None, _lock: lock };
+        let mut server =
+            Self { folder, profile, max_connections, options: Vec::new(), password, port, watchdog: None, _lock: lock };
         server.launch(&log, deadline).await?;
         Ok(server)
     }
@@ -119,6 +122,12 @@ impl MariaDb {
     /// When it has not ended after 20 seconds.
     pub async fn kill(&mut self) -> Result<(), ServerError> {
         self.go_down(Some("KILL")).await
+    }
+
+    /// Sets further options of the server's, such as `--ssl-cert=cert.pem`, from the next [`restart`](MariaDb::restart) on. A
+    /// path that is not absolute begins in the folder of its data.
+    pub fn set_options(&mut self, options: &[&str]) {
+        self.options = options.iter().map(|&option| option.to_owned()).collect();
     }
 
     /// Starts the server again, on the same data and port; one that is still up is shut down first.
@@ -203,6 +212,7 @@ impl MariaDb {
             "--transaction-isolation=SERIALIZABLE",
         ];
         args.extend(fixed.iter().chain(of_profile).map(OsString::from));
+        args.extend(self.options.iter().map(OsString::from));
         Ok(args)
     }
 

@@ -79,7 +79,8 @@ impl Cause {
 pub struct ConnectError {
     /// What kind of trouble it is.
     pub cause: Cause,
-    /// What the server itself calls it, when it said anything: PostgreSQL's five characters, MySQL's number.
+    /// What the server itself calls it, when it said anything: PostgreSQL's five characters, MySQL's number. A pooler that
+    /// has one of these for everything adds a name of its own: `XX000 EMAXCONNSESSION`.
     pub code: Option<String>,
 }
 
@@ -124,8 +125,28 @@ impl From<&sqlx::Error> for ConnectError {
 fn code_of(error: &dyn DatabaseError) -> Option<String> {
     match error.try_downcast_ref::<MySqlDatabaseError>() {
         Some(error) => Some(error.number().to_string()),
-        None => error.code().map(std::borrow::Cow::into_owned),
+        None => error.code().map(|code| match pooler_code(error.message()) {
+            Some(name) => format!("{code} {name}"),
+            None => code.into_owned(),
+        }),
     }
+}
+
+/// The name that Supabase's pooler gives to its errors, all of which have one SQLSTATE: it stands in parentheses before the
+/// message. Releases before these names are known by what they said.
+fn pooler_code(message: &str) -> Option<&str> {
+    const BEFORE_NAMES: [(&str, &str); 3] = [
+        ("Tenant or user not found", "ENOTFOUND"),
+        ("Max client connections reached", "EMAXCLIENTCONN"),
+        ("MaxClientsInSessionMode", "EMAXCONNSESSION"),
+    ];
+    if let Some((name, _)) = message.strip_prefix('(').and_then(|rest| rest.split_once(')')) {
+        let is_name = name.len() <= 40
+            && name.starts_with('E')
+            && name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_');
+        return is_name.then_some(name);
+    }
+    BEFORE_NAMES.iter().find(|(said, _)| message.starts_with(said)).map(|(_, name)| *name)
 }
 
 /// What a server means when it refuses a connection. The numbers are those of MySQL and MariaDB.
@@ -143,6 +164,19 @@ fn cause_of(error: &dyn DatabaseError) -> Cause {
             3159 => Cause::Tls,
             _ => Cause::Protocol,
         };
+    }
+    // A pooler's own name says more than the SQLSTATE that it shares with all the others.
+    match pooler_code(error.message()) {
+        // Also the one of a pooler that has seen too many wrong passwords and lets nobody try again for now.
+        Some("EWRONGPASSWORD" | "ECIRCUITBREAKER" | "EAUTHQUERY") => return Cause::WrongPassword,
+        Some("EADDRNOTALLOWED" | "EBANNED") => return Cause::Forbidden,
+        Some("ENOTFOUND" | "ETENANTNOTFOUND" | "ENOIDENTIFIER") => return Cause::MissingDatabase,
+        Some("ESSLREQUIRED") => return Cause::Tls,
+        Some("EMAXCONNSESSION" | "EMAXCLIENTCONN" | "EMAXCONN" | "ECHECKOUTTIMEOUT") => {
+            return Cause::TooManyConnections;
+        }
+        Some("EDBHANDLEREXITED") => return Cause::NotReady,
+        _ => {}
     }
     match error.code().as_deref().unwrap_or_default() {
         "28P01" | "28000" => Cause::WrongPassword,
@@ -255,4 +289,25 @@ pub enum ResolveError {
     /// The directory does not answer, and what is remembered is too old.
     #[error("the directory does not answer")]
     DirectoryUnavailable,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pooler_code;
+
+    #[test]
+    fn a_poolers_own_name_is_found_and_nothing_else_is_taken_for_one() {
+        for (message, name) in [
+            ("(EMAXCONNSESSION) max clients reached in session mode", Some("EMAXCONNSESSION")),
+            ("(ENOTFOUND) tenant/user postgres.abc not found", Some("ENOTFOUND")),
+            ("Tenant or user not found", Some("ENOTFOUND")),
+            ("Max client connections reached", Some("EMAXCLIENTCONN")),
+            ("(see the log) out of memory", None),
+            ("(E", None),
+            ("()", None),
+            ("could not open file", None),
+        ] {
+            assert_eq!(pooler_code(message), name, "{message}");
+        }
+    }
 }

@@ -196,6 +196,20 @@ impl Session {
         }
     }
 
+    /// Sets the session up as a pool with this configuration does, for whoever looks at what comes of it. Not before it is
+    /// known to be a session: behind a transaction pooler the settings would be left to others.
+    ///
+    /// # Errors
+    /// What the server says: some setting is not to be had there.
+    pub async fn set_up_as_pooled(&mut self, config: &TenancyConfig) -> Result<(), sqlx::Error> {
+        let setup = Setup::new(config);
+        let text = match self {
+            Self::Postgres(_) => &setup.postgres,
+            Self::MySql(_) => &setup.mysql,
+        };
+        self.ask(text).await.map(drop)
+    }
+
     /// Whose rules the statements follow that it is given.
     #[must_use]
     pub fn engine(&self) -> Engine {

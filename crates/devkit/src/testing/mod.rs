@@ -2,6 +2,7 @@
 
 mod pgbouncer;
 mod pooler;
+mod scripted;
 
 use std::path::PathBuf;
 
@@ -11,6 +12,7 @@ use crate::{MariaDb, Postgres, PostgresOptions, Profile};
 
 pub use pgbouncer::{PgBouncer, PoolMode};
 pub use pooler::TransactionPooler;
+pub use scripted::ScriptedServer;
 
 static SHARED: OnceCell<Postgres> = OnceCell::const_new();
 static SHARED_MARIADB: OnceCell<MariaDb> = OnceCell::const_new();

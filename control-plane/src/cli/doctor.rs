@@ -1,0 +1,118 @@
+//! Commands that look for what is wrong.
+
+use std::io::{IsTerminal as _, Read as _};
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use kernel::StoreId;
+use secrecy::SecretString;
+
+use super::OpsArgs;
+use super::failure::Failure;
+use super::output::{self, Printed};
+use super::stores::StoreName;
+use crate::cx::OpsCx;
+use crate::doctor::{self, Report};
+use crate::provisioning::target::{Target, TargetError};
+use crate::{master, ops};
+
+/// The longest connection string that is read.
+const MAX_INPUT: u64 = 64 * 1024;
+
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(super) struct Doctor {
+    #[command(subcommand)]
+    what: Option<What>,
+    #[command(flatten)]
+    ops: Option<OpsArgs>,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Look at one database: whether a store can live there, and if not, why. Changes nothing
+    Database(Box<DatabaseArgs>),
+}
+
+#[derive(Args)]
+struct DatabaseArgs {
+    /// postgres://user:password@host:5432/database, or mysql://…. Better given as the variable, or with --url-stdin: arguments
+    /// show in the list of processes
+    #[arg(long, env = "DATABASE_TEST_URL", hide_env_values = true)]
+    url: Option<SecretString>,
+    /// Read the connection string from standard input
+    #[arg(long)]
+    url_stdin: bool,
+    /// The CA that signed the server's certificate, as a file of PEM
+    #[arg(long)]
+    ca_file: Option<PathBuf>,
+    /// The store whose own database is looked at; with a connection string, the one for which that is meant. Id or slug
+    #[arg(long)]
+    store: Option<StoreName>,
+    #[command(flatten)]
+    ops: OpsArgs,
+}
+
+impl Doctor {
+    pub(super) async fn run(self) -> Result<Printed, Failure> {
+        match (self.what, self.ops) {
+            (Some(What::Database(args)), _) => database(*args).await,
+            (None, Some(args)) => {
+                let cx = args.context(true, None)?;
+                let findings = ops::doctor(&cx).await;
+                cx.close().await;
+                output::findings(&findings?)
+            }
+            (None, None) => Err(anyhow::anyhow!("MASTER_DB_URL is not set").into()),
+        }
+    }
+}
+
+async fn database(args: DatabaseArgs) -> Result<Printed, Failure> {
+    let DatabaseArgs { url, url_stdin, ca_file, store, ops } = args;
+    let url = match (url, url_stdin) {
+        (_, true) => Some(from_stdin()?),
+        (url, false) => url,
+    };
+    if url.is_none() && store.is_none() {
+        return Err(
+            anyhow::anyhow!("say which: a connection string (DATABASE_TEST_URL, --url-stdin) or --store").into()
+        );
+    }
+    let ca = ca_file
+        .map(|path| std::fs::read_to_string(&path).map_err(|error| anyhow::anyhow!("{}: {error}", path.display())))
+        .transpose()?;
+    let candidate = url.map(|url| Target::from_url(&url, None, None, ca));
+    if store.is_some() {
+        master::check(&ops.master).await?;
+    }
+    // Without a store nothing of master is read, and nothing is opened.
+    let cx = ops.context(store.is_some(), None)?;
+    let report = examine(&cx, store, candidate).await;
+    cx.close().await;
+    output::database_report(&report?)
+}
+
+async fn examine(
+    cx: &OpsCx,
+    store: Option<StoreName>,
+    candidate: Option<Result<Target, TargetError>>,
+) -> Result<Report, Failure> {
+    match (store, candidate) {
+        (Some(name), candidate) => {
+            let store: StoreId = name.id(cx).await?;
+            Ok(doctor::examine_store(cx, store, candidate).await?)
+        }
+        (None, Some(candidate)) => Ok(doctor::examine(cx, candidate).await),
+        (None, None) => Err(anyhow::anyhow!("there is nothing to look at").into()),
+    }
+}
+
+fn from_stdin() -> Result<SecretString, anyhow::Error> {
+    let mut text = String::new();
+    if std::io::stdin().is_terminal() {
+        anyhow::bail!("--url-stdin reads what is piped to it, e.g. from a password manager");
+    }
+    std::io::stdin().lock().take(MAX_INPUT).read_to_string(&mut text)?;
+    Ok(SecretString::from(text))
+}

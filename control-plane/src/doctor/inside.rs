@@ -1,0 +1,339 @@
+//! The lines that a session is needed for.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use kernel::{Engine, StoreId};
+use sqlx::mysql::MySqlDatabaseError;
+use tenancy::{Credential, Session};
+use tenant_schema::SchemaState;
+use tokio::time::Instant;
+
+use super::login::{self, pg_name};
+use super::report::{CheckName, Course, Note, Outcome};
+use super::{Holder, LINE_LIMIT, LOGIN_LIMIT, mysql, postgres};
+use crate::cx::{self, OpsCx};
+use crate::provisioning::engine::{self, Facts};
+use crate::provisioning::{StepError, transaction_pooler};
+
+/// So often it is asked how long an answer takes.
+const ROUNDS: usize = 5;
+/// From here on a shop's pages are slow, each of which asks several questions.
+const SLOW: Duration = Duration::from_millis(50);
+
+/// Looks at the server, the session and the database.
+pub(super) async fn look(
+    cx: &OpsCx,
+    course: &mut Course,
+    (credential, addresses): (&Credential, &[SocketAddr]),
+    session: &mut Session,
+    holder: Holder,
+) {
+    if course.line(CheckName::Server, LINE_LIMIT, server(credential, session)).await == Some(Go::Stop) {
+        return;
+    }
+    let limit = course.left(LOGIN_LIMIT);
+    let Some(is_apart) =
+        course.line(CheckName::Pooler, LOGIN_LIMIT, pooler(credential, addresses, session, limit)).await
+    else {
+        return;
+    };
+    if is_apart == Go::Stop {
+        return;
+    }
+    // From here on it is a session, and what is set for it is nobody else's.
+    let read_only = match session {
+        Session::Postgres(conn) => postgres::read_only(conn).await,
+        Session::MySql(conn) => mysql::read_only(conn).await,
+    };
+    if let Err(error) = read_only {
+        course.say(CheckName::Latency, error.into());
+        return;
+    }
+    course.line(CheckName::Latency, LINE_LIMIT, latency(session)).await;
+    let pools = cx::pools(&cx.limits);
+    course.line(CheckName::Session, LINE_LIMIT, settings(session, &pools)).await;
+
+    let state = tokio::time::timeout(course.left(LINE_LIMIT), tenant_schema::inspect(session)).await;
+    let state = match state {
+        Ok(Ok(state)) => Ok(state),
+        Ok(Err(error)) => Err(Some(error)),
+        Err(_) => Err(None),
+    };
+    let seen = state.as_ref().ok().copied();
+    course.line(CheckName::Privileges, LINE_LIMIT, privileges(credential, session, seen, state.as_ref().err())).await;
+    let schema = match state {
+        Ok(state) => schema(credential.engine, state, holder),
+        Err(Some(error)) if is_forbidden(&error) => {
+            Note::skipped("Not looked at, because the login may not read what is there.")
+        }
+        Err(Some(error)) => error.into(),
+        Err(None) => Note::failed("timeout", "No answer came in time.", "Look for load or locks, then try again."),
+    };
+    course.say(CheckName::Schema, schema);
+    course.line(CheckName::Limits, LINE_LIMIT, limits(session, pools.max_connections_per_store)).await;
+}
+
+/// Whether what follows still means something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Go {
+    On,
+    Stop,
+}
+
+/// A server that is too old is not asked further; one that is read-only is. Both have failed.
+async fn server(credential: &Credential, session: &mut Session) -> Outcome<Go> {
+    let facts = engine::facts(session).await?;
+    let Facts { is_supported, is_read_only, is_replica, .. } = facts;
+    let server = facts.server.clone();
+    Ok(match facts.check() {
+        Ok(()) => (Note::passed(format!("{server}.")), Go::On),
+        Err(error) if !is_supported => (error.into(), Go::Stop),
+        Err(error) => {
+            let note = Note::from(error);
+            let (why, sql) = match (is_replica, credential.engine) {
+                (true, _) => ("is a replica that follows another server", None),
+                (false, Engine::Mysql) => ("is set to read only, as replicas are", None),
+                (false, _) => ("begins every transaction of this login read-only", Some(writable(credential))),
+            };
+            debug_assert!(is_read_only);
+            let note = Note { detail: format!("{server}; it {why}."), ..note };
+            (Note { sql, ..note }, Go::On)
+        }
+    })
+}
+
+fn writable(credential: &Credential) -> String {
+    let (database, login) = (pg_name(&credential.database), pg_name(&credential.username));
+    format!(
+        "ALTER DATABASE {database} RESET default_transaction_read_only;\n\
+         ALTER ROLE {login} RESET default_transaction_read_only;"
+    )
+}
+
+/// Opens a second connection, while the first is open: they must not share the server's side.
+async fn pooler(
+    credential: &Credential,
+    addresses: &[SocketAddr],
+    first: &mut Session,
+    limit: Duration,
+) -> Outcome<Go> {
+    let mut second = match credential.connect_at(addresses, limit).await {
+        Ok(second) => second,
+        Err(error) => {
+            let code = error.code.clone();
+            let note = Note::from(StepError::connecting(credential.engine, error)).server_code(code);
+            let detail = format!("A second connection was refused: {}", note.detail);
+            // What follows needs the first only.
+            return Ok((Note { detail, ..note }, Go::On));
+        }
+    };
+    let sides =
+        async { Ok::<_, sqlx::Error>((engine::server_side(first).await?, engine::server_side(&mut second).await?)) };
+    let sides = sides.await;
+    login::leave(second).await;
+    let (one, two) = sides?;
+    if one == two {
+        let (code, what, advice) = transaction_pooler();
+        return Ok((Note::failed(code, what, advice), Go::Stop));
+    }
+    Ok((Note::passed("Two connections are two sessions of the server: none, or a pooler in session mode."), Go::On))
+}
+
+async fn latency(session: &mut Session) -> Outcome<()> {
+    let mut took = Vec::with_capacity(ROUNDS);
+    for _ in 0..ROUNDS {
+        let began = Instant::now();
+        match session {
+            Session::Postgres(conn) => postgres::ping(conn).await?,
+            Session::MySql(conn) => mysql::ping(conn).await?,
+        }
+        took.push(began.elapsed());
+    }
+    took.sort_unstable();
+    let median = took[ROUNDS / 2];
+    let detail = format!("A question is answered in {:.1} ms (the median of {ROUNDS}).", median.as_secs_f64() * 1000.0);
+    let note = if median < SLOW {
+        Note::passed(detail)
+    } else {
+        Note::warning(
+            "slow",
+            format!("{detail} A page asks several."),
+            "Use a database in a region near to this installation; a shop works with this one, but slowly.",
+        )
+    };
+    Ok((note, ()))
+}
+
+async fn settings(session: &mut Session, pools: &tenancy::TenancyConfig) -> Outcome<()> {
+    session.set_up_as_pooled(pools).await?;
+    let note = match session {
+        Session::Postgres(conn) => postgres::settings(conn).await?,
+        Session::MySql(conn) => mysql::settings(conn).await?,
+    };
+    Ok((note, ()))
+}
+
+async fn privileges(
+    credential: &Credential,
+    session: &mut Session,
+    state: Option<SchemaState>,
+    trouble: Option<&Option<sqlx::Error>>,
+) -> Outcome<()> {
+    let is_unreadable = trouble.and_then(Option::as_ref).is_some_and(is_forbidden);
+    let note = match session {
+        Session::Postgres(conn) => postgres::privileges(conn, credential, state, is_unreadable).await?,
+        Session::MySql(conn) => mysql::privileges(conn, credential).await?,
+    };
+    Ok((note, ()))
+}
+
+fn is_forbidden(error: &sqlx::Error) -> bool {
+    let Some(said) = error.as_database_error() else { return false };
+    match said.try_downcast_ref::<MySqlDatabaseError>() {
+        Some(said) => matches!(said.number(), 1044 | 1142 | 1143),
+        None => said.code().as_deref() == Some("42501"),
+    }
+}
+
+/// What it means that this is there, for whom it is looked at.
+fn schema(engine: Engine, state: SchemaState, holder: Holder) -> Note {
+    let wanted = tenant_schema::LATEST_VERSION;
+    let ours = |store: Option<StoreId>, version: i64| {
+        let version = match version {
+            version if version == wanted => format!("at version {version}, the newest"),
+            0 => format!("begun and not at any version yet; it is to be brought to {wanted}"),
+            version => format!("at version {version}, to be upgraded to {wanted}"),
+        };
+        match (store, holder) {
+            (Some(found), Holder::Of(store) | Holder::New(store)) if found == store => {
+                Note::passed(format!("It holds this store, {version}."))
+            }
+            (Some(_), _) => Note::failed(
+                "belongs-to-another-store",
+                format!("It holds another store, {version}."),
+                "Every store needs a database of its own: use another one.",
+            ),
+            (None, Holder::Of(_)) => not_this_store("It holds our schema, and no store."),
+            (None, _) => Note::passed(format!("It holds our schema, {version}, and no store yet.")),
+        }
+    };
+    match state {
+        SchemaState::Empty if matches!(holder, Holder::Of(_)) => not_this_store("It holds nothing of ours."),
+        SchemaState::Empty => Note::passed(match engine {
+            Engine::Mysql => "It is empty; the store's tables go into it.",
+            _ => {
+                "It holds nothing of ours; the store gets the schema tenantry, and whatever else is there is left alone."
+            }
+        }),
+        SchemaState::Ours { store, version } => ours(store, version),
+        SchemaState::Newer { version, .. } => Note::failed(
+            "schema-too-new",
+            format!("It holds our schema at version {version}, which is newer than this installation's, {wanted}."),
+            "Connect it to an installation that is up to date.",
+        ),
+        SchemaState::Foreign if engine == Engine::Mysql => Note::failed(
+            "schema-in-use",
+            "It holds tables, programs or events that are not ours.",
+            "Use an empty one, since a store needs a whole database of MySQL's. We do not touch this one.",
+        ),
+        SchemaState::Foreign => Note::failed(
+            "schema-in-use",
+            "It has a schema named tenantry that is not ours.",
+            "Rename or remove that schema, or use another database. We do not touch it.",
+        ),
+    }
+}
+
+fn not_this_store(what: &str) -> Note {
+    Note::failed(
+        "other-database",
+        format!("{what} This store's data is elsewhere."),
+        "Give a connection to the database that holds the store. Its data is not moved.",
+    )
+}
+
+async fn limits(session: &mut Session, pool: usize) -> Outcome<()> {
+    let found = match session {
+        Session::Postgres(conn) => postgres::limits(conn).await?,
+        Session::MySql(conn) => mysql::limits(conn).await?,
+    };
+    Ok((found.note(pool), ()))
+}
+
+/// How many connections there are, and how much is stored.
+pub(super) struct Limits {
+    /// What the server takes from everybody together.
+    pub(super) server: i64,
+    pub(super) in_use: i64,
+    /// What this login, or this database, may have of them, when that is limited.
+    pub(super) own: Option<i64>,
+    pub(super) own_in_use: i64,
+    pub(super) stored_bytes: i64,
+}
+
+impl Limits {
+    fn note(&self, pool: usize) -> Note {
+        let Self { server, in_use, own, own_in_use, stored_bytes } = self;
+        let pool = i64::try_from(pool).unwrap_or(i64::MAX);
+        let own_text =
+            own.map_or_else(String::new, |own| format!(", {own} of them for this login, {own_in_use} in use"));
+        let stored = *stored_bytes as f64 / (1024.0 * 1024.0);
+        let detail = format!(
+            "{server} connections, {in_use} in use{own_text}; each of our nodes opens up to {pool}. {stored:.1} MB are stored; \
+             how much more there is room for, the server does not tell."
+        );
+        let left = (server - in_use).min(own.map_or(i64::MAX, |own| own - own_in_use));
+        if left < pool {
+            return Note::warning(
+                "few-connections",
+                format!("{detail} Only {} are left.", left.max(0)),
+                "Raise the limit or close other clients: when there is none left, visitors of the shop have to wait.",
+            );
+        }
+        Note::passed(detail)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kernel::{Engine, StoreId};
+    use tenant_schema::{LATEST_VERSION, SchemaState};
+
+    use super::{Holder, Limits, schema};
+    use crate::doctor::CheckState;
+
+    #[test]
+    fn what_a_database_holds_means_something_else_to_everybody() {
+        let [store, other] = ["sto_00000000000000000000000001", "sto_00000000000000000000000002"]
+            .map(|id| id.parse::<StoreId>().expect("an id"));
+        let ours = |store| SchemaState::Ours { store, version: LATEST_VERSION };
+        for (state, holder, code) in [
+            (SchemaState::Empty, Holder::Anybody, None),
+            (SchemaState::Empty, Holder::New(store), None),
+            (SchemaState::Empty, Holder::Of(store), Some("other-database")),
+            (ours(None), Holder::Anybody, None),
+            (ours(None), Holder::Of(store), Some("other-database")),
+            (ours(Some(store)), Holder::Anybody, Some("belongs-to-another-store")),
+            (ours(Some(store)), Holder::Of(store), None),
+            (ours(Some(store)), Holder::New(store), None),
+            (ours(Some(other)), Holder::New(store), Some("belongs-to-another-store")),
+            (SchemaState::Newer { store: Some(store), version: i64::MAX }, Holder::Of(store), Some("schema-too-new")),
+            (SchemaState::Foreign, Holder::Anybody, Some("schema-in-use")),
+        ] {
+            let note = schema(Engine::Postgresql, state, holder);
+            assert_eq!(note.code, code, "{state:?} for {holder:?}");
+            // Whose it is, is nobody else's business.
+            assert!(!note.detail.contains("sto_"), "{note:?}");
+        }
+    }
+
+    #[test]
+    fn too_few_connections_are_a_warning() {
+        let limits = |server, in_use, own| Limits { server, in_use, own, own_in_use: 1, stored_bytes: 0 }.note(8).state;
+        assert_eq!(limits(100, 10, None), CheckState::Passed);
+        assert_eq!(limits(100, 95, None), CheckState::Warning);
+        assert_eq!(limits(100, 10, Some(5)), CheckState::Warning);
+        assert_eq!(limits(100, 10, Some(9)), CheckState::Passed);
+    }
+}
