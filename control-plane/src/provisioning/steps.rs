@@ -278,9 +278,8 @@ impl<'a> StepCx<'a> {
             target::refuse_private(&self.credential.host, self.credential.port, self.cx.allow_private_databases)
                 .await
                 .map_err(|error| {
-                    let code =
-                        if error == target::TargetError::Unresolvable { "unresolvable" } else { "private-address" };
-                    StepError::new(code, error.to_string(), "Connect again with a host that is public and resolves.")
+                    let advice = "Connect again with a host that is public and resolves.";
+                    StepError::new(error.code(), error.to_string(), advice)
                 })?;
         }
         let mut first = self.connect().await?;

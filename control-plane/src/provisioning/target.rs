@@ -5,10 +5,16 @@ use std::time::Duration;
 
 use kernel::Engine;
 use problem::Problem;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use secrecy::{ExposeSecret as _, SecretString};
 use tenancy::{Credential, TlsMode};
 
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
+const PRIVATE_ADDRESS: &str =
+    "the host is at a private, loopback or link-local address, which this installation does not connect to";
+const UNRESOLVABLE: &str = "the host's name does not resolve; check its spelling";
+const PLAIN_REFUSED: &str = "a connection without TLS is not allowed; use require, verify-ca or verify-full";
 
 /// A database as it was typed. Whether its host may be called, and with how much of TLS, [`Target::resolve`] says.
 pub struct Target {
@@ -20,6 +26,8 @@ pub struct Target {
     pub(super) database: String,
     pub(super) tls: Option<TlsMode>,
     ca_pem: Option<String>,
+    /// Whether it was typed as one text: then that is the field in which anything about it is wrong.
+    pub(super) is_text: bool,
 }
 
 /// The parts of a connection, as an owner types them one by one.
@@ -49,6 +57,30 @@ pub enum TargetError {
 
 pub(super) fn invalid(pointer: &'static str, code: &'static str, detail: impl Into<String>) -> TargetError {
     TargetError::Invalid { pointer, code, detail: detail.into() }
+}
+
+impl TargetError {
+    /// What a client tells it by.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Invalid { code, .. } => code,
+            Self::PrivateAddress => "private-address",
+            Self::Unresolvable => "unresolvable",
+            Self::PlainRefused => "tls-required",
+        }
+    }
+
+    /// The same, at the field `pointer`.
+    pub(super) fn at(self, pointer: &'static str) -> Self {
+        let code = self.code();
+        let detail = match self {
+            Self::Invalid { detail, .. } => detail,
+            Self::PrivateAddress => PRIVATE_ADDRESS.to_owned(),
+            Self::Unresolvable => UNRESOLVABLE.to_owned(),
+            Self::PlainRefused => PLAIN_REFUSED.to_owned(),
+        };
+        Self::Invalid { pointer, code, detail }
+    }
 }
 
 impl Target {
@@ -83,15 +115,15 @@ impl Target {
         if password.expose_secret().len() > 1024 || password.expose_secret().contains('\0') {
             return Err(invalid("/password", "malformed", "the password is not valid"));
         }
-        if fields
-            .ca_pem
-            .as_ref()
-            .is_some_and(|pem| pem.len() > 64 * 1024 || !pem.contains("-----BEGIN CERTIFICATE-----"))
-        {
-            return Err(invalid("/caPem", "malformed", "the CA must be PEM certificates, at most 64 KiB"));
+        if fields.ca_pem.as_ref().is_some_and(|pem| pem.len() > 64 * 1024 || !holds_authorities(pem)) {
+            return Err(invalid(
+                "/caPem",
+                "malformed",
+                "the CA must be one or several certificates as PEM, whole from BEGIN to END CERTIFICATE, at most 64 KiB",
+            ));
         }
         let TargetFields { engine, tls, ca_pem, .. } = fields;
-        Ok(Self { engine, host, port, username, password, database, tls, ca_pem })
+        Ok(Self { engine, host, port, username, password, database, tls, ca_pem, is_text: false })
     }
 
     /// Looks up where the host is, refuses one that may not be called, and settles how much of TLS is asked for: without a
@@ -101,6 +133,12 @@ impl Target {
     /// # Errors
     /// [`TargetError::PlainRefused`], and those of [`refuse_private`].
     pub async fn resolve(self, allow_private: bool) -> Result<Credential, TargetError> {
+        let is_text = self.is_text;
+        let resolved = self.resolve_parts(allow_private).await;
+        resolved.map_err(|error| if is_text { error.at(super::connection_string::AT) } else { error })
+    }
+
+    async fn resolve_parts(self, allow_private: bool) -> Result<Credential, TargetError> {
         if self.tls == Some(TlsMode::Disable) && !allow_private {
             return Err(TargetError::PlainRefused);
         }
@@ -115,6 +153,15 @@ impl Target {
         let Self { engine, host, port, username, password, database, ca_pem, .. } = self;
         Ok(Credential { engine, host, port, username, password, database, tls, ca_pem })
     }
+}
+
+/// Whether a text is certificates, each of which can be an authority. What stands around them, as `openssl` writes it, is
+/// nobody's business.
+fn holds_authorities(pem: &str) -> bool {
+    let mut authorities = rustls::RootCertStore::empty();
+    let is_sound = CertificateDer::pem_slice_iter(pem.as_bytes())
+        .all(|certificate| certificate.is_ok_and(|certificate| authorities.add(certificate).is_ok()));
+    is_sound && !authorities.is_empty()
 }
 
 /// Where servers of an engine listen when nothing else is said.
@@ -210,19 +257,9 @@ impl From<TargetError> for Problem {
     fn from(error: TargetError) -> Self {
         match error {
             TargetError::Invalid { pointer, code, detail } => Self::invalid().field(pointer, code, detail),
-            TargetError::PrivateAddress => Self::invalid().field(
-                "/host",
-                "private-address",
-                "the host is at a private, loopback or link-local address, which this installation does not connect to",
-            ),
-            TargetError::Unresolvable => {
-                Self::invalid().field("/host", "unresolvable", "the host's name does not resolve; check its spelling")
-            }
-            TargetError::PlainRefused => Self::invalid().field(
-                "/tls",
-                "tls-required",
-                "a connection without TLS is not allowed; use require, verify-ca or verify-full",
-            ),
+            error @ TargetError::PrivateAddress => Self::invalid().field("/host", error.code(), PRIVATE_ADDRESS),
+            error @ TargetError::Unresolvable => Self::invalid().field("/host", error.code(), UNRESOLVABLE),
+            error @ TargetError::PlainRefused => Self::invalid().field("/tls", error.code(), PLAIN_REFUSED),
         }
     }
 }
@@ -236,8 +273,9 @@ mod tests {
         Target::from_url(&text.to_owned().into(), None, None, None)
     }
 
-    async fn tls(text: &str, allow_private: bool) -> Result<TlsMode, TargetError> {
-        Ok(parse(text)?.resolve(allow_private).await?.tls)
+    async fn tls(text: &str, allow_private: bool) -> Result<TlsMode, &'static str> {
+        let target = parse(text).map_err(|error| error.code())?;
+        target.resolve(allow_private).await.map(|credential| credential.tls).map_err(|error| error.code())
     }
 
     #[tokio::test]
@@ -249,18 +287,14 @@ mod tests {
                 assert_eq!(tls(&silent, allow_private).await, Ok(TlsMode::VerifyFull), "{host}");
             }
             assert_eq!(tls(&plain, true).await, Ok(TlsMode::Disable), "{host}");
-            assert_eq!(tls(&plain, false).await, Err(TargetError::PlainRefused), "{host}");
+            assert_eq!(tls(&plain, false).await, Err("tls-required"), "{host}");
         }
         for host in ["127.0.0.1", "10.1.2.3", "[::1]", "[fd00::1]", "localhost"] {
             let [silent, asked] = ["", "?sslmode=require"].map(|rest| format!("postgres://a:b@{host}/d{rest}"));
             assert_eq!(tls(&silent, true).await, Ok(TlsMode::Disable), "{host}");
             assert_eq!(tls(&asked, true).await, Ok(TlsMode::Require), "{host}");
-            assert_eq!(tls(&silent, false).await, Err(TargetError::PrivateAddress), "{host}");
+            assert_eq!(tls(&silent, false).await, Err("private-address"), "{host}");
         }
-        let pem = "-----BEGIN CERTIFICATE-----".to_owned();
-        let with_ca = Target::from_url(&"postgres://a:b@10.1.2.3/d".to_owned().into(), None, None, Some(pem));
-        let credential = with_ca.expect("valid").resolve(true).await.expect("allowed");
-        assert_eq!(credential.tls, TlsMode::VerifyFull);
     }
 
     #[test]
