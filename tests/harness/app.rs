@@ -13,6 +13,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
 
+use crate::brought::Brought;
 use crate::client::{Client, Response};
 use crate::clock::TestClock;
 use crate::cluster::{Cluster, TestDatabase, block_on, cluster};
@@ -223,6 +224,27 @@ impl TestApp {
     /// The database of a managed store, for SQL of the test's own.
     pub async fn inside(&self, store: &Value) -> StoreSql {
         StoreSql::open(self.engine, self.cluster, &database_name(store)).await
+    }
+
+    /// A connection of the administrator to the server of managed stores' databases.
+    pub async fn server(&self) -> StoreSql {
+        match self.engine {
+            Engine::Mysql => StoreSql::MySql(shared_mariadb().await.connect(None).await.unwrap()),
+            _ => StoreSql::Postgres(self.cluster.admin().await),
+        }
+    }
+
+    /// The port of the server of managed stores' databases.
+    pub async fn server_port(&self) -> u16 {
+        match self.engine {
+            Engine::Mysql => shared_mariadb().await.port(),
+            _ => self.cluster.port(),
+        }
+    }
+
+    /// An empty database that an owner brings, of this node's engine.
+    pub async fn brought(&self) -> Brought {
+        Brought::create(self.engine, self.cluster).await
     }
 
     /// A connection of the administrator to the database of a managed store in PostgreSQL.

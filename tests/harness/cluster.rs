@@ -163,6 +163,11 @@ impl TestDatabase {
         format!("brought-secret-{}", self.database)
     }
 
+    /// The port that the server of its login listens on.
+    pub(crate) fn port(&self) -> u16 {
+        self.role.as_ref().map(|(_, port)| *port).expect("only one that is brought is asked for it")
+    }
+
     /// A connection of the administrator to it.
     pub async fn admin(&self) -> PgConnection {
         PgConnection::connect(&self.url).await.unwrap_or_else(|error| panic!("cannot connect: {error}"))

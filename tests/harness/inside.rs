@@ -1,10 +1,13 @@
 //! A store's database of whatever engine, past the product: for what a test looks up or changes there by SQL of its own.
 
+use std::collections::BTreeSet;
+
 use devkit::testing::shared_mariadb;
 use kernel::Engine;
-use sqlx::{AssertSqlSafe, Executor as _, MySqlConnection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, MySqlConnection, PgConnection};
 
 use crate::cluster::Cluster;
+use crate::wait::eventually;
 
 /// A connection of the administrator to one store's database, where the store's tables are.
 pub enum StoreSql {
@@ -20,11 +23,20 @@ impl StoreSql {
                 let connection = shared_mariadb().await.connect(Some(database)).await;
                 Self::MySql(connection.unwrap_or_else(|error| panic!("cannot connect to {database}: {error}")))
             }
-            _ => {
-                let mut connection = cluster.connect(database).await;
-                connection.execute("set search_path = tenantry").await.unwrap();
-                Self::Postgres(connection)
-            }
+            _ => Self::of_postgres(cluster.connect(database).await).await,
+        }
+    }
+
+    /// The store's tables are in a schema there.
+    pub(crate) async fn of_postgres(mut connection: PgConnection) -> Self {
+        connection.execute("set search_path = tenantry").await.unwrap();
+        Self::Postgres(connection)
+    }
+
+    pub async fn close(self) {
+        match self {
+            Self::Postgres(connection) => connection.close().await.unwrap(),
+            Self::MySql(connection) => connection.close().await.unwrap(),
         }
     }
 
@@ -49,5 +61,92 @@ impl StoreSql {
             Self::Postgres(connection) => drop(sql.execute(connection).await.unwrap()),
             Self::MySql(connection) => drop(sql.execute(connection).await.unwrap()),
         }
+    }
+    /// The one column of text that this query has, row by row.
+    pub async fn texts(&mut self, sql: &str) -> Vec<String> {
+        let sql = AssertSqlSafe(sql.to_owned());
+        match self {
+            Self::Postgres(connection) => sqlx::query_scalar(sql).fetch_all(connection).await.unwrap(),
+            Self::MySql(connection) => sqlx::query_scalar(sql).fetch_all(connection).await.unwrap(),
+        }
+    }
+
+    /// Keeps everybody else from this table until [`StoreSql::unlock`].
+    pub async fn lock_table(&mut self, table: &str) {
+        match self {
+            Self::Postgres(_) => {
+                self.execute(&format!("begin; lock table tenantry.{table} in access exclusive mode")).await;
+            }
+            Self::MySql(_) => self.execute(&format!("lock tables {table} write")).await,
+        }
+    }
+
+    pub async fn unlock(&mut self) {
+        match self {
+            Self::Postgres(_) => self.execute("rollback").await,
+            Self::MySql(_) => self.execute("unlock tables").await,
+        }
+    }
+
+    /// The server's sessions in this database that are not an administrator's: those of nodes.
+    pub async fn sessions(&mut self, database: &str) -> BTreeSet<i64> {
+        let ids: Vec<i64> = match self {
+            Self::Postgres(connection) => {
+                let sql = "select pid::bigint from pg_stat_activity where datname = $1 and usename <> current_user";
+                sqlx::query_scalar(sql).bind(database).fetch_all(connection).await.unwrap()
+            }
+            Self::MySql(connection) => {
+                let sql = "select cast(id as signed) from information_schema.processlist
+                     where db = ? and user <> substring_index(current_user(), '@', 1)";
+                sqlx::query_scalar(sql).bind(database).fetch_all(connection).await.unwrap()
+            }
+        };
+        ids.into_iter().collect()
+    }
+
+    /// Ends every session of nodes in this database, and waits until they are gone; returns how many there were.
+    pub async fn end_sessions(&mut self, database: &str) -> usize {
+        let found = self.sessions(database).await;
+        for session in &found {
+            match self {
+                Self::Postgres(connection) => {
+                    let ended = sqlx::query("select pg_terminate_backend($1::int)").bind(session).execute(connection);
+                    ended.await.unwrap();
+                }
+                Self::MySql(connection) => {
+                    // It may have gone by itself.
+                    let kill = AssertSqlSafe(format!("kill {session}"));
+                    drop(connection.execute(kill).await);
+                }
+            }
+        }
+        let this = tokio::sync::Mutex::new(self);
+        eventually("ended sessions are gone", || async {
+            this.lock().await.sessions(database).await.is_disjoint(&found).then_some(())
+        })
+        .await;
+        found.len()
+    }
+
+    /// Gives a login another password.
+    pub async fn set_password(&mut self, login: &str, password: &str) {
+        let statement = match self {
+            Self::Postgres(_) => format!("alter role \"{login}\" password '{password}'"),
+            Self::MySql(_) => format!("alter user '{login}'@'%' identified by '{password}'"),
+        };
+        self.execute(&statement).await;
+    }
+
+    /// Gives a database another name. MySQL has no statement for it: its tables move, each with what refers to it.
+    pub async fn rename_database(&mut self, from: &str, to: &str) {
+        if matches!(self, Self::Postgres(_)) {
+            return self.execute(&format!("alter database \"{from}\" rename to \"{to}\"")).await;
+        }
+        let tables = format!("select table_name from information_schema.tables where table_schema = '{from}'");
+        let tables = self.texts(&tables).await;
+        self.execute(&format!("create database `{to}`")).await;
+        let moves: Vec<String> = tables.iter().map(|table| format!("`{from}`.`{table}` to `{to}`.`{table}`")).collect();
+        self.execute(&format!("rename table {}", moves.join(", "))).await;
+        self.execute(&format!("drop database `{from}`")).await;
     }
 }

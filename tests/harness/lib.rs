@@ -9,6 +9,7 @@
 )]
 
 mod app;
+mod brought;
 mod client;
 mod clock;
 mod cluster;
@@ -22,6 +23,7 @@ mod receiver;
 mod wait;
 
 pub use app::{ENCRYPTION_KEY, JWT_SECRET, Owner, TestApp, TestAppOptions, config, database_name};
+pub use brought::{Brought, OwnServer};
 pub use client::{Client, Response};
 pub use clock::TestClock;
 pub use cluster::{Cluster, TestDatabase, cluster, own_cluster};

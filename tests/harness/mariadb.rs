@@ -13,7 +13,9 @@ static COUNTER: AtomicU32 = AtomicU32::new(0);
 
 /// An empty database with a login of its own that has every right on it and none elsewhere. Dropped with the test.
 pub struct TestMariaDb {
-    server: &'static MariaDb,
+    /// The administrator's way to the server.
+    admin_url: String,
+    port: u16,
     pub name: String,
 }
 
@@ -24,9 +26,13 @@ impl TestMariaDb {
 
     /// One whose login may do only this much.
     pub async fn with_rights(rights: &str) -> Self {
-        let server = shared_mariadb().await;
+        Self::on(shared_mariadb().await, rights).await
+    }
+
+    /// One on another server than the shared one.
+    pub(crate) async fn on(server: &MariaDb, rights: &str) -> Self {
         let name = format!("it_my_{}", COUNTER.fetch_add(1, Ordering::SeqCst));
-        let database = Self { server, name };
+        let database = Self { admin_url: server.url(""), port: server.port(), name };
         let mut admin = server.connect(None).await.unwrap();
         let (name, password) = (&database.name, database.password());
         for statement in [
@@ -41,7 +47,7 @@ impl TestMariaDb {
     }
 
     pub fn port(&self) -> u16 {
-        self.server.port()
+        self.port
     }
 
     pub fn password(&self) -> String {
@@ -60,15 +66,20 @@ impl TestMariaDb {
 
     /// A connection of the administrator to it.
     pub async fn admin(&self) -> MySqlConnection {
-        self.server.connect(Some(&self.name)).await.unwrap()
+        connect(&self.admin_url, &self.name).await.unwrap()
     }
+}
+
+/// Connects as the administrator, who has no use for TLS.
+async fn connect(admin_url: &str, database: &str) -> Result<MySqlConnection, sqlx::Error> {
+    MySqlConnection::connect(&format!("{admin_url}{database}?ssl-mode=DISABLED")).await
 }
 
 impl Drop for TestMariaDb {
     fn drop(&mut self) {
-        let (server, name) = (self.server, self.name.clone());
+        let (admin_url, name) = (self.admin_url.clone(), self.name.clone());
         block_on(async move {
-            let mut admin = server.connect(None).await?;
+            let mut admin = connect(&admin_url, "").await?;
             admin.execute(AssertSqlSafe(format!("drop user if exists '{name}'@'%'"))).await?;
             // A session that is still in a transaction would keep the drop waiting.
             let sessions: Vec<i64> =

@@ -11,6 +11,7 @@ use kernel::{
 use serde_json::{Value, json};
 
 use crate::authorization::{Operation, operations};
+use crate::outages::Authority;
 use crate::scenes::{Cart, checkout_body, count, send_raw, store_path, text, variant_of};
 
 /// A platform, an admin who owns a served store and one without a database, and somebody else's store.
@@ -273,11 +274,11 @@ fn sound_body(scene: &Scene, operation: &str) -> Value {
         }),
         "database_connect" => json!({
             "engine": "postgresql", "host": "127.0.0.1", "port": 1, "username": "u", "password": "p", "database": "d",
-            "tls": "disable", "caPem": "-----BEGIN CERTIFICATE-----"
+            "tls": "disable", "caPem": Authority::new().pem
         }),
         "database_credentials_replace" => json!({
             "engine": "postgresql", "host": "127.0.0.1", "port": 1, "username": "u", "password": "p", "database": "d",
-            "tls": "disable", "caPem": "-----BEGIN CERTIFICATE-----"
+            "tls": "disable", "caPem": Authority::new().pem
         }),
         "ops_admin_grant" | "ops_admin_revoke" => json!({ "email": "who@example.com" }),
         "credit_quote" | "credit_spend" => {

@@ -1,39 +1,43 @@
 //! New credentials for a database that an owner brought.
 
 use http::Method;
-use integration_tests::{Owner, Response, TestApp, TestDatabase, eventually};
+use integration_tests::{Brought, Owner, Response, TestApp, eventually};
+use kernel::Engine;
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Executor as _};
 
-use crate::faults::terminate;
 use crate::scenes::{count, store_path, text};
+
+on_each_engine! {
+    an_owner_whose_databases_password_has_changed_gives_the_new_one
+    credentials_that_lead_elsewhere_or_may_too_little_are_refused_and_nothing_changes
+    a_suspended_stores_credentials_change_too_and_reach_other_nodes
+    a_failed_run_is_told_with_its_cause
+}
 
 async fn give(owner: &Owner, store: &Value, url: &str) -> Response {
     let path = store_path(store, "/database/credentials");
-    owner.api.send(Method::PUT, &path, Some(json!({ "engine": "postgresql", "connectionString": url }))).await
+    owner.api.send(Method::PUT, &path, Some(json!({ "connectionString": url }))).await
 }
 
-async fn brought_store(app: &TestApp, owner: &Owner, slug: &str) -> (Value, TestDatabase) {
-    let database = app.cluster.brought().await;
+async fn brought_store(app: &TestApp, owner: &Owner, slug: &str) -> (Value, Brought) {
+    let database = app.brought().await;
     let store = owner.create_store(slug).await.expect_status(201);
-    let body = json!({ "engine": "postgresql", "connectionString": database.url(), "demoProducts": true });
+    let body = json!({ "connectionString": database.url(), "demoProducts": true });
     owner.connect(&store, body).await.expect_status(202);
     assert_eq!(app.run_ended(owner, &store).await["state"], "succeeded");
     (store, database)
 }
 
 /// Gives the database's login another password and ends its sessions; returns the URL that is right now.
-async fn change_password(app: &TestApp, database: &TestDatabase, password: &str) -> String {
-    let mut admin = app.cluster.admin().await;
-    let name = &database.database;
-    admin.execute(AssertSqlSafe(format!("alter role {name} password '{password}'"))).await.unwrap();
-    terminate(&mut admin, name).await;
+async fn change_password(app: &TestApp, database: &Brought, password: &str) -> String {
+    let mut admin = app.server().await;
+    admin.set_password(database.name(), password).await;
+    admin.end_sessions(database.name()).await;
     database.url().replace(&database.password(), password)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_owner_whose_databases_password_has_changed_gives_the_new_one() {
-    let app = TestApp::start().await;
+async fn an_owner_whose_databases_password_has_changed_gives_the_new_one(engine: Engine) {
+    let app = TestApp::start_on(engine).await;
     let owner = app.owner("ada").await;
     let (store, database) = brought_store(&app, &owner, "tea").await;
     let shop = app.storefront_of(&store);
@@ -49,7 +53,7 @@ async fn an_owner_whose_databases_password_has_changed_gives_the_new_one() {
     let seen_database = seen.json()["database"].clone();
     assert_eq!(seen_database["code"], "wrong-password", "{seen_database}");
     assert!(text(&seen_database["advice"]).contains("/database/credentials"), "{seen_database}");
-    assert!(!seen.text().contains(&database.database), "{}", seen.text());
+    assert!(!seen.text().contains(database.name()), "{}", seen.text());
 
     let wrong = give(&owner, &store, &database.url()).await;
     wrong.expect_field(422, "wrong-password", "/password");
@@ -66,46 +70,56 @@ async fn an_owner_whose_databases_password_has_changed_gives_the_new_one() {
     assert!(!data.contains("another-secret"), "{data}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn credentials_that_lead_elsewhere_or_may_too_little_are_refused_and_nothing_changes() {
-    let app = TestApp::start().await;
+async fn credentials_that_lead_elsewhere_or_may_too_little_are_refused_and_nothing_changes(engine: Engine) {
+    let app = TestApp::start_on(engine).await;
     let owner = app.owner("ada").await;
     let (store, database) = brought_store(&app, &owner, "tea").await;
     let (_, others) = brought_store(&app, &owner, "coffee").await;
-    let empty = app.cluster.brought().await;
+    let empty = app.brought().await;
     for elsewhere in [&others, &empty] {
         give(&owner, &store, &elsewhere.url()).await.expect_problem(409, "other-database");
     }
     let missing = database.url().rsplit_once('/').map(|(server, _)| format!("{server}/no_such_database")).unwrap();
     let missing = give(&owner, &store, &missing).await.expect_status(422);
     assert!(["missing-database", "forbidden"].contains(&text(&missing["code"])), "{missing}");
-    let closed = format!("postgres://a:b@127.0.0.1:1/{}", database.database);
+    let closed = database.url().replace(&format!(":{}/", database.port()), ":1/");
     give(&owner, &store, &closed).await.expect_problem(422, "refused");
     // A login that may enter, and no more.
-    let mut admin = database.admin().await;
-    let guest = format!("{}_guest", database.database);
-    let grants = format!(
-        "create role {guest} login password 'guest-secret'; grant connect on database {name} to {guest};
-         grant usage on schema tenantry to {guest}; grant select on all tables in schema tenantry to {guest}",
-        name = database.database
-    );
-    admin.execute(AssertSqlSafe(grants)).await.unwrap();
-    let port = app.cluster.port();
-    let reads = format!("postgres://{guest}:guest-secret@127.0.0.1:{port}/{}", database.database);
+    let name = database.name();
+    let guest = format!("{name}_guest");
+    let (made, gone) = match engine {
+        Engine::Mysql => (
+            format!("create user {guest} identified by 'guest-secret'; grant select on {name}.* to {guest}"),
+            format!("drop user {guest}"),
+        ),
+        _ => (
+            format!(
+                "create role {guest} login password 'guest-secret'; grant connect on database {name} to {guest};
+                 grant usage on schema tenantry to {guest}; grant select on all tables in schema tenantry to {guest}"
+            ),
+            format!("drop owned by {guest}; drop role {guest}"),
+        ),
+    };
+    let mut admin = database.inside().await;
+    admin.execute(&made).await;
+    let reads = database.url().replacen(name, &guest, 1).replace(&database.password(), "guest-secret");
     give(&owner, &store, &reads).await.expect_problem(422, "missing-privilege");
-    admin.execute(AssertSqlSafe(format!("drop owned by {guest}; drop role {guest}"))).await.unwrap();
+    admin.execute(&gone).await;
 
     app.storefront_of(&store).get("/store/v1/products").await.expect_status(200);
     assert_eq!(count(&app, "select count(*) from audit_events where action = 'database_credentials_replace'").await, 0);
+    // A database of another engine is another one, whatever it holds.
+    let elsewhere = if engine == Engine::Mysql { Engine::Postgresql } else { Engine::Mysql };
+    let elsewhere = Brought::create(elsewhere, app.cluster).await;
+    give(&owner, &store, &elsewhere.url()).await.expect_problem(409, "other-database");
     let managed = app.active_store(&owner, "managed").await;
     give(&owner, &managed, &database.url()).await.expect_problem(409, "managed-database");
     let pending = owner.create_store("pending").await.expect_status(201);
     give(&owner, &pending, &database.url()).await.expect_problem(409, "wrong-store-status");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_suspended_stores_credentials_change_too_and_reach_other_nodes() {
-    let app = TestApp::start().await;
+async fn a_suspended_stores_credentials_change_too_and_reach_other_nodes(engine: Engine) {
+    let app = TestApp::start_on(engine).await;
     let owner = app.owner("ada").await;
     let root = app.admin().await;
     let (store, database) = brought_store(&app, &owner, "tea").await;
@@ -125,14 +139,13 @@ async fn a_suspended_stores_credentials_change_too_and_reach_other_nodes() {
     other.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_failed_run_is_told_with_its_cause() {
-    let app = TestApp::start().await;
+async fn a_failed_run_is_told_with_its_cause(engine: Engine) {
+    let app = TestApp::start_on(engine).await;
     let owner = app.owner("ada").await;
-    let database = app.cluster.brought().await;
+    let database = app.brought().await;
     let store = owner.create_store("tea").await.expect_status(201);
     let wrong = database.url().replace(&database.password(), "not-it");
-    owner.connect(&store, json!({ "engine": "postgresql", "connectionString": wrong })).await.expect_status(202);
+    owner.connect(&store, json!({ "connectionString": wrong })).await.expect_status(202);
     assert_eq!(app.run_ended(&owner, &store).await["state"], "failed");
     let detail = owner.api.get(&store_path(&store, "")).await.expect_status(200);
     let database = &detail["database"];

@@ -6,12 +6,15 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use devkit::testing::{PgBouncer, PoolMode, ScriptedServer, own_mariadb};
 use http::Method;
-use integration_tests::{Cli, Owner, Process, TestApp, TestAppOptions, TestDatabase, TestMariaDb, own_cluster};
+use integration_tests::{
+    Cli, Cluster, Owner, Process, TestApp, TestAppOptions, TestDatabase, TestMariaDb, eventually, own_cluster,
+};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, MySqlConnection, PgConnection};
 
-use crate::outages::{Authority, present};
-use crate::provisioning::{brought_body, checksum, failure, old_shop, path_of};
+use crate::faults::run;
+use crate::outages::Authority;
+use crate::provisioning::{checksum, failure, old_shop, path_of};
 use crate::scenes::join;
 
 const LINES: [&str; 12] =
@@ -685,4 +688,33 @@ async fn the_command_says_the_same_and_no_secret_is_left_anywhere() {
     for secret in [database.password().as_str(), "wrong-secret-word"] {
         assert!(!log.contains(secret), "{:?}", log.lines().find(|line| line.contains(secret)));
     }
+}
+
+/// Makes the server show this certificate to whoever connects from now on.
+async fn present(cluster: &Cluster, name: &str, (certificate, key): &(String, String)) {
+    let mut admin = cluster.admin().await;
+    for (end, text) in [("crt", certificate), ("key", key)] {
+        let encoded = BASE64_STANDARD.encode(text);
+        run(&mut admin, &format!("copy (select '{encoded}') to program 'umask 077; base64 -d > {name}.{end}'")).await;
+        let setting = if end == "crt" { "ssl_cert_file" } else { "ssl_key_file" };
+        run(&mut admin, &format!("alter system set {setting} = '{name}.{end}'")).await;
+    }
+    run(&mut admin, "alter system set ssl = on").await;
+    run(&mut admin, "select pg_reload_conf()").await;
+    admin.close().await.unwrap();
+    eventually("the server has the certificate", || async {
+        let mut fresh = cluster.admin().await;
+        let shown: String =
+            sqlx::query_scalar("select current_setting('ssl') || ' ' || current_setting('ssl_cert_file')")
+                .fetch_one(&mut fresh)
+                .await
+                .unwrap();
+        fresh.close().await.unwrap();
+        (shown == format!("on {name}.crt")).then_some(())
+    })
+    .await;
+}
+
+fn brought_body(database: &TestDatabase) -> Value {
+    json!({ "engine": "postgresql", "connectionString": database.url() })
 }

@@ -1,13 +1,14 @@
 //! Faults stay where they are: a burst, a dead backend, a store's own database, a request that ends when it likes.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use http::Method;
-use integration_tests::{Client, Owner, Process, Response, TestApp, TestAppOptions, database_name, eventually, within};
-use kernel::StoreId;
+use integration_tests::{
+    Client, Owner, Process, Response, StoreSql, TestApp, TestAppOptions, database_name, eventually, within,
+};
+use kernel::{Engine, StoreId};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tenancy::{Cause, Credential};
@@ -30,7 +31,7 @@ pub(crate) struct Shop {
 impl Shop {
     /// In a managed database.
     pub(crate) async fn open(app: &TestApp, owner: &Owner, slug: &str) -> Self {
-        Self::connect(app, owner, slug, json!({ "managed": true })).await
+        Self::connect(app, owner, slug, app.managed_body(false)).await
     }
 
     /// In the database that this body of connect-database names.
@@ -95,18 +96,7 @@ pub(crate) async fn at_once(count: usize, client: &Client, path: &'static str) -
     requests.join_all().await
 }
 
-/// The server's processes that work for nodes in this store database.
-pub(crate) async fn backends(admin: &mut PgConnection, database: &str) -> BTreeSet<i32> {
-    let pids: Vec<i32> =
-        sqlx::query_scalar("select pid from pg_stat_activity where datname = $1 and usename <> current_user")
-            .bind(database)
-            .fetch_all(admin)
-            .await
-            .expect("activity is read");
-    pids.into_iter().collect()
-}
-
-/// Ends every session in `database` but one's own, and waits until they are gone.
+/// Ends every session in a database of master's server but one's own, and waits until they are gone.
 pub(crate) async fn terminate(admin: &mut PgConnection, database: &str) -> usize {
     let ended: Vec<bool> = sqlx::query_scalar(
         "select pg_terminate_backend(pid, 5000) from pg_stat_activity
@@ -149,10 +139,15 @@ pub(crate) async fn listening_node(master_url: &str, environment: &[(&str, &str)
 
 /// A node that waits long for its stores, so that a slow machine does not count as a fault.
 pub(crate) async fn patient_app(more: &[&str]) -> TestApp {
+    patient_app_on(Engine::Postgresql, more).await
+}
+
+/// The same with stores on this engine.
+pub(crate) async fn patient_app_on(engine: Engine, more: &[&str]) -> TestApp {
     let patient =
         ["--store-acquire-timeout-ms", "20000", "--store-connect-timeout-ms", "20000", "--request-timeout-ms", "50000"];
     let arguments = patient.iter().chain(more).map(|&argument| argument.to_owned()).collect();
-    TestApp::start_with(TestAppOptions { arguments, ..TestAppOptions::default() }).await
+    TestApp::start_on_with(engine, TestAppOptions { arguments, ..TestAppOptions::default() }).await
 }
 
 pub(crate) async fn suspend(root: &Owner, shop: &Shop) {
@@ -166,16 +161,27 @@ pub(crate) async fn resume(root: &Owner, shop: &Shop) {
     root.api.post(&format!("/api/ops/stores/{}/resume", shop.id), Value::Null).await.expect_status(200);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn two_hundred_first_requests_open_one_pool_within_its_maximum() {
+on_each_engine! {
+    two_hundred_first_requests_open_one_pool_within_its_maximum
+    killed_backends_cost_at_most_the_requests_in_flight
+    a_changed_password_costs_one_store_only
+    a_database_that_is_renamed_away_costs_one_store_only
+    a_database_without_a_free_connection_costs_one_store_only
+    a_login_that_is_closed_costs_one_store_only
+    a_locked_table_costs_one_store_only
+    a_request_without_a_query_holds_no_connection
+    a_suspension_reaches_the_node_that_did_it_at_once
+}
+
+async fn two_hundred_first_requests_open_one_pool_within_its_maximum(engine: Engine) {
     const MAX: usize = 4;
-    let app = patient_app(&[]).await;
+    let app = patient_app_on(engine, &[]).await;
     let owner = app.owner("ada").await;
     let shop = Shop::open(&app, &owner, "cold").await;
-    let mut admin = app.cluster.admin().await;
+    let mut admin = app.server().await;
     // A node that has never seen the store.
     let node = second_node(&app, &[("STORE_MAX_CONNECTIONS", "4")]).await;
-    let before = backends(&mut admin, &shop.database).await;
+    let before = admin.sessions(&shop.database).await;
 
     let client = node.storefront(&shop.hostname);
     let mut requests = JoinSet::new();
@@ -187,7 +193,7 @@ async fn two_hundred_first_requests_open_one_pool_within_its_maximum() {
     while let Some(response) = requests.join_next().await {
         shop.expect_served(&response.expect("a request ends"));
         if answered % 10 == 0 {
-            most = most.max(backends(&mut admin, &shop.database).await.difference(&before).count());
+            most = most.max(admin.sessions(&shop.database).await.difference(&before).count());
         }
         answered += 1;
     }
@@ -204,9 +210,8 @@ async fn two_hundred_first_requests_open_one_pool_within_its_maximum() {
     node.kill().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn killed_backends_cost_at_most_the_requests_in_flight() {
-    let app = patient_app(&[]).await;
+async fn killed_backends_cost_at_most_the_requests_in_flight(engine: Engine) {
+    let app = patient_app_on(engine, &[]).await;
     let owner = app.owner("ada").await;
     let shop = Shop::open(&app, &owner, "killed").await;
     let client = shop.at(&app);
@@ -239,8 +244,8 @@ async fn killed_backends_cost_at_most_the_requests_in_flight() {
         })
     };
     more(48).await;
-    let mut admin = app.cluster.admin().await;
-    let killed = terminate(&mut admin, &shop.database).await;
+    let mut admin = app.server().await;
+    let killed = admin.end_sessions(&shop.database).await;
     assert!(killed > 0, "nobody was connected");
     more(48).await;
     is_over.store(true, Ordering::SeqCst);
@@ -252,21 +257,22 @@ async fn killed_backends_cost_at_most_the_requests_in_flight() {
 
     // Sessions that are only being opened are killed, too; who comes afterwards does not pay for it.
     for _ in 0..5 {
-        tokio::join!(at_once(20, &client, PRODUCTS), terminate(&mut admin, &shop.database));
+        tokio::join!(at_once(20, &client, PRODUCTS), admin.end_sessions(&shop.database));
         for response in at_once(20, &client, PRODUCTS).await {
             shop.expect_served(&response);
         }
     }
 
     // At rest nothing is in flight, so nothing is lost.
-    terminate(&mut admin, &shop.database).await;
+    admin.end_sessions(&shop.database).await;
     for response in at_once(20, &client, PRODUCTS).await {
         shop.expect_served(&response);
     }
-    terminate(&mut admin, &shop.database).await;
+    admin.end_sessions(&shop.database).await;
     client.post("/store/v1/carts", Value::Null).await.expect_status(201);
 }
 
+/// What is counted is what master is asked: stores' databases, of whatever engine, are not.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_to_unknown_hosts_reaches_master_once_per_host() {
     const HOSTS: usize = 20;
@@ -306,28 +312,68 @@ async fn a_flood_to_unknown_hosts_reaches_master_once_per_host() {
     node.kill().await;
 }
 
-/// What befalls one store's database, with `{}` for its name and its role's.
-struct Trouble {
-    breaks: &'static str,
-    mends: &'static str,
-    cause: Cause,
+/// What befalls one store's database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    ChangedPassword,
+    RenamedAway,
+    NoConnection,
+    ClosedLogin,
+}
+
+impl Trouble {
+    fn cause(self) -> Cause {
+        match self {
+            Self::ChangedPassword | Self::ClosedLogin => Cause::WrongPassword,
+            Self::RenamedAway => Cause::MissingDatabase,
+            Self::NoConnection => Cause::TooManyConnections,
+        }
+    }
+
+    async fn begins(self, admin: &mut StoreSql, name: &str) {
+        let is_mysql = matches!(admin, StoreSql::MySql(_));
+        match self {
+            Self::ChangedPassword => admin.set_password(name, "changed-by-somebody").await,
+            Self::RenamedAway => admin.rename_database(name, &format!("{name}_away")).await,
+            // None may come any more: MariaDB has a number for it, for MySQL would have to hold the last one.
+            Self::NoConnection if is_mysql => {
+                admin.execute(&format!("alter user '{name}'@'%' with max_user_connections -1")).await;
+            }
+            Self::NoConnection => admin.execute(&format!("alter database \"{name}\" connection limit 0")).await,
+            Self::ClosedLogin if is_mysql => admin.execute(&format!("alter user '{name}'@'%' account lock")).await,
+            Self::ClosedLogin => admin.execute(&format!("alter role \"{name}\" nologin")).await,
+        }
+    }
+
+    async fn ends(self, admin: &mut StoreSql, name: &str, password: &str) {
+        let is_mysql = matches!(admin, StoreSql::MySql(_));
+        match self {
+            Self::ChangedPassword => admin.set_password(name, password).await,
+            Self::RenamedAway => admin.rename_database(&format!("{name}_away"), name).await,
+            Self::NoConnection if is_mysql => {
+                admin.execute(&format!("alter user '{name}'@'%' with max_user_connections 0")).await;
+            }
+            Self::NoConnection => admin.execute(&format!("alter database \"{name}\" connection limit -1")).await,
+            Self::ClosedLogin if is_mysql => admin.execute(&format!("alter user '{name}'@'%' account unlock")).await,
+            Self::ClosedLogin => admin.execute(&format!("alter role \"{name}\" login")).await,
+        }
+    }
 }
 
 /// Does it to one of two stores on a server: that one is refused, the other is served, and the first again once it is mended.
-async fn costs_one_store_only(trouble: Trouble) {
-    let app = patient_app(&[]).await;
+async fn costs_one_store_only(engine: Engine, trouble: Trouble) {
+    let app = patient_app_on(engine, &[]).await;
     let (owner, root) = (app.owner("ada").await, app.admin().await);
     let (ill, well) = (Shop::open(&app, &owner, "ill").await, Shop::open(&app, &owner, "well").await);
-    let mut admin = app.cluster.admin().await;
-    let password = new_password(&app, &ill).await;
-    let sql = |sql: &str| sql.replace("{password}", &password).replace("{}", &format!("\"{}\"", ill.database));
+    let mut admin = app.server().await;
+    let password = password_of(&app, &ill).await;
     for shop in [&ill, &well] {
         shop.expect_served(&shop.at(&app).get(PRODUCTS).await);
     }
 
     // Nobody asks for the store in between, so nobody comes back before it is done.
-    terminate(&mut admin, &ill.database).await;
-    run(&mut admin, &sql(trouble.breaks)).await;
+    admin.end_sessions(&ill.database).await;
+    trouble.begins(&mut admin, &ill.database).await;
     let (to_ill, to_well) = (ill.at(&app), well.at(&app));
     let (refused, served) = tokio::join!(at_once(20, &to_ill, PRODUCTS), at_once(20, &to_well, PRODUCTS));
     for response in &refused {
@@ -337,14 +383,14 @@ async fn costs_one_store_only(trouble: Trouble) {
         well.expect_served(response);
     }
     let known = app.cx.stores.explain(ill.id).await.expect("the store is known");
-    assert_eq!(known.last_error.map(|error| error.cause), Some(trouble.cause));
+    assert_eq!(known.last_error.map(|error| error.cause), Some(trouble.cause()));
     // Its owner is told as well, and still sees what master knows.
     let detail = owner.api.get(&format!("/api/stores/{}", ill.id)).await;
     assert_eq!(detail.expect_status(200)["database"]["state"], "unavailable");
     assert!(!detail.text().contains(&ill.database) && !detail.text().contains("127.0.0.1"), "{}", detail.text());
 
-    run(&mut admin, &sql(trouble.mends)).await;
-    if trouble.cause.needs_change() {
+    trouble.ends(&mut admin, &ill.database, &password).await;
+    if trouble.cause().needs_change() {
         suspend(&root, &ill).await;
         resume(&root, &ill).await;
         ill.expect_served(&to_ill.get(PRODUCTS).await);
@@ -357,7 +403,7 @@ async fn costs_one_store_only(trouble: Trouble) {
 }
 
 /// The password that the store's role has now.
-async fn new_password(app: &TestApp, shop: &Shop) -> String {
+async fn password_of(app: &TestApp, shop: &Shop) -> String {
     use secrecy::ExposeSecret as _;
     let (_, credential, _) = credential(app, shop).await;
     credential.password.expose_secret().to_owned()
@@ -377,55 +423,30 @@ pub(crate) async fn credential(app: &TestApp, shop: &Shop) -> (Vec<u8>, Credenti
     (bytes, Credential::open(&app.cx.keys, &sealed, shop.id, version).expect("it opens"), version)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_changed_password_costs_one_store_only() {
-    costs_one_store_only(Trouble {
-        breaks: "alter role {} password 'changed-by-somebody'",
-        mends: "alter role {} password '{password}'",
-        cause: Cause::WrongPassword,
-    })
-    .await;
+async fn a_changed_password_costs_one_store_only(engine: Engine) {
+    costs_one_store_only(engine, Trouble::ChangedPassword).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_is_renamed_away_costs_one_store_only() {
-    costs_one_store_only(Trouble {
-        breaks: "alter database {} rename to it_faults_renamed_away",
-        mends: "alter database it_faults_renamed_away rename to {}",
-        cause: Cause::MissingDatabase,
-    })
-    .await;
+async fn a_database_that_is_renamed_away_costs_one_store_only(engine: Engine) {
+    costs_one_store_only(engine, Trouble::RenamedAway).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_database_without_a_free_connection_costs_one_store_only() {
-    costs_one_store_only(Trouble {
-        breaks: "alter database {} connection limit 0",
-        mends: "alter database {} connection limit -1",
-        cause: Cause::TooManyConnections,
-    })
-    .await;
+async fn a_database_without_a_free_connection_costs_one_store_only(engine: Engine) {
+    costs_one_store_only(engine, Trouble::NoConnection).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_login_that_is_closed_costs_one_store_only() {
-    costs_one_store_only(Trouble {
-        breaks: "alter role {} nologin",
-        mends: "alter role {} login",
-        cause: Cause::WrongPassword,
-    })
-    .await;
+async fn a_login_that_is_closed_costs_one_store_only(engine: Engine) {
+    costs_one_store_only(engine, Trouble::ClosedLogin).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_locked_table_costs_one_store_only() {
-    let app = patient_app(&["--store-statement-timeout-ms", "1000", "--store-acquire-timeout-ms", "2000"]).await;
+async fn a_locked_table_costs_one_store_only(engine: Engine) {
+    let app =
+        patient_app_on(engine, &["--store-statement-timeout-ms", "1000", "--store-acquire-timeout-ms", "2000"]).await;
     let owner = app.owner("ada").await;
     let (ill, well) = (Shop::open(&app, &owner, "ill").await, Shop::open(&app, &owner, "well").await);
     let (to_ill, to_well) = (ill.at(&app), well.at(&app));
-    let mut holder = app.cluster.connect(&ill.database).await;
-    run(&mut holder, "begin").await;
-    run(&mut holder, "lock table tenantry.products in access exclusive mode").await;
+    let mut holder = StoreSql::open(engine, app.cluster, &ill.database).await;
+    holder.lock_table("products").await;
 
     // More than the pool is wide: some wait for a connection, and are refused in time, too.
     let (refused, served) = tokio::join!(at_once(50, &to_ill, PRODUCTS), at_once(20, &to_well, PRODUCTS));
@@ -435,9 +456,9 @@ async fn a_locked_table_costs_one_store_only() {
     for response in &served {
         well.expect_served(response);
     }
-    run(&mut holder, "rollback").await;
+    holder.unlock().await;
     ill.expect_served(&to_ill.get(PRODUCTS).await);
-    holder.close().await.expect("it closes");
+    holder.close().await;
 }
 
 /// A request by hand, which ends when the test says.
@@ -473,9 +494,8 @@ impl Pending {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_request_without_a_query_holds_no_connection() {
-    let app = patient_app(&["--store-max-connections", "1"]).await;
+async fn a_request_without_a_query_holds_no_connection(engine: Engine) {
+    let app = patient_app_on(engine, &["--store-max-connections", "1"]).await;
     let owner = app.owner("ada").await;
     let shop = Shop::open(&app, &owner, "patient").await;
     let client = shop.at(&app);
@@ -518,9 +538,8 @@ async fn a_request_without_a_query_holds_no_connection() {
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_suspension_reaches_the_node_that_did_it_at_once() {
-    let app = patient_app(&[]).await;
+async fn a_suspension_reaches_the_node_that_did_it_at_once(engine: Engine) {
+    let app = patient_app_on(engine, &[]).await;
     let (owner, root) = (app.owner("ada").await, app.admin().await);
     let (shop, other) = (Shop::open(&app, &owner, "suspended").await, Shop::open(&app, &owner, "other").await);
     let node = second_node(&app, &[]).await;
@@ -541,9 +560,9 @@ async fn a_suspension_reaches_the_node_that_did_it_at_once() {
     // The database is left alone.
     let database = shop.database.as_str();
     eventually("nobody is connected to a suspended store", || async {
-        let mut admin = app.cluster.admin().await;
-        let connected = backends(&mut admin, database).await;
-        admin.close().await.expect("it closes");
+        let mut admin = app.server().await;
+        let connected = admin.sessions(database).await;
+        admin.close().await;
         connected.is_empty().then_some(())
     })
     .await;

@@ -1,11 +1,20 @@
 //! Which store a request is about: by hostname, by header, by token, and never by accident.
+//!
+//! How a hostname is read has nothing to do with where a store's data is: those tests run on one engine.
 
 use integration_tests::{Client, Owner, TestApp, TestAppOptions, eventually};
-use kernel::StoreId;
+use kernel::{Engine, StoreId};
 use serde_json::{Value, json};
 use tokio::time::{Duration, Instant};
 
 use crate::scenes::{Cart, checkout_body, send_raw, store_path, text, variant_of};
+
+on_each_engine! {
+    a_suspended_store_answers_503_within_a_second_and_serves_again_when_resumed
+    a_header_or_token_never_overrides_the_hostname
+    on_the_platforms_host_a_store_is_named_by_header_or_token_beside_a_credential
+    what_one_store_hands_out_works_at_no_other
+}
 
 async fn with_arguments(arguments: &[&str]) -> TestApp {
     let arguments = arguments.iter().map(|&text| text.to_owned()).collect();
@@ -14,7 +23,11 @@ async fn with_arguments(arguments: &[&str]) -> TestApp {
 
 /// A platform with one owner and one store, called tea, that is served.
 async fn tea() -> (TestApp, Owner, Value) {
-    let app = TestApp::start().await;
+    tea_on(Engine::Postgresql).await
+}
+
+async fn tea_on(engine: Engine) -> (TestApp, Owner, Value) {
+    let app = TestApp::start_on(engine).await;
     let owner = app.owner("ada").await;
     let store = app.active_store(&owner, "tea").await;
     (app, owner, store)
@@ -150,9 +163,8 @@ async fn an_unknown_host_gets_421_and_never_some_store() {
     app.storefront("late.stores.localhost").get("/store/v1/store").await.expect_status(200);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_suspended_store_answers_503_within_a_second_and_serves_again_when_resumed() {
-    let (app, owner, store) = tea().await;
+async fn a_suspended_store_answers_503_within_a_second_and_serves_again_when_resumed(engine: Engine) {
+    let (app, owner, store) = tea_on(engine).await;
     let ops = app.admin().await;
     let shop = app.storefront_of(&store);
     let cart = Cart::create(&shop).await;
@@ -205,9 +217,8 @@ async fn a_suspend_by_another_process_is_heard_long_before_the_route_would_be_as
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_header_or_token_never_overrides_the_hostname() {
-    let app = TestApp::start().await;
+async fn a_header_or_token_never_overrides_the_hostname(engine: Engine) {
+    let app = TestApp::start_on(engine).await;
     let owner = app.owner("ada").await;
     let tea = app.active_store(&owner, "tea").await;
     let pots = app.active_store(&owner, "pots").await;
@@ -225,9 +236,8 @@ async fn a_header_or_token_never_overrides_the_hostname() {
     assert_eq!(shown["name"], "tea");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn on_the_platforms_host_a_store_is_named_by_header_or_token_beside_a_credential() {
-    let app = TestApp::start().await;
+async fn on_the_platforms_host_a_store_is_named_by_header_or_token_beside_a_credential(engine: Engine) {
+    let app = TestApp::start_on(engine).await;
     let (ada, eve) = (app.owner("ada").await, app.owner("eve").await);
     let tea = app.active_store(&ada, "tea").await;
     let pots = app.active_store(&ada, "pots").await;
@@ -257,9 +267,8 @@ async fn on_the_platforms_host_a_store_is_named_by_header_or_token_beside_a_cred
     by_token.get("/api/ops/stores").await.expect_problem(403, "token-limited");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_one_store_hands_out_works_at_no_other() {
-    let app = TestApp::start().await;
+async fn what_one_store_hands_out_works_at_no_other(engine: Engine) {
+    let app = TestApp::start_on(engine).await;
     let owner = app.owner("ada").await;
     let tea = app.active_store(&owner, "tea").await;
     let pots = app.active_store(&owner, "pots").await;

@@ -1,11 +1,15 @@
 //! The main job, end to end: from nothing to a storefront answering out of its own database.
 
 use integration_tests::TestApp;
+use kernel::Engine;
 use serde_json::json;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_owner_registers_creates_connects_and_is_served() {
-    let app = TestApp::start().await;
+on_each_engine! {
+    an_owner_registers_creates_connects_and_is_served
+}
+
+async fn an_owner_registers_creates_connects_and_is_served(engine: Engine) {
+    let app = TestApp::start_on(engine).await;
     let body = json!({ "email": "ada@example.com", "password": "correct horse", "firstName": "Ada", "lastName": "L", "storeName": "Ada's Tea" });
     let made = app.api().post("/api/auth/register", body).await.expect_status(201);
     assert_eq!(made["store"]["status"], "pending_database");

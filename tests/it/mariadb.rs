@@ -1,15 +1,15 @@
-//! MySQL and MariaDB that owners bring: served, or refused with the server's own reason, and never touched when they are not
-//! empty.
+//! What only MySQL and MariaDB do: their servers' own reasons for a refusal, and databases that are not empty.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::path::Path;
 
 use devkit::testing::own_mariadb;
-use integration_tests::{Owner, TestApp, TestAppOptions, TestMariaDb};
+use integration_tests::{Owner, StoreSql, TestApp, TestAppOptions, TestMariaDb};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, MySqlConnection};
 
+use crate::prints::{Whose, print};
 use crate::provisioning::{failure, path_of};
 
 async fn app() -> (TestApp, Owner) {
@@ -24,49 +24,6 @@ async fn outcome(app: &TestApp, owner: &Owner, slug: &str, body: Value) -> (Valu
     owner.connect(&store, body).await.expect_status(202);
     let run = app.run_ended(owner, &store).await;
     (store, run)
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_brought_database_is_served_by_connection_string_and_by_fields() {
-    let (app, owner) = app().await;
-    let (one, two) = (TestMariaDb::create().await, TestMariaDb::create().await);
-    let dressed = json!({ "connectionString": format!("DATABASE_URL=\"{}?ssl-mode=DISABLED\"\n", one.url()) });
-    let fields = json!({ "engine": "mysql", "host": "127.0.0.1", "port": two.port(), "tls": "disable",
-        "username": two.name, "password": two.password(), "database": two.name });
-    for (slug, body) in [("by-string", dressed), ("by-fields", fields)] {
-        let (store, run) = outcome(&app, &owner, slug, body).await;
-        assert_eq!((&run["state"], &run["kind"]), (&json!("succeeded"), &json!("brought")), "{run}");
-        app.storefront_of(&store).get("/store/v1/products").await.expect_status(200);
-        let detail = owner.api.get(&path_of(&store, "")).await.expect_status(200);
-        assert_eq!(detail["database"]["state"], "available", "{detail}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_rotated_password_is_taken_and_a_wrong_one_is_told() {
-    let (app, owner) = app().await;
-    let database = TestMariaDb::create().await;
-    let (store, run) = outcome(&app, &owner, "tea", database.body()).await;
-    assert_eq!(run["state"], "succeeded", "{run}");
-
-    let rotated = format!("alter user '{}'@'%' identified by 'another one'", database.name);
-    database.admin().await.execute(AssertSqlSafe(rotated)).await.unwrap();
-    let url = database.url().replace(&database.password(), "another%20one");
-    let path = path_of(&store, "/database/credentials");
-    let wrong = json!({ "connectionString": database.url() });
-    owner.api.send(http::Method::PUT, &path, Some(wrong)).await.expect_problem(422, "wrong-password");
-    let right = json!({ "connectionString": url });
-    owner.api.send(http::Method::PUT, &path, Some(right)).await.expect_status(200);
-    app.storefront_of(&store).get("/store/v1/products").await.expect_status(200);
-
-    // A database of another engine is another one, whatever it holds.
-    let postgres = app.cluster.brought().await;
-    let refused = owner.api.send(http::Method::PUT, &path, Some(json!({ "connectionString": postgres.url() }))).await;
-    refused.expect_problem(409, "other-database");
-    // Another database of the same server is not this store's.
-    let other = TestMariaDb::create().await;
-    let elsewhere = json!({ "connectionString": other.url() });
-    owner.api.send(http::Method::PUT, &path, Some(elsewhere)).await.expect_problem(409, "other-database");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -141,52 +98,17 @@ const OLD_SHOP: &str = "
     create event `purge` on schedule every 1 day do delete from _log;
 ";
 
-/// Every row and every object of a database.
-async fn print(admin: &mut MySqlConnection) -> Vec<String> {
-    let mut print: Vec<String> = sqlx::query_scalar(
-        "select concat_ws('|', 'table', table_name, table_type, coalesce(engine, ''), coalesce(table_comment, ''),
-             coalesce(create_time, '')) from information_schema.tables where table_schema = database()
-         union all select concat_ws('|', 'column', table_name, column_name, ordinal_position, column_type, is_nullable,
-             coalesce(column_default, '')) from information_schema.columns where table_schema = database()
-         union all select concat_ws('|', 'trigger', trigger_name, action_statement) from information_schema.triggers
-             where trigger_schema = database()
-         union all select concat_ws('|', 'view', table_name, view_definition) from information_schema.views
-             where table_schema = database()
-         union all select concat_ws('|', routine_type, routine_name, routine_definition, last_altered)
-             from information_schema.routines where routine_schema = database()
-         union all select concat_ws('|', 'event', event_name, event_definition, last_altered)
-             from information_schema.events where event_schema = database()
-         order by 1",
-    )
-    .fetch_all(&mut *admin)
-    .await
-    .unwrap();
-    let tables: Vec<String> = sqlx::query_scalar(
-        "select table_name from information_schema.tables
-         where table_schema = database() and table_type = 'BASE TABLE' order by 1",
-    )
-    .fetch_all(&mut *admin)
-    .await
-    .unwrap();
-    for table in tables {
-        let checksum = AssertSqlSafe(format!("checksum table `{table}` extended"));
-        let (name, sum): (String, Option<i64>) = sqlx::query_as(checksum).fetch_one(&mut *admin).await.unwrap();
-        print.push(format!("{name} {sum:?}"));
-    }
-    print
-}
-
 async fn is_refused_untouched(app: &TestApp, owner: &Owner, slug: &str, database: &TestMariaDb) {
-    let mut admin = database.admin().await;
-    let before = print(&mut admin).await;
+    let mut inside = StoreSql::MySql(database.admin().await);
+    let before = print(&mut inside, Whose::Everybodys).await;
     assert!(before.len() > 5, "{before:?}");
     let (store, run) = outcome(app, owner, slug, database.body()).await;
     assert_eq!(failure(&run).1, "schema-in-use", "{run}");
     assert!(failure(&run).2.contains("CREATE DATABASE"), "{run}");
     owner.api.post(&path_of(&store, "/provisioning/cancel"), json!({})).await.expect_status(202);
     app.run_ended(owner, &store).await;
-    assert_eq!(print(&mut admin).await, before);
-    admin.close().await.unwrap();
+    assert_eq!(print(&mut inside, Whose::Everybodys).await, before);
+    inside.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -205,16 +127,6 @@ async fn a_database_that_is_not_empty_is_refused_and_left_as_it_was() {
     let tables = sql.split_once("USE `Chinook`;").expect("it makes its database first").1.to_owned();
     music.admin().await.execute(sqlx::raw_sql(AssertSqlSafe(tables))).await.unwrap();
     is_refused_untouched(&app, &owner, "chinook", &music).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_store_takes_up_its_own_database_and_no_other_store_does() {
-    let (app, owner) = app().await;
-    let database = TestMariaDb::create().await;
-    let (_, run) = outcome(&app, &owner, "first", database.body()).await;
-    assert_eq!(run["state"], "succeeded", "{run}");
-    let (_, run) = outcome(&app, &owner, "second", database.body()).await;
-    assert_eq!(failure(&run).1, "belongs-to-another-store", "{run}");
 }
 
 /// A managed store's login reaches its own database and nothing else of the server's.

@@ -4,27 +4,24 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
-use integration_tests::{ChaosProxy, Cluster, Owner, TestApp, TestDatabase, eventually, own_cluster, within};
+use integration_tests::{ChaosProxy, OwnServer, Owner, TestApp, eventually, within};
+use kernel::Engine;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use serde_json::{Value, json};
-use sqlx::Connection as _;
 use tenancy::Cause;
 
-use crate::faults::{PRODUCTS, Shop, at_once, patient_app, run, terminate, text};
+use crate::faults::{PRODUCTS, Shop, at_once, patient_app_on, text};
+use crate::provisioning::failure;
 
 /// Far above every limit that the nodes of these tests have, and below what a test may take.
 const LIMIT: Duration = Duration::from_secs(25);
 
-/// How a database is brought: field by field, so that a test may name another port, TLS mode or CA.
-fn fields(database: &TestDatabase, port: u16, more: &Value) -> Value {
-    let mut body = json!({
-        "engine": "postgresql", "host": "127.0.0.1", "port": port, "username": database.database,
-        "password": database.password(), "database": database.database,
-    });
-    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    body
+on_each_engine! {
+    a_server_that_is_down_costs_its_store_only
+    a_network_that_goes_silent_or_is_cut_costs_one_store_only
+    a_full_disk_costs_what_needs_room_and_leaves_nothing_half_written
+    a_certificate_is_checked_as_the_owner_asked_and_an_expired_one_costs_one_store_only
+    a_run_whose_database_is_gone_for_good_is_abandoned_and_its_store_starts_anew
 }
 
 /// Fails unless 20 requests to the ill store are refused in time while 20 to the well one are served.
@@ -51,20 +48,17 @@ async fn last_cause(app: &TestApp, shop: &Shop) -> Option<Cause> {
     app.cx.stores.explain(shop.id).await.expect("the store is known").last_error.map(|error| error.cause)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_down_costs_its_store_only() {
-    let app = patient_app(&[]).await;
+async fn a_server_that_is_down_costs_its_store_only(engine: Engine) {
+    let app = patient_app_on(engine, &[]).await;
     let owner = app.owner("ada").await;
-    let elsewhere = own_cluster("down").await;
+    let mut elsewhere = OwnServer::start(engine, "down").await;
     let database = elsewhere.brought().await;
-    let ill = Shop::connect(&app, &owner, "ill", fields(&database, elsewhere.port(), &json!({}))).await;
+    let ill = Shop::connect(&app, &owner, "ill", database.body()).await;
     let well = Shop::open(&app, &owner, "well").await;
     for shop in [&ill, &well] {
         shop.expect_served(&shop.at(&app).get(PRODUCTS).await);
     }
 
-    // The tests' servers do not wait for the disk at a commit; what is to survive the kill is written now.
-    run(&mut elsewhere.admin().await, "checkpoint").await;
     elsewhere.kill().await;
     expect_one_ill(&app, &ill, &well, &["store-database-unavailable"]).await;
     assert_eq!(last_cause(&app, &ill).await, Some(Cause::Refused));
@@ -73,8 +67,7 @@ async fn a_server_that_is_down_costs_its_store_only() {
     well.expect_served(&well.at(&app).get(PRODUCTS).await);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_network_that_goes_silent_or_is_cut_costs_one_store_only() {
+async fn a_network_that_goes_silent_or_is_cut_costs_one_store_only(engine: Engine) {
     let limits = [
         "--store-acquire-timeout-ms",
         "1500",
@@ -83,11 +76,11 @@ async fn a_network_that_goes_silent_or_is_cut_costs_one_store_only() {
         "--store-statement-timeout-ms",
         "1500",
     ];
-    let app = patient_app(&limits).await;
+    let app = patient_app_on(engine, &limits).await;
     let owner = app.owner("ada").await;
-    let database = app.cluster.brought().await;
-    let proxy = ChaosProxy::to(SocketAddr::from((Ipv4Addr::LOCALHOST, app.cluster.port()))).await;
-    let ill = Shop::connect(&app, &owner, "ill", fields(&database, proxy.port, &json!({}))).await;
+    let database = app.brought().await;
+    let proxy = ChaosProxy::to(SocketAddr::from((Ipv4Addr::LOCALHOST, database.port()))).await;
+    let ill = Shop::connect(&app, &owner, "ill", database.fields(&json!({ "port": proxy.port }))).await;
     let well = Shop::open(&app, &owner, "well").await;
     for shop in [&ill, &well] {
         shop.expect_served(&shop.at(&app).get(PRODUCTS).await);
@@ -108,12 +101,11 @@ async fn a_network_that_goes_silent_or_is_cut_costs_one_store_only() {
     expect_one_ill(&app, &ill, &well, &["store-database-unavailable"]).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_costs_what_needs_room_and_leaves_nothing_half_written() {
-    let app = patient_app(&[]).await;
+async fn a_full_disk_costs_what_needs_room_and_leaves_nothing_half_written(engine: Engine) {
+    let app = patient_app_on(engine, &[]).await;
     let owner = app.owner("ada").await;
-    let database = app.cluster.brought().await;
-    let shop = Shop::connect(&app, &owner, "full", fields(&database, app.cluster.port(), &json!({}))).await;
+    let database = app.brought().await;
+    let shop = Shop::connect(&app, &owner, "full", database.body()).await;
     let client = shop.at(&app);
     let product = client.get(&format!("{PRODUCTS}/{}", shop.sells())).await.expect_status(200);
     let cart = client.post("/store/v1/carts", Value::Null).await.expect_status(201);
@@ -122,23 +114,30 @@ async fn a_full_disk_costs_what_needs_room_and_leaves_nothing_half_written() {
     let shopper = client.with("x-cart-token", text(&cart, "token"));
 
     // What a server says when a table cannot grow, at the last line that a cart needs.
-    let mut inside = database.admin().await;
-    run(
-        &mut inside,
-        "create function public.full_disk() returns trigger language plpgsql as $$ begin
-           raise exception 'could not extend file: No space left on device' using errcode = '53100'; end $$;
-         create trigger full_disk before insert on tenantry.cart_lines for each row execute function public.full_disk()",
-    )
-    .await;
+    let mut inside = database.inside().await;
+    let (begins, ends) = match engine {
+        Engine::Mysql => (
+            "create trigger full_disk before insert on cart_lines for each row
+               signal sqlstate 'HY000' set mysql_errno = 1021, message_text = 'Disk full'",
+            "drop trigger full_disk",
+        ),
+        _ => (
+            "create function public.full_disk() returns trigger language plpgsql as $$ begin
+               raise exception 'could not extend file: No space left on device' using errcode = '53100'; end $$;
+             create trigger full_disk before insert on tenantry.cart_lines for each row execute function public.full_disk()",
+            "drop trigger full_disk on tenantry.cart_lines",
+        ),
+    };
+    inside.execute(begins).await;
     shop.expect_refused(&shopper.post(&lines, line.clone()).await, &["store-database-unavailable"]);
     shop.expect_served(&client.get(PRODUCTS).await);
     let path = format!("/store/v1/carts/{}", text(&cart, "id"));
     assert_eq!(shopper.get(&path).await.expect_status(200)["lines"], json!([]));
 
-    run(&mut inside, "drop trigger full_disk on tenantry.cart_lines").await;
+    inside.execute(ends).await;
     let filled = shopper.post(&lines, line).await.expect_status(200);
     assert_eq!(filled["lines"].as_array().map(Vec::len), Some(1), "{filled}");
-    inside.close().await.unwrap();
+    inside.close().await;
 }
 
 /// Who signs the certificates of a test's servers.
@@ -170,111 +169,122 @@ impl Authority {
     }
 }
 
-/// Makes the server show this certificate to whoever connects from now on.
-pub(crate) async fn present(cluster: &Cluster, name: &str, (certificate, key): &(String, String)) {
-    let mut admin = cluster.admin().await;
-    for (end, text) in [("crt", certificate), ("key", key)] {
-        let encoded = BASE64_STANDARD.encode(text);
-        run(&mut admin, &format!("copy (select '{encoded}') to program 'umask 077; base64 -d > {name}.{end}'")).await;
-        let setting = if end == "crt" { "ssl_cert_file" } else { "ssl_key_file" };
-        run(&mut admin, &format!("alter system set {setting} = '{name}.{end}'")).await;
-    }
-    run(&mut admin, "alter system set ssl = on").await;
-    run(&mut admin, "select pg_reload_conf()").await;
-    admin.close().await.unwrap();
-    eventually("the server has the certificate", || async {
-        let mut fresh = cluster.admin().await;
-        let shown: String =
-            sqlx::query_scalar("select current_setting('ssl') || ' ' || current_setting('ssl_cert_file')")
-                .fetch_one(&mut fresh)
-                .await
-                .unwrap();
-        fresh.close().await.unwrap();
-        (shown == format!("on {name}.crt")).then_some(())
-    })
-    .await;
-}
-
-/// The code of the failed step of a connect.
-async fn refused(app: &TestApp, owner: &Owner, slug: &str, body: Value) -> (String, String) {
+/// Connects a store that must be refused for its TLS, and in words that help.
+async fn refused_for_tls(app: &TestApp, owner: &Owner, slug: &str, body: Value) {
     let store = owner.create_store(slug).await.expect_status(201);
     owner.connect(&store, body).await.expect_status(202);
     let run = app.run_ended(owner, &store).await;
-    assert_eq!(run["state"], "failed", "{run}");
-    let failed = run["steps"].as_array().unwrap().iter().find(|step| step["state"] == "failed").unwrap();
-    (text(failed, "name").to_owned(), text(&failed["error"], "code").to_owned())
+    let (step, code, advice) = failure(&run);
+    assert_eq!((step, code), ("check_connection", "tls"), "{slug}: {run}");
+    assert!(advice.contains("certificate's name and date") && advice.contains("CA"), "{slug}: {advice}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_is_checked_as_the_owner_asked_and_an_expired_one_costs_one_store_only() {
-    let app = patient_app(&[]).await;
+async fn a_certificate_is_checked_as_the_owner_asked_and_an_expired_one_costs_one_store_only(engine: Engine) {
+    let app = patient_app_on(engine, &[]).await;
     let owner = app.owner("ada").await;
-    let elsewhere = own_cluster("tls").await;
+    let mut elsewhere = OwnServer::start(engine, "tls").await;
     let (authority, stranger) = (Authority::new(), Authority::new());
-    let plain = elsewhere.brought().await;
-    let port = elsewhere.port();
-    let tls_refused = ("check_connection".to_owned(), "tls".to_owned());
+    let strict = elsewhere.brought().await;
+    let with = |tls: &str, ca: Option<&str>| strict.fields(&json!({ "tls": tls, "caPem": ca }));
+    let full = |ca: &str| with("verify-full", Some(ca));
 
     // A server without TLS is not spoken to in the clear by somebody who asked for TLS.
-    let body = fields(&plain, port, &json!({ "tls": "require" }));
-    assert_eq!(refused(&app, &owner, "no-tls", body).await, tls_refused);
+    refused_for_tls(&app, &owner, "no-tls", with("require", None)).await;
 
-    present(elsewhere, "named", &authority.certify("127.0.0.1", 2095)).await;
-    let strict = elsewhere.brought().await;
-    let full = |ca: &str| fields(&strict, port, &json!({ "tls": "verify-full", "caPem": ca }));
-    assert_eq!(refused(&app, &owner, "strange-ca", full(&stranger.pem)).await, tls_refused);
-    let no_ca = fields(&strict, port, &json!({ "tls": "verify-full" }));
-    assert_eq!(refused(&app, &owner, "no-ca", no_ca).await, tls_refused);
+    elsewhere.present(&authority.certify("127.0.0.1", 2095)).await;
+    for tls in ["verify-ca", "verify-full"] {
+        refused_for_tls(&app, &owner, &format!("strange-ca-{tls}"), with(tls, Some(&stranger.pem))).await;
+        refused_for_tls(&app, &owner, &format!("no-ca-{tls}"), with(tls, None)).await;
+    }
+    if engine == Engine::Mysql {
+        // From now on who is not encrypted is not let in; PostgreSQL says below who is.
+        elsewhere.admin().await.execute(&format!("alter user '{}'@'%' require ssl", strict.name())).await;
+    }
     let ill = Shop::connect(&app, &owner, "ill", full(&authority.pem)).await;
     let well = Shop::open(&app, &owner, "well").await;
     for shop in [&ill, &well] {
         shop.expect_served(&shop.at(&app).get(PRODUCTS).await);
     }
     let mut admin = elsewhere.admin().await;
-    let encrypted: bool = sqlx::query_scalar(
-        "select bool_and(s.ssl) from pg_stat_ssl s join pg_stat_activity a using (pid) where a.datname = $1",
-    )
-    .bind(&strict.database)
-    .fetch_one(&mut admin)
-    .await
-    .unwrap();
-    assert!(encrypted, "every connection of the store is encrypted");
+    if engine == Engine::Postgresql {
+        let plain = format!(
+            "select count(*) from pg_stat_ssl s join pg_stat_activity a using (pid) where a.datname = '{}' and not s.ssl",
+            strict.name()
+        );
+        assert!(!admin.sessions(strict.name()).await.is_empty());
+        assert_eq!(admin.number(&plain).await, 0, "every connection of the store is encrypted");
+    }
 
-    // Another name: verify-full refuses it, verify-ca does not ask.
-    present(elsewhere, "unnamed", &authority.certify("db.elsewhere.example", 2095)).await;
-    assert_eq!(refused(&app, &owner, "other-name", full(&authority.pem)).await, tls_refused);
-    let loose = elsewhere.brought().await;
-    let body = fields(&loose, port, &json!({ "tls": "verify-ca", "caPem": authority.pem }));
-    let by_authority = Shop::connect(&app, &owner, "by-authority", body).await;
-    by_authority.expect_served(&by_authority.at(&app).get(PRODUCTS).await);
+    // Another name: verify-full refuses it, also when it is not asked for but goes without saying; the others do not ask.
+    elsewhere.present(&authority.certify("db.elsewhere.example", 2095)).await;
+    refused_for_tls(&app, &owner, "other-name", full(&authority.pem)).await;
+    refused_for_tls(&app, &owner, "by-itself", strict.fields(&json!({ "caPem": authority.pem }))).await;
+    for (slug, tls, ca) in [("by-authority", "verify-ca", Some(authority.pem.as_str())), ("anybody", "require", None)] {
+        let loose = elsewhere.brought().await;
+        let shop = Shop::connect(&app, &owner, slug, loose.fields(&json!({ "tls": tls, "caPem": ca }))).await;
+        shop.expect_served(&shop.at(&app).get(PRODUCTS).await);
+    }
 
     // It runs out: open connections live on, new ones are not opened.
-    present(elsewhere, "expired", &authority.certify("127.0.0.1", 2020)).await;
+    elsewhere.present(&authority.certify("127.0.0.1", 2020)).await;
     ill.expect_served(&ill.at(&app).get(PRODUCTS).await);
-    terminate(&mut admin, &strict.database).await;
+    refused_for_tls(&app, &owner, "expired", with("verify-ca", Some(&authority.pem))).await;
+    admin.end_sessions(strict.name()).await;
     expect_one_ill(&app, &ill, &well, &["store-database-unavailable"]).await;
     assert_eq!(last_cause(&app, &ill).await, Some(Cause::Tls));
-    present(elsewhere, "renewed", &authority.certify("127.0.0.1", 2095)).await;
+    elsewhere.present(&authority.certify("127.0.0.1", 2095)).await;
     expect_served_again(&app, &ill).await;
-    admin.close().await.unwrap();
+    admin.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_whose_database_is_gone_for_good_is_abandoned_and_its_store_starts_anew() {
-    let app = patient_app(&[]).await;
+async fn a_ca_that_is_none_is_refused_before_anything_is_called() {
+    let app = patient_app_on(Engine::Postgresql, &[]).await;
     let owner = app.owner("ada").await;
-    let database = app.cluster.brought().await;
-    let proxy = ChaosProxy::to(SocketAddr::from((Ipv4Addr::LOCALHOST, app.cluster.port()))).await;
+    let store = owner.create_store("tea").await.expect_status(201);
+    let authority = Authority::new();
+    let (_, key) = authority.certify("127.0.0.1", 2095);
+    let head = &authority.pem[..authority.pem.len() / 2];
+    let cases = [
+        ("begin line only", "-----BEGIN CERTIFICATE-----".to_owned()),
+        ("no end", head.to_owned()),
+        ("nothing between", "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n".to_owned()),
+        ("other bytes", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_owned()),
+        ("a key", key),
+        (
+            "one good, one not",
+            format!("{}-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", authority.pem),
+        ),
+        ("empty", String::new()),
+        ("too long", authority.pem.repeat(200)),
+    ];
+    let database = app.brought().await;
+    for (what, pem) in cases {
+        let text = json!({ "connectionString": format!("{}?sslmode=verify-full", database.url()), "caPem": pem });
+        for body in [database.fields(&json!({ "tls": "verify-full", "caPem": pem })), text] {
+            let refused = owner.connect(&store, body).await;
+            assert_eq!(refused.status, 422, "{what}: {}", refused.text());
+            refused.expect_field(422, "invalid-input", "/caPem");
+        }
+    }
+    owner.api.get(&format!("/api/stores/{}/provisioning", text(&store, "id"))).await.expect_problem(404, "not-found");
+}
+
+async fn a_run_whose_database_is_gone_for_good_is_abandoned_and_its_store_starts_anew(engine: Engine) {
+    let app = patient_app_on(engine, &[]).await;
+    let owner = app.owner("ada").await;
+    let database = app.brought().await;
+    let proxy = ChaosProxy::to(SocketAddr::from((Ipv4Addr::LOCALHOST, database.port()))).await;
     let store = owner.create_store("tea").await.expect_status(201);
     let path = |rest: &str| format!("/api/stores/{}/provisioning{rest}", text(&store, "id"));
 
     // The run is in the middle of its migration when the network goes, for good.
     let holder = crate::provisioning::hold_migration(&database).await;
-    owner.connect(&store, fields(&database, proxy.port, &json!({}))).await.expect_status(202);
+    owner.connect(&store, database.fields(&json!({ "port": proxy.port }))).await.expect_status(202);
     crate::provisioning::step_running(&owner, &store, "migrate").await;
     owner.api.post(&path("/cancel?abandon=true"), json!({})).await.expect_problem(409, "wrong-run-state");
     drop(proxy);
-    holder.close().await.unwrap();
+    holder.close().await;
     assert_eq!(within("the run fails", app.run_ended(&owner, &store)).await["state"], "failed");
     owner.api.post(&path("/cancel?abandon=true"), json!({})).await.expect_problem(409, "wrong-run-state");
     owner.api.post(&path("/cancel"), json!({})).await.expect_status(202);
@@ -293,7 +303,7 @@ async fn a_run_whose_database_is_gone_for_good_is_abandoned_and_its_store_starts
     );
 
     // What was begun there is found to be the store's own, and finished.
-    owner.connect(&store, fields(&database, app.cluster.port(), &json!({}))).await.expect_status(202);
+    owner.connect(&store, database.body()).await.expect_status(202);
     let run = app.run_ended(&owner, &store).await;
     assert_eq!(run["state"], "succeeded", "{run}");
 }

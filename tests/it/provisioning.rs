@@ -1,11 +1,15 @@
 //! Provisioning: from connecting to a store that is served, or to a failure that says what to do and leaves nothing open.
+//!
+//! How servers are chosen, and what a stream that was read to its end answers, is decided by master alone: those tests run on
+//! one engine.
 
 use control_plane::audit::Actor;
 use control_plane::provisioning::{
-    self, DatabaseKind, NewDatabase, ProvisioningError, RunState, RunWithSteps, StepName, StepState, db, managed_name,
-    run,
+    self, DatabaseKind, NewDatabase, ProvisioningError, RunState, RunWithSteps, StepName, StepState, db, run,
 };
-use integration_tests::{Cluster, Owner, StoreSql, TestApp, TestAppOptions, TestDatabase, database_name, eventually};
+use integration_tests::{
+    Brought, Cluster, Owner, StoreSql, TestApp, TestAppOptions, TestDatabase, database_name, eventually,
+};
 use kernel::{Engine, StoreId, StoreStatus};
 use serde_json::{Value, json};
 use sqlx::{Connection as _, Executor as _, PgConnection};
@@ -22,10 +26,6 @@ pub(crate) fn store_id(store: &Value) -> StoreId {
 
 pub(crate) fn path_of(store: &Value, rest: &str) -> String {
     format!("/api/stores/{}{rest}", store["id"].as_str().unwrap())
-}
-
-pub(crate) fn brought_body(database: &TestDatabase) -> Value {
-    json!({ "engine": "postgresql", "connectionString": database.url() })
 }
 
 pub(crate) async fn count(connection: &mut PgConnection, sql: &'static str, id: StoreId) -> i64 {
@@ -125,9 +125,12 @@ pub(crate) async fn expect_not_ready(app: &TestApp, store: &Value) {
 }
 
 /// Keeps the migrate step of a brought database waiting until it is dropped or closed.
-pub(crate) async fn hold_migration(database: &TestDatabase) -> PgConnection {
-    let mut holder = database.admin().await;
-    sqlx::query("select pg_advisory_lock($1)").bind(MIGRATE_LOCK).execute(&mut holder).await.unwrap();
+pub(crate) async fn hold_migration(database: &Brought) -> StoreSql {
+    let mut holder = database.inside().await;
+    match database.engine() {
+        Engine::Mysql => holder.execute("do get_lock(concat('tenantry:', md5(database())), 0)").await,
+        _ => holder.execute(&format!("select pg_advisory_lock({MIGRATE_LOCK})")).await,
+    }
     holder
 }
 
@@ -140,13 +143,26 @@ pub(crate) async fn step_running(owner: &Owner, store: &Value, name: &str) {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_managed_database_is_made_and_served() {
-    let app = TestApp::start().await;
+on_each_engine! {
+    a_managed_database_is_made_and_served
+    a_brought_database_is_served_by_connection_string_and_by_fields
+    twenty_connects_at_once_make_one_run
+    connecting_something_else_meanwhile_names_the_run_in_the_way
+    connecting_while_a_run_is_undone_is_refused_and_taken_after_it
+    a_run_that_was_given_up_is_retried_and_undone_however_often_it_was_tried
+    a_running_run_is_cancelled_between_two_steps
+    a_cancellation_that_comes_as_the_run_ends_is_not_lost
+    the_stream_tells_every_step_in_order_and_resumes_without_repeats
+    a_watcher_sees_a_failed_run_go_on_after_a_retry
+    two_stores_do_not_both_take_the_last_place
+}
+
+async fn a_managed_database_is_made_and_served(engine: Engine) {
+    let app = TestApp::start_on(engine).await;
     let owner = app.owner("ada").await;
     let store = owner.create_store("tea").await.expect_status(201);
     expect_not_ready(&app, &store).await;
-    let accepted = owner.connect(&store, json!({ "managed": true })).await.expect_status(202);
+    let accepted = owner.connect(&store, app.managed_body(false)).await.expect_status(202);
     assert_eq!(accepted["run"]["state"], "queued");
     let names: Vec<&str> =
         accepted["run"]["steps"].as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap()).collect();
@@ -159,6 +175,10 @@ async fn a_managed_database_is_made_and_served() {
     app.storefront_of(&store).get("/store/v1/products").await.expect_status(200);
     let detail = owner.api.get(&path_of(&store, "")).await.expect_status(200);
     assert_eq!((&detail["status"], &detail["database"]["state"]), (&json!("active"), &json!("available")));
+    if engine != Engine::Postgresql {
+        // What its login may do there is looked at by `the_login_of_one_store_is_refused_everywhere_else`.
+        return;
+    }
     // Everything inside belongs to the store's own login.
     let mut inside = app.store_database(&store).await;
     let owners: Vec<String> = sqlx::query_scalar(
@@ -178,18 +198,16 @@ async fn a_managed_database_is_made_and_served() {
     assert_eq!(login, (false, false, false, false));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_brought_database_is_served_by_connection_string_and_by_fields() {
-    let app = TestApp::start_with(TestAppOptions { without_server: true, ..TestAppOptions::default() }).await;
+async fn a_brought_database_is_served_by_connection_string_and_by_fields(engine: Engine) {
+    let app =
+        TestApp::start_on_with(engine, TestAppOptions { without_server: true, ..TestAppOptions::default() }).await;
     let owner = app.owner("ada").await;
-    let (one, two) = (app.cluster.brought().await, app.cluster.brought().await);
+    let (one, two) = (app.brought().await, app.brought().await);
     let by_string = owner.create_store("by-string").await.expect_status(201);
     let by_fields = owner.create_store("by-fields").await.expect_status(201);
 
-    owner.connect(&by_string, brought_body(&one)).await.expect_status(202);
-    let fields = json!({ "engine": "postgresql", "host": "127.0.0.1", "port": app.cluster.port(), "tls": "disable",
-        "username": two.database, "password": two.password(), "database": two.database });
-    owner.connect(&by_fields, fields).await.expect_status(202);
+    owner.connect(&by_string, one.body()).await.expect_status(202);
+    owner.connect(&by_fields, two.fields(&json!({ "tls": "disable" }))).await.expect_status(202);
 
     for store in [&by_string, &by_fields] {
         let run = app.run_ended(&owner, store).await;
@@ -198,16 +216,15 @@ async fn a_brought_database_is_served_by_connection_string_and_by_fields() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn twenty_connects_at_once_make_one_run() {
-    let app = TestApp::start().await;
+async fn twenty_connects_at_once_make_one_run(engine: Engine) {
+    let app = TestApp::start_on(engine).await;
     let owner = app.owner("ada").await;
     let store = owner.create_store("tea").await.expect_status(201);
 
     let mut asking = tokio::task::JoinSet::new();
     for _ in 0..20 {
-        let (owner, store) = (owner.clone(), store.clone());
-        asking.spawn(async move { owner.connect(&store, json!({ "managed": true })).await });
+        let (owner, store, body) = (owner.clone(), store.clone(), app.managed_body(false));
+        asking.spawn(async move { owner.connect(&store, body).await });
     }
     let answers = asking.join_all().await;
 
@@ -229,50 +246,48 @@ async fn twenty_connects_at_once_make_one_run() {
         count(&mut master, "select count(*) from store_databases where store_id = $1", store_id(&store)).await,
         1
     );
-    owner.connect(&store, json!({ "managed": true })).await.expect_problem(409, "already-connected");
-    let other = app.cluster.brought().await;
-    owner.connect(&store, brought_body(&other)).await.expect_problem(409, "already-connected");
+    owner.connect(&store, app.managed_body(false)).await.expect_problem(409, "already-connected");
+    let other = app.brought().await;
+    owner.connect(&store, other.body()).await.expect_problem(409, "already-connected");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn connecting_something_else_meanwhile_names_the_run_in_the_way() {
-    let app = TestApp::start().await;
+async fn connecting_something_else_meanwhile_names_the_run_in_the_way(engine: Engine) {
+    let app = TestApp::start_on(engine).await;
     let owner = app.owner("ada").await;
     let store = owner.create_store("tea").await.expect_status(201);
-    let database = app.cluster.brought().await;
+    let database = app.brought().await;
     let holder = hold_migration(&database).await;
-    let accepted = owner.connect(&store, brought_body(&database)).await.expect_status(202);
+    let accepted = owner.connect(&store, database.body()).await.expect_status(202);
 
-    let mut with_products = brought_body(&database);
+    let mut with_products = database.body();
     with_products["demoProducts"] = json!(true);
-    let refused = [owner.connect(&store, json!({ "managed": true })).await, owner.connect(&store, with_products).await];
-    let again = owner.connect(&store, brought_body(&database)).await.expect_status(202);
+    let refused = [owner.connect(&store, app.managed_body(false)).await, owner.connect(&store, with_products).await];
+    let again = owner.connect(&store, database.body()).await.expect_status(202);
 
     for refused in refused {
         assert_eq!(refused.expect_problem(409, "provisioning-in-progress")["runId"], accepted["run"]["id"]);
     }
     assert_eq!(again["run"]["id"], accepted["run"]["id"]);
-    holder.close().await.unwrap();
+    holder.close().await;
     assert_eq!(app.run_ended(&owner, &store).await["state"], "succeeded");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn connecting_while_a_run_is_undone_is_refused_and_taken_after_it() {
-    let app = TestApp::start().await;
+async fn connecting_while_a_run_is_undone_is_refused_and_taken_after_it(engine: Engine) {
+    let app = TestApp::start_on(engine).await;
     let owner = app.owner("ada").await;
     let store = owner.create_store("tea").await.expect_status(201);
-    let database = app.cluster.brought().await;
+    let database = app.brought().await;
     let holder = hold_migration(&database).await;
-    let first = owner.connect(&store, brought_body(&database)).await.expect_status(202);
+    let first = owner.connect(&store, database.body()).await.expect_status(202);
     step_running(&owner, &store, "migrate").await;
     owner.api.post(&path_of(&store, "/provisioning/cancel"), json!({})).await.expect_status(202);
 
-    let refused = owner.connect(&store, brought_body(&database)).await;
+    let refused = owner.connect(&store, database.body()).await;
 
     assert_eq!(refused.expect_problem(409, "provisioning-in-progress")["runId"], first["run"]["id"]);
-    holder.close().await.unwrap();
+    holder.close().await;
     assert_eq!(app.run_ended(&owner, &store).await["state"], "cancelled");
-    let second = owner.connect(&store, brought_body(&database)).await.expect_status(202);
+    let second = owner.connect(&store, database.body()).await.expect_status(202);
     assert_ne!(second["run"]["id"], first["run"]["id"]);
     assert_eq!(app.run_ended(&owner, &store).await["state"], "succeeded");
 }
@@ -299,6 +314,8 @@ async fn connecting_in_another_region_meanwhile_is_no_repetition() {
     bench.cx.close().await;
 }
 
+/// On PostgreSQL only: in MySQL a login has every right that migrating needs or is refused before, so nothing that a test could
+/// do there makes the step fail half-way.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_run_goes_on_from_its_step_when_retried() {
     let app = TestApp::start().await;
@@ -314,12 +331,15 @@ async fn a_failed_run_goes_on_from_its_step_when_retried() {
         )
         .await
         .unwrap();
-    owner.connect(&store, brought_body(&database)).await.expect_status(202);
+    owner.connect(&store, json!({ "connectionString": database.url() })).await.expect_status(202);
     let failed = app.run_ended(&owner, &store).await;
     assert_eq!(failure(&failed).0, "migrate");
     expect_not_ready(&app, &store).await;
     // It may have left something: neither is it replaced silently, nor retried by connecting.
-    let refused = owner.connect(&store, brought_body(&database)).await.expect_problem(409, "provisioning-failed");
+    let refused = owner
+        .connect(&store, json!({ "connectionString": database.url() }))
+        .await
+        .expect_problem(409, "provisioning-failed");
     assert_eq!(refused["runId"], failed["id"]);
     owner.api.post(&path_of(&store, "/provisioning/retry"), json!({})).await.expect_status(202);
     assert_eq!(failure(&app.run_ended(&owner, &store).await).0, "migrate");
@@ -346,12 +366,11 @@ async fn use_up_attempts(app: &TestApp, run: &RunWithSteps) {
     assert_eq!(used.rows_affected(), 1);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_run_that_was_given_up_is_retried_and_undone_however_often_it_was_tried() {
-    let bench = Bench::new(&["retried", "cancelled"]).await;
+async fn a_run_that_was_given_up_is_retried_and_undone_however_often_it_was_tried(engine: Engine) {
+    let bench = Bench::of(engine, &["retried", "cancelled"]).await;
     let [retried, cancelled] = [0, 1].map(|at| store_id(&bench.stores[at]));
     for store in [retried, cancelled] {
-        let run = bench.connect(store, Place::Managed(Engine::Postgresql)).await;
+        let run = bench.connect(store, Place::Managed(engine)).await;
         bench.perform(&run, StepName::CreateDatabase).await;
         let mut master = bench.app.master().await;
         db::step_begin(&mut master, run.run.id, StepName::CreateDatabase, bench.cx.clock.now()).await.unwrap();
@@ -377,22 +396,21 @@ async fn a_run_that_was_given_up_is_retried_and_undone_however_often_it_was_trie
     let run = provisioning::cancel(&bench.cx, Actor::Cli, cancelled).await.unwrap();
     assert_eq!(bench.work(&run).await, RunState::Cancelled);
     assert_eq!(bench.status(cancelled).await, StoreStatus::PendingDatabase);
-    assert!(!database_exists(bench.server, managed_name(cancelled).as_str()).await);
+    assert!(Place::Managed(engine).is_clean(bench.server, cancelled).await);
     bench.cx.close().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_running_run_is_cancelled_between_two_steps() {
-    let app = TestApp::start().await;
+async fn a_running_run_is_cancelled_between_two_steps(engine: Engine) {
+    let app = TestApp::start_on(engine).await;
     let owner = app.owner("ada").await;
     let store = owner.create_store("tea").await.expect_status(201);
-    let database = app.cluster.brought().await;
+    let database = app.brought().await;
     let holder = hold_migration(&database).await;
-    owner.connect(&store, brought_body(&database)).await.expect_status(202);
+    owner.connect(&store, database.body()).await.expect_status(202);
     step_running(&owner, &store, "migrate").await;
 
     let cancelled = owner.api.post(&path_of(&store, "/provisioning/cancel"), json!({})).await.expect_status(202);
-    holder.close().await.unwrap();
+    holder.close().await;
 
     assert_eq!(cancelled["run"]["isCancelled"], true);
     let run = app.run_ended(&owner, &store).await;
@@ -401,15 +419,14 @@ async fn a_running_run_is_cancelled_between_two_steps() {
     assert_eq!(run["steps"][2]["state"], "pending", "{run}");
     let detail = owner.api.get(&path_of(&store, "")).await.expect_status(200);
     assert_eq!(detail["status"], "pending_database");
-    owner.connect(&store, json!({ "managed": true })).await.expect_status(202);
+    owner.connect(&store, app.managed_body(false)).await.expect_status(202);
     assert_eq!(app.run_ended(&owner, &store).await["state"], "succeeded");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cancellation_that_comes_as_the_run_ends_is_not_lost() {
-    let bench = Bench::new(&["tea"]).await;
+async fn a_cancellation_that_comes_as_the_run_ends_is_not_lost(engine: Engine) {
+    let bench = Bench::of(engine, &["tea"]).await;
     let store = store_id(&bench.stores[0]);
-    let run = bench.connect(store, Place::Managed(Engine::Postgresql)).await;
+    let run = bench.connect(store, Place::Managed(engine)).await;
     let mut master = bench.app.master().await;
     for step in run.steps.iter().filter(|step| step.name != StepName::Activate) {
         db::step_begin(&mut master, run.run.id, step.name, bench.cx.clock.now()).await.unwrap();
@@ -441,20 +458,19 @@ async fn a_cancellation_that_comes_as_the_run_ends_is_not_lost() {
     bench.cx.close().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_stream_tells_every_step_in_order_and_resumes_without_repeats() {
-    let app = TestApp::start().await;
+async fn the_stream_tells_every_step_in_order_and_resumes_without_repeats(engine: Engine) {
+    let app = TestApp::start_on(engine).await;
     let owner = app.owner("ada").await;
     let store = owner.create_store("tea").await.expect_status(201);
-    let database = app.cluster.brought().await;
+    let database = app.brought().await;
     let holder = hold_migration(&database).await;
-    owner.connect(&store, brought_body(&database)).await.expect_status(202);
+    owner.connect(&store, database.body()).await.expect_status(202);
     let path = path_of(&store, "/provisioning/events");
     let mut stream = owner.api.events(&path, None).await;
     let first = stream.next().await.unwrap();
     assert_eq!(first.kind, "queued");
 
-    holder.close().await.unwrap();
+    holder.close().await;
     let mut events = vec![first];
     events.extend(stream.to_end().await);
 
@@ -491,14 +507,13 @@ async fn a_stream_that_has_told_everything_is_not_opened_again() {
     owner.api.with("last-event-id", "yesterday").get(&path).await.expect_problem(400, "invalid-last-event-id");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_watcher_sees_a_failed_run_go_on_after_a_retry() {
-    let app = TestApp::start().await;
+async fn a_watcher_sees_a_failed_run_go_on_after_a_retry(engine: Engine) {
+    let app = TestApp::start_on(engine).await;
     let owner = app.owner("ada").await;
     let store = owner.create_store("tea").await.expect_status(201);
-    let wrong = app.cluster.brought().await;
+    let wrong = app.brought().await;
     let body = wrong.url().replace(&wrong.password(), "nonsense");
-    owner.connect(&store, json!({ "engine": "postgresql", "connectionString": body })).await.expect_status(202);
+    owner.connect(&store, json!({ "connectionString": body })).await.expect_status(202);
     app.run_ended(&owner, &store).await;
     let path = path_of(&store, "/provisioning/events");
     let events = owner.api.events(&path, None).await.to_end().await;
@@ -557,17 +572,17 @@ async fn stores_go_to_the_least_filled_server_and_none_to_one_that_drains() {
     assert_eq!(app.run_ended(&owner, &late).await["state"], "succeeded");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn two_stores_do_not_both_take_the_last_place() {
-    let app = TestApp::start_with(TestAppOptions { without_server: true, ..TestAppOptions::default() }).await;
+async fn two_stores_do_not_both_take_the_last_place(engine: Engine) {
+    let app =
+        TestApp::start_on_with(engine, TestAppOptions { without_server: true, ..TestAppOptions::default() }).await;
     let owner = app.owner("ada").await;
     app.add_server("tiny", 3).await;
     let mut asking = tokio::task::JoinSet::new();
     for at in 0..8 {
         let store = owner.create_store(&format!("store-{at}")).await.expect_status(201);
-        let owner = owner.clone();
+        let (owner, body) = (owner.clone(), app.managed_body(false));
         asking.spawn(async move {
-            let status = owner.connect(&store, json!({ "managed": true })).await.status.as_u16();
+            let status = owner.connect(&store, body).await.status.as_u16();
             (store, status)
         });
     }

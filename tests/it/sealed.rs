@@ -1,10 +1,16 @@
 //! The sealed credential of a store: it opens in its own row alone, and a new one takes over.
 
 use integration_tests::{TestApp, eventually};
+use kernel::Engine;
 use secrecy::SecretString;
 use sqlx::Connection as _;
 
-use crate::faults::{PRODUCTS, Shop, at_once, backends, credential, patient_app, run, second_node};
+use crate::faults::{PRODUCTS, Shop, at_once, credential, patient_app_on, second_node};
+
+on_each_engine! {
+    a_credential_in_another_stores_row_does_not_open
+    a_rotated_credential_takes_over_without_a_restart
+}
 
 /// Writes a sealed credential into the row of a store, past every operation.
 async fn put_credential(app: &TestApp, shop: &Shop, sealed: &[u8], version: i32) {
@@ -20,9 +26,8 @@ async fn put_credential(app: &TestApp, shop: &Shop, sealed: &[u8], version: i32)
     master.close().await.expect("it closes");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_credential_in_another_stores_row_does_not_open() {
-    let app = patient_app(&[]).await;
+async fn a_credential_in_another_stores_row_does_not_open(engine: Engine) {
+    let app = patient_app_on(engine, &[]).await;
     let owner = app.owner("ada").await;
     let (source, target) = (Shop::open(&app, &owner, "source").await, Shop::open(&app, &owner, "target").await);
     for shop in [&source, &target] {
@@ -74,19 +79,18 @@ async fn a_credential_in_another_stores_row_does_not_open() {
     fresh.kill().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_rotated_credential_takes_over_without_a_restart() {
-    let app = patient_app(&[]).await;
+async fn a_rotated_credential_takes_over_without_a_restart(engine: Engine) {
+    let app = patient_app_on(engine, &[]).await;
     let owner = app.owner("ada").await;
     let shop = Shop::open(&app, &owner, "rotated").await;
     let client = shop.at(&app);
     shop.expect_served(&client.get(PRODUCTS).await);
-    let mut admin = app.cluster.admin().await;
-    let old = backends(&mut admin, &shop.database).await;
+    let mut admin = app.server().await;
+    let old = admin.sessions(&shop.database).await;
     assert!(!old.is_empty(), "the store has a pool");
 
     let (_, mut credential, version) = credential(&app, &shop).await;
-    run(&mut admin, &format!("alter role \"{}\" password 'rotated-password'", shop.database)).await;
+    admin.set_password(&shop.database, "rotated-password").await;
     credential.password = SecretString::from("rotated-password");
     let sealed = credential.seal(&app.cx.keys, shop.id, version + 1);
     put_credential(&app, &shop, sealed.as_bytes(), version + 1).await;
@@ -95,9 +99,9 @@ async fn a_rotated_credential_takes_over_without_a_restart() {
     let database = shop.database.as_str();
     eventually("the old pool is gone", || async {
         shop.expect_served(&client.get(PRODUCTS).await);
-        let mut admin = app.cluster.admin().await;
-        let now = backends(&mut admin, database).await;
-        admin.close().await.expect("it closes");
+        let mut admin = app.server().await;
+        let now = admin.sessions(database).await;
+        admin.close().await;
         (!now.is_empty() && now.is_disjoint(&old)).then_some(())
     })
     .await;

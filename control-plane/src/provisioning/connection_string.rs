@@ -11,7 +11,7 @@ use url::Url;
 
 use super::target::{Target, TargetError, TargetFields, invalid};
 
-const AT: &str = "/connectionString";
+pub(super) const AT: &str = "/connectionString";
 const MAX_LEN: usize = 4096;
 
 /// Parameters that say how somebody else's program should behave: nothing is lost with them.
@@ -146,10 +146,13 @@ impl Target {
         if fields.host.as_deref() == Some("") {
             return Err(invalid(AT, "host", "names no host"));
         }
-        Self::from_fields(fields).map_err(|error| match error {
-            TargetError::Invalid { code, detail, .. } => TargetError::Invalid { pointer: AT, code, detail },
-            other => other,
-        })
+        let mut target = Self::from_fields(fields).map_err(|error| match error {
+            // That one is given beside the string.
+            error @ TargetError::Invalid { pointer: "/caPem", .. } => error,
+            error => error.at(AT),
+        })?;
+        target.is_text = true;
+        Ok(target)
     }
 }
 
@@ -209,6 +212,10 @@ fn socket() -> TargetError {
 }
 
 fn decode(part: &str, what: &str) -> Result<String, TargetError> {
+    let is_escape = |rest: &str| rest.len() >= 2 && rest.as_bytes()[..2].iter().all(u8::is_ascii_hexdigit);
+    if !part.split('%').skip(1).all(is_escape) {
+        return Err(invalid(AT, "encoding", format!("a % of the {what} is written %25")));
+    }
     percent_decode_str(part)
         .decode_utf8()
         .map(std::borrow::Cow::into_owned)
@@ -424,6 +431,11 @@ mod tests {
             ("postgres://a:b#c@h.example/d", "malformed", "%23"),
             ("postgres://a:b/c@h.example/d", "malformed", "%2F"),
             ("postgres://a:b@%2Ftmp/d", "host", "socket"),
+            ("postgres://a:p%zz@h.example/d", "encoding", "password"),
+            ("postgres://a:p%2@h.example/d", "encoding", "password"),
+            ("postgres://a:p%@h.example/d", "encoding", "password"),
+            ("postgres://a%b:p@h.example/d", "encoding", "user"),
+            ("postgres://a:p@h.example/100%", "encoding", "database"),
             ("postgres:///d?host=/var/run/postgresql", "host", "socket"),
             ("postgres://a:b@h1,h2/d", "host", "several"),
             ("postgres://a:b@h1:5432,h2:5432/d", "host", "several"),

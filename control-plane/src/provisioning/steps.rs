@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use kernel::{Engine, StoreStatus};
 use sqlx::PgConnection;
-use tenancy::{AddressError, Cause, ConnectError, Credential, Reach, Session};
+use tenancy::{Cause, ConnectError, Credential, Reach, Session};
 use tenant_schema::{SchemaError, SchemaState};
 use tokio::time::timeout;
 
 use super::db::{self, StoreDatabase};
 use super::step_error::{OURS, StepError, grant_advice, transaction_pooler};
-use super::{DatabaseKind, Run, engine, mysql, postgres};
+use super::{DatabaseKind, Run, TargetError, engine, mysql, postgres};
 use crate::cx::OpsCx;
 use crate::doctor::peer;
 use crate::stores::{self, Store};
@@ -294,11 +294,9 @@ impl<'a> StepCx<'a> {
         if self.run.kind == DatabaseKind::Brought {
             let found = self.reach().addresses(&self.credential.host, self.credential.port).await;
             found.map_err(|error| {
-                let code = match error {
-                    AddressError::Private => "private-address",
-                    AddressError::Unresolvable => "unresolvable",
-                };
-                StepError::new(code, error.to_string(), "Connect again with a host that is public and resolves.")
+                let error = TargetError::from(error);
+                let advice = "Connect again with a host that is public and resolves.";
+                StepError::new(error.code(), error.to_string(), advice)
             })?;
         }
         let mut first = match self.run.kind {

@@ -5,8 +5,15 @@ use std::net::{IpAddr, SocketAddr};
 use kernel::Engine;
 use kernel::address::is_public;
 use problem::Problem;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use secrecy::{ExposeSecret as _, SecretString};
 use tenancy::{AddressError, Credential, Reach, TlsMode};
+
+const PRIVATE_ADDRESS: &str =
+    "the host is at a private, loopback or link-local address, which this installation does not connect to";
+const UNRESOLVABLE: &str = "the host's name does not resolve; check its spelling";
+const PLAIN_REFUSED: &str = "a connection without TLS is not allowed; use require, verify-ca or verify-full";
 
 /// A database as it was typed. Whether its host may be called, and with how much of TLS, [`Target::resolve`] says.
 pub struct Target {
@@ -18,6 +25,8 @@ pub struct Target {
     pub(crate) database: String,
     pub(crate) tls: Option<TlsMode>,
     ca_pem: Option<String>,
+    /// Whether it was typed as one text: then that is the field in which anything about it is wrong.
+    pub(super) is_text: bool,
 }
 
 /// The parts of a connection, as an owner types them one by one.
@@ -47,6 +56,30 @@ pub enum TargetError {
 
 pub(super) fn invalid(pointer: &'static str, code: &'static str, detail: impl Into<String>) -> TargetError {
     TargetError::Invalid { pointer, code, detail: detail.into() }
+}
+
+impl TargetError {
+    /// What a client tells it by.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Invalid { code, .. } => code,
+            Self::PrivateAddress => "private-address",
+            Self::Unresolvable => "unresolvable",
+            Self::PlainRefused => "tls-required",
+        }
+    }
+
+    /// The same, at the field `pointer`.
+    pub(super) fn at(self, pointer: &'static str) -> Self {
+        let code = self.code();
+        let detail = match self {
+            Self::Invalid { detail, .. } => detail,
+            Self::PrivateAddress => PRIVATE_ADDRESS.to_owned(),
+            Self::Unresolvable => UNRESOLVABLE.to_owned(),
+            Self::PlainRefused => PLAIN_REFUSED.to_owned(),
+        };
+        Self::Invalid { pointer, code, detail }
+    }
 }
 
 impl Target {
@@ -81,15 +114,15 @@ impl Target {
         if password.expose_secret().len() > 1024 || password.expose_secret().contains('\0') {
             return Err(invalid("/password", "malformed", "the password is not valid"));
         }
-        if fields
-            .ca_pem
-            .as_ref()
-            .is_some_and(|pem| pem.len() > 64 * 1024 || !pem.contains("-----BEGIN CERTIFICATE-----"))
-        {
-            return Err(invalid("/caPem", "malformed", "the CA must be PEM certificates, at most 64 KiB"));
+        if fields.ca_pem.as_ref().is_some_and(|pem| pem.len() > 64 * 1024 || !holds_authorities(pem)) {
+            return Err(invalid(
+                "/caPem",
+                "malformed",
+                "the CA must be one or several certificates as PEM, whole from BEGIN to END CERTIFICATE, at most 64 KiB",
+            ));
         }
         let TargetFields { engine, tls, ca_pem, .. } = fields;
-        Ok(Self { engine, host, port, username, password, database, tls, ca_pem })
+        Ok(Self { engine, host, port, username, password, database, tls, ca_pem, is_text: false })
     }
 
     /// Looks up where the host is, refuses one that may not be called, and settles how much of TLS is asked for: without a
@@ -99,6 +132,12 @@ impl Target {
     /// # Errors
     /// [`TargetError::PlainRefused`], [`TargetError::PrivateAddress`] or [`TargetError::Unresolvable`].
     pub async fn resolve(self, reach: Reach) -> Result<Credential, TargetError> {
+        let is_text = self.is_text;
+        let resolved = self.resolve_parts(reach).await;
+        resolved.map_err(|error| if is_text { error.at(super::connection_string::AT) } else { error })
+    }
+
+    async fn resolve_parts(self, reach: Reach) -> Result<Credential, TargetError> {
         self.check_plain(reach)?;
         // Nothing hangs on the addresses: they are looked up when it is connected.
         if reach == Reach::Anywhere && (self.tls.is_some() || self.ca_pem.is_some()) {
@@ -135,6 +174,15 @@ impl Target {
     }
 }
 
+/// Whether a text is certificates, each of which can be an authority. What stands around them, as `openssl` writes it, is
+/// nobody's business.
+fn holds_authorities(pem: &str) -> bool {
+    let mut authorities = rustls::RootCertStore::empty();
+    let is_sound = CertificateDer::pem_slice_iter(pem.as_bytes())
+        .all(|certificate| certificate.is_ok_and(|certificate| authorities.add(certificate).is_ok()));
+    is_sound && !authorities.is_empty()
+}
+
 /// Where servers of an engine listen when nothing else is said.
 pub const fn default_port(engine: Engine) -> u16 {
     match engine {
@@ -156,19 +204,9 @@ impl From<TargetError> for Problem {
     fn from(error: TargetError) -> Self {
         match error {
             TargetError::Invalid { pointer, code, detail } => Self::invalid().field(pointer, code, detail),
-            TargetError::PrivateAddress => Self::invalid().field(
-                "/host",
-                "private-address",
-                "the host is at a private, loopback or link-local address, which this installation does not connect to",
-            ),
-            TargetError::Unresolvable => {
-                Self::invalid().field("/host", "unresolvable", "the host's name does not resolve; check its spelling")
-            }
-            TargetError::PlainRefused => Self::invalid().field(
-                "/tls",
-                "tls-required",
-                "a connection without TLS is not allowed; use require, verify-ca or verify-full",
-            ),
+            error @ TargetError::PrivateAddress => Self::invalid().field("/host", error.code(), PRIVATE_ADDRESS),
+            error @ TargetError::Unresolvable => Self::invalid().field("/host", error.code(), UNRESOLVABLE),
+            error @ TargetError::PlainRefused => Self::invalid().field("/tls", error.code(), PLAIN_REFUSED),
         }
     }
 }
@@ -182,8 +220,9 @@ mod tests {
         Target::from_url(&text.to_owned().into(), None, None, None)
     }
 
-    async fn tls(text: &str, reach: Reach) -> Result<TlsMode, TargetError> {
-        Ok(parse(text)?.resolve(reach).await?.tls)
+    async fn tls(text: &str, reach: Reach) -> Result<TlsMode, &'static str> {
+        let target = parse(text).map_err(|error| error.code())?;
+        target.resolve(reach).await.map(|credential| credential.tls).map_err(|error| error.code())
     }
 
     #[tokio::test]
@@ -195,17 +234,13 @@ mod tests {
                 assert_eq!(tls(&silent, reach).await, Ok(TlsMode::VerifyFull), "{host}");
             }
             assert_eq!(tls(&plain, Reach::Anywhere).await, Ok(TlsMode::Disable), "{host}");
-            assert_eq!(tls(&plain, Reach::Public).await, Err(TargetError::PlainRefused), "{host}");
+            assert_eq!(tls(&plain, Reach::Public).await, Err("tls-required"), "{host}");
         }
         for host in ["127.0.0.1", "10.1.2.3", "[::1]", "[fd00::1]", "localhost"] {
             let [silent, asked] = ["", "?sslmode=require"].map(|rest| format!("postgres://a:b@{host}/d{rest}"));
             assert_eq!(tls(&silent, Reach::Anywhere).await, Ok(TlsMode::Disable), "{host}");
             assert_eq!(tls(&asked, Reach::Anywhere).await, Ok(TlsMode::Require), "{host}");
-            assert_eq!(tls(&silent, Reach::Public).await, Err(TargetError::PrivateAddress), "{host}");
+            assert_eq!(tls(&silent, Reach::Public).await, Err("private-address"), "{host}");
         }
-        let pem = "-----BEGIN CERTIFICATE-----".to_owned();
-        let with_ca = Target::from_url(&"postgres://a:b@10.1.2.3/d".to_owned().into(), None, None, Some(pem));
-        let credential = with_ca.expect("valid").resolve(Reach::Anywhere).await.expect("allowed");
-        assert_eq!(credential.tls, TlsMode::VerifyFull);
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use kernel::VariantId;
 use problem::Problem;
+use sqlx::mysql::MySqlDatabaseError;
 use tenancy::LeaseError;
 use tenant_schema::FieldError;
 use tenant_schema::cart::CartError;
@@ -65,6 +66,32 @@ pub fn from_db(error: &sqlx::Error) -> Problem {
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
         | sqlx::Error::Protocol(_) => true,
+        sqlx::Error::Database(database) if let Some(mysql) = database.try_downcast_ref::<MySqlDatabaseError>() => {
+            // As below: no resources, a time limit, the server or its session ended, read-only, and tables, a database or
+            // rights that somebody took away.
+            matches!(
+                mysql.number(),
+                1021 | 1030
+                    | 1040
+                    | 1044
+                    | 1049
+                    | 1053
+                    | 1114
+                    | 1142
+                    | 1143
+                    | 1146
+                    | 1203
+                    | 1205
+                    | 1226
+                    | 1290
+                    | 1317
+                    | 1836
+                    | 1927
+                    | 1969
+                    | 3024
+                    | 4031
+            )
+        }
         sqlx::Error::Database(database) => {
             let code = database.code().unwrap_or_default().into_owned();
             // Broken connection, no resources, operator intervention (which a statement's time limit is), system error,

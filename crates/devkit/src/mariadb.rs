@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sqlx::mysql::{MySqlConnectOptions, MySqlSslMode};
-use sqlx::{ConnectOptions as _, Connection as _, MySqlConnection};
+use sqlx::{ConnectOptions as _, Connection as _, Executor as _, MySqlConnection};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::folder::{self, Folder};
@@ -20,6 +20,9 @@ use crate::{ServerError, ports};
 
 /// Our administrator; `root` gets in by the operating system's word only.
 const ADMIN: &str = "tenantry";
+/// What the server shows of itself, once it was given it.
+const CERTIFICATE: &str = "server.crt";
+const KEY: &str = "server.key";
 const START_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
@@ -106,6 +109,28 @@ impl MariaDb {
             None => options,
         };
         MySqlConnection::connect_with(&options).await
+    }
+
+    /// Shows this certificate, with this key, to whoever connects from now on, both as PEM. A server that had none is
+    /// started anew.
+    ///
+    /// # Errors
+    /// As [`restart`](MariaDb::restart), and when the files cannot be written or the server does not take them.
+    pub async fn present_certificate(&mut self, certificate: &str, key: &str) -> Result<(), ServerError> {
+        let had_one = self.folder.dir.join(CERTIFICATE).exists();
+        self.folder.write_private(CERTIFICATE, certificate)?;
+        self.folder.write_private(KEY, key)?;
+        if !had_one {
+            return self.restart().await;
+        }
+        let reloaded = async {
+            let mut admin = self.connect(None).await?;
+            admin.execute("flush ssl").await?;
+            admin.close().await
+        };
+        reloaded
+            .await
+            .map_err(|error: sqlx::Error| ServerError::io("showing a certificate")(std::io::Error::other(error)))
     }
 
     /// Shuts the server down and waits for its end.
@@ -212,6 +237,10 @@ impl MariaDb {
             "--transaction-isolation=SERIALIZABLE",
         ];
         args.extend(fixed.iter().chain(of_profile).map(OsString::from));
+        if self.folder.dir.join(CERTIFICATE).exists() {
+            args.push(path("--ssl-cert=", self.folder.dir.join(CERTIFICATE)));
+            args.push(path("--ssl-key=", self.folder.dir.join(KEY)));
+        }
         args.extend(self.options.iter().map(OsString::from));
         Ok(args)
     }
