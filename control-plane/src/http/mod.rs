@@ -7,6 +7,7 @@ pub mod errors;
 pub mod internal;
 pub mod network;
 pub mod openapi;
+pub mod outgoing;
 pub mod pace;
 pub mod paging;
 pub mod server;
