@@ -13,7 +13,9 @@ use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::cx::Cx;
-use crate::{catalog, charges, credits, idempotency, identity, ops, provisioning, storefront, stores, webhooks};
+use crate::{
+    catalog, charges, credits, idempotency, identity, ops, provisioning, storefront, stores, supabase, webhooks,
+};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -49,6 +51,7 @@ fn platform_routes() -> OpenApiRouter<Cx> {
         .merge(identity::routes::router())
         .merge(stores::routes::router())
         .merge(provisioning::routes::router())
+        .merge(supabase::routes::router())
         .merge(catalog::routes::router())
         .merge(credits::routes::router())
         .merge(charges::routes::router())
