@@ -1,13 +1,17 @@
 //! Configuration: every option is also an environment variable; `.env.example` lists them all, and a test holds it so.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
 use kernel::Hostname;
+use reqwest::Url;
 use secrecy::{ExposeSecret as _, SecretString};
 use tenancy::Reach;
+
+use crate::http::outgoing::is_https_or_loopback;
 
 /// What every command that talks to the master database needs.
 #[derive(Args, Clone)]
@@ -77,6 +81,24 @@ pub struct HostArgs {
     /// Addresses of proxies whose X-Forwarded-* headers count, separated by commas
     #[arg(long, env = "TRUSTED_PROXIES", value_delimiter = ',')]
     pub trusted_proxies: Vec<IpAddr>,
+    /// How browsers reach the platform, for pages that other services lead back to [default: http://localhost and the port of
+    /// LISTEN]
+    #[arg(long, env = "PUBLIC_URL")]
+    pub public_url: Option<String>,
+}
+
+impl HostArgs {
+    /// How browsers reach the platform.
+    ///
+    /// # Errors
+    /// When it is no URL, or one that others on the way could read.
+    pub fn public_url(&self) -> Result<Url, ConfigError> {
+        let invalid = |why: String| ConfigError::Invalid { name: "PUBLIC_URL", why };
+        let default = || format!("http://localhost:{}", self.listen.port());
+        let url = self.public_url.clone().unwrap_or_else(default);
+        let url = Url::parse(&url).map_err(|error| invalid(error.to_string()))?;
+        if is_https_or_loopback(&url) { Ok(url) } else { Err(invalid("must be https, or http at loopback".to_owned())) }
+    }
 }
 
 /// Where what owners name may be.
@@ -251,6 +273,8 @@ pub struct Config {
     pub limits: LimitArgs,
     #[command(flatten)]
     pub payments: PaymentArgs,
+    #[command(flatten)]
+    pub supabase: SupabaseArgs,
     /// What access tokens are signed with: at least 32 characters
     #[arg(long, env = "JWT_SECRET", hide_env_values = true)]
     pub jwt_secret: SecretString,
@@ -307,9 +331,40 @@ pub struct PaymentArgs {
     /// How long it waits after a second decline, in seconds; after a third it is off
     #[arg(long = "top-up-second-backoff-s", env = "TOP_UP_SECOND_BACKOFF_S", default_value = "21600", value_parser = seconds)]
     pub top_up_second_backoff: Duration,
-    /// How browsers reach the platform, for pages that Stripe leads back to [default: http://localhost and the port of LISTEN]
-    #[arg(long, env = "PUBLIC_URL")]
-    pub public_url: Option<String>,
+}
+
+/// Supabase, where owners may let us into a project of theirs.
+#[derive(Args, Clone)]
+pub struct SupabaseArgs {
+    /// The client id of our OAuth app at Supabase; without it nobody signs in there
+    #[arg(long, env = "SUPABASE_CLIENT_ID")]
+    pub supabase_client_id: Option<String>,
+    /// The client secret of that app
+    #[arg(long, env = "SUPABASE_CLIENT_SECRET", hide_env_values = true)]
+    pub supabase_client_secret: Option<SecretString>,
+    /// Where Supabase's management API answers; plain http only at loopback
+    #[arg(long, env = "SUPABASE_API_URL", default_value = "https://api.supabase.com")]
+    pub supabase_api_url: String,
+    /// The certificates of Supabase's own authority, as a file of PEM: projects are then spoken to with `verify-full`. Without
+    /// it with `require`, which encrypts and does not check who answers, since no public authority vouches for them
+    #[arg(long, env = "SUPABASE_CA_FILE")]
+    pub supabase_ca_file: Option<PathBuf>,
+    /// The page of a console that a browser is led to after the consent, with the completion code in the fragment; without it
+    /// the code is shown
+    #[arg(long, env = "SUPABASE_RETURN_URL")]
+    pub supabase_return_url: Option<String>,
+    /// How long one call of the management API may take, in milliseconds
+    #[arg(long = "supabase-request-timeout-ms", env = "SUPABASE_REQUEST_TIMEOUT_MS", default_value = "4000", value_parser = millis)]
+    pub supabase_request_timeout: Duration,
+    /// Where projects' own hosts listen
+    #[arg(long, env = "SUPABASE_DIRECT_PORT", default_value_t = 5432)]
+    pub supabase_direct_port: u16,
+    /// Where projects' poolers listen in session mode
+    #[arg(long, env = "SUPABASE_SESSION_PORT", default_value_t = 5432)]
+    pub supabase_session_port: u16,
+    /// How often it is looked at what is still to be revoked, in milliseconds
+    #[arg(long = "supabase-sweep-ms", env = "SUPABASE_SWEEP_MS", default_value = "30000", value_parser = millis)]
+    pub supabase_sweep: Duration,
 }
 
 /// How log lines look and which are written.

@@ -14,7 +14,7 @@ use vault::KeyRing;
 
 use crate::catalog::Imports;
 use crate::charges::usage::{self, UsageMeter};
-use crate::config::{Config, ConfigError, HostArgs, KeyArgs, LimitArgs, MasterArgs, PaymentArgs, reach};
+use crate::config::{Config, ConfigError, HostArgs, KeyArgs, LimitArgs, MasterArgs, PaymentArgs, SupabaseArgs, reach};
 use crate::credits::batch::Batcher;
 use crate::credits::purchases::Payments;
 use crate::directory::MasterDirectory;
@@ -25,9 +25,17 @@ use crate::identity::tokens::Signer;
 use crate::master::warm::Warm;
 use crate::master::{self, MasterError};
 use crate::provisioning::DatabaseKind;
+use crate::supabase::Supabase;
 
 /// The connection manager over master's directory.
 pub type Stores = Tenancy<MasterDirectory>;
+
+/// How the services of others are reached that what is built speaks to.
+#[derive(Default, Clone, Copy)]
+pub struct Services<'a> {
+    pub payments: Option<&'a PaymentArgs>,
+    pub supabase: Option<&'a SupabaseArgs>,
+}
 
 /// What commands, jobs and requests have in common.
 #[derive(Clone)]
@@ -55,6 +63,8 @@ pub struct OpsParts {
     pub outbox_news: Notify,
     /// The payment provider, where there is one.
     pub payments: Option<Payments>,
+    /// Supabase, where owners can sign in there.
+    pub supabase: Option<Supabase>,
     /// Everything spawned, so that shutting down waits for it.
     pub tasks: TaskTracker,
     pub shutdown: CancellationToken,
@@ -78,11 +88,12 @@ impl OpsCx {
         keys: &KeyArgs,
         hosts: HostArgs,
         limits: LimitArgs,
-        payments: Option<&PaymentArgs>,
+        services: Services<'_>,
         allow_private_databases: bool,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, MasterError> {
-        let payments = payments.map(|args| Payments::new(args, &hosts)).transpose()?.flatten();
+        let payments = services.payments.map(|args| Payments::new(args, &hosts)).transpose()?.flatten();
+        let supabase = services.supabase.map(|args| Supabase::new(args, &hosts)).transpose()?.flatten();
         let master = master::pool(&master_args)?;
         let keys = Arc::new(keys.ring()?);
         let owners_reach = reach(allow_private_databases);
@@ -105,6 +116,7 @@ impl OpsCx {
             usage: UsageMeter::default(),
             outbox_news: Notify::new(),
             payments,
+            supabase,
             tasks,
             shutdown,
         })))
@@ -211,7 +223,7 @@ impl Cx {
             &config.keys,
             config.hosts.clone(),
             config.limits.clone(),
-            Some(&config.payments),
+            Services { payments: Some(&config.payments), supabase: Some(&config.supabase) },
             config.allow_private_databases,
             clock,
         )?;

@@ -21,6 +21,7 @@ pub mod serve;
 pub mod servers;
 pub mod storefront;
 pub mod stores;
+pub mod supabase;
 pub mod telemetry;
 pub mod visits;
 pub mod webhooks;

@@ -22,7 +22,7 @@ use secrecy::ExposeSecret as _;
 use serde::Serialize;
 
 use crate::config::{Config, HostArgs, KeyArgs, LimitArgs, LogArgs, MasterArgs, PaymentArgs};
-use crate::cx::OpsCx;
+use crate::cx::{OpsCx, Services};
 use crate::{master, telemetry};
 
 use admin::Admin;
@@ -132,7 +132,7 @@ impl OpsArgs {
             &keys,
             self.hosts,
             self.limits,
-            payments,
+            Services { payments, ..Services::default() },
             self.allow_private_databases,
             Arc::new(SystemClock),
         )?)

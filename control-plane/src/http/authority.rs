@@ -171,6 +171,7 @@ mod tests {
             internal_listen: ([127, 0, 0, 1], 0).into(),
             platform_domain: Hostname::parse("stores.localhost").expect("valid"),
             platform_hosts: Vec::new(),
+            public_url: None,
             trusted_proxies: vec![[10, 0, 0, 1].into()],
         })
         .expect("valid")

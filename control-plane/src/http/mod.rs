@@ -8,6 +8,7 @@ pub mod internal;
 pub mod moment;
 pub mod network;
 pub mod openapi;
+pub mod outgoing;
 pub mod pace;
 pub mod paging;
 pub mod server;

@@ -14,7 +14,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::cx::Cx;
 use crate::{
-    catalog, charges, credits, doctor, idempotency, identity, ops, provisioning, storefront, stores, webhooks,
+    catalog, charges, credits, doctor, idempotency, identity, ops, provisioning, storefront, stores, supabase, webhooks,
 };
 
 #[derive(OpenApi)]
@@ -52,6 +52,7 @@ fn platform_routes() -> OpenApiRouter<Cx> {
         .merge(stores::routes::router())
         .merge(provisioning::routes::router())
         .merge(doctor::routes::router())
+        .merge(supabase::routes::router())
         .merge(catalog::routes::router())
         .merge(credits::routes::router())
         .merge(charges::routes::router())

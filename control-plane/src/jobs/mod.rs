@@ -15,7 +15,7 @@ use crate::config::{MasterArgs, reach};
 use crate::cx::{Cx, OpsCx};
 use crate::http::errors::chain;
 use crate::provisioning::jobs::WorkRun;
-use crate::{charges, credits, directory, idempotency, identity, provisioning, visits, webhooks};
+use crate::{charges, credits, directory, idempotency, identity, provisioning, supabase, visits, webhooks};
 
 const SCHEMA: &str = "graphile_worker";
 const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -111,6 +111,11 @@ pub async fn start(cx: &Cx) -> Result<(), JobsError> {
     cx.tasks.spawn(every(ops.clone(), PROOF, "proving the credit ledger", |cx| async move {
         credits::jobs::prove(&cx).await
     }));
+    if let Some(supabase) = &ops.supabase {
+        cx.tasks.spawn(every(ops.clone(), supabase.sweep, "revoking at Supabase", |cx| async move {
+            supabase::jobs::revoke(&cx).await
+        }));
+    }
     if let Some(payments) = &ops.payments {
         cx.tasks.spawn(every(ops.clone(), payments.sweep, "looking for missed payments", |cx| async move {
             credits::purchases::jobs::sweep(&cx).await
@@ -185,6 +190,7 @@ async fn keep_house(cx: &OpsCx) -> Result<(), sqlx::Error> {
     idempotency::purge(&mut master, now - chrono::Duration::days(7)).await?;
     webhooks::keep_house(cx).await?;
     charges::keep_house(cx).await?;
+    supabase::keep_house(cx).await?;
     directory::db::store_changes_purge(&mut master, now - chrono::Duration::days(1)).await?;
     Ok(())
 }

@@ -249,6 +249,37 @@ pub async fn connect(
     Ok(made)
 }
 
+/// Whether a database could be connected to the store now, for whoever makes one ready elsewhere before; the run that is under
+/// way, if one is.
+pub async fn check_connectable(cx: &OpsCx, store: StoreId) -> Result<Option<RunWithSteps>, ProvisioningError> {
+    let mut master = cx.master.acquire().await?;
+    let store = stores::db::store_find(&mut master, store).await?.ok_or(ProvisioningError::StoreNotFound)?;
+    match (store.status, db::run_latest(&mut master, store.id).await?) {
+        (StoreStatus::PendingDatabase, _) => Ok(None),
+        (StoreStatus::Provisioning, Some(latest)) if !latest.run.state.is_finished() => {
+            if latest.run.is_cancelled {
+                return Err(ProvisioningError::InProgress { run: latest.run.id });
+            }
+            Ok(Some(latest))
+        }
+        (StoreStatus::Provisioning, Some(latest)) if latest.run.state == RunState::Failed => {
+            if latest.has_made_something() {
+                return Err(ProvisioningError::LastRunFailed { run: latest.run.id });
+            }
+            Ok(None)
+        }
+        (StoreStatus::Active | StoreStatus::Maintenance | StoreStatus::Suspended, _) => {
+            Err(ProvisioningError::AlreadyConnected)
+        }
+        (status, _) => Err(ProvisioningError::WrongStatus { status }),
+    }
+}
+
+/// What PostgreSQL keeps of a password of our own making: whoever has it cannot log in with it.
+pub fn password_verifier(password: &SecretString) -> Option<String> {
+    scram::verifier(password, kernel::random::bytes())
+}
+
 /// Takes a failed run up again, from the step that failed.
 pub async fn retry(cx: &OpsCx, actor: Actor, store: StoreId) -> Result<RunWithSteps, ProvisioningError> {
     restart(cx, actor, store, "provisioning_retry").await

@@ -297,6 +297,12 @@ pub struct RunEnvelope {
     run: RunView,
 }
 
+impl From<RunWithSteps> for RunEnvelope {
+    fn from(run: RunWithSteps) -> Self {
+        Self { run: run.into() }
+    }
+}
+
 /// Connect a database
 ///
 /// Begins to prepare it and answers at once; watch the run. Connecting the same twice makes one run; connecting anything else
@@ -312,7 +318,7 @@ async fn database_connect(
 ) -> Result<(StatusCode, Json<RunEnvelope>), Problem> {
     let (wanted, demo) = body.read()?;
     let run = super::connect(&cx, Actor::User(owner.by.user.id), owner.store.id, wanted, demo).await?;
-    Ok((StatusCode::ACCEPTED, Json(RunEnvelope { run: run.into() })))
+    Ok((StatusCode::ACCEPTED, Json(run.into())))
 }
 
 /// Give new credentials
@@ -347,7 +353,7 @@ async fn database_credentials_replace(
     params(("id" = StoreId, Path)), responses((status = 200, body = RunEnvelope), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody)))]
 async fn provisioning_get(member: MemberOf<Store>, State(cx): State<Cx>) -> Result<Json<RunEnvelope>, Problem> {
     let run = super::latest(&cx, member.store.id).await?;
-    Ok(Json(RunEnvelope { run: run.into() }))
+    Ok(Json(run.into()))
 }
 
 /// Watch the store's last provisioning run
@@ -392,7 +398,7 @@ async fn provisioning_retry(
     State(cx): State<Cx>,
 ) -> Result<(StatusCode, Json<RunEnvelope>), Problem> {
     let run = super::retry(&cx, Actor::User(owner.by.user.id), owner.store.id).await?;
-    Ok((StatusCode::ACCEPTED, Json(RunEnvelope { run: run.into() })))
+    Ok((StatusCode::ACCEPTED, Json(run.into())))
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -421,5 +427,5 @@ async fn provisioning_cancel(
     } else {
         super::cancel(&cx, by, owner.store.id).await?
     };
-    Ok((StatusCode::ACCEPTED, Json(RunEnvelope { run: run.into() })))
+    Ok((StatusCode::ACCEPTED, Json(run.into())))
 }

@@ -339,8 +339,9 @@ impl<'a> StepCx<'a> {
                 grant_advice(facts.engine),
             )),
             SchemaState::Empty => self.note_found_empty(true).await,
-            SchemaState::Ours { store, .. } if store.is_none_or(|store| store == self.store.id) => {
-                self.note_found_empty(false).await
+            // A schema that is marked for the store, and nothing in it, was made ready for this run.
+            SchemaState::Ours { store, version } if store.is_none_or(|store| store == self.store.id) => {
+                self.note_found_empty(store.is_some() && version == 0).await
             }
             SchemaState::Ours { .. } => Err(other_store()),
             SchemaState::Newer { version, .. } => Err(StepError::new(

@@ -8,6 +8,7 @@ pub mod payments;
 mod ports;
 mod postgres;
 mod process;
+pub mod supabase;
 mod supervise;
 pub mod testing;
 mod user;

@@ -198,6 +198,8 @@ ids! {
     ReconRunId => "rec",
     /// Something that two sets of books do not agree on.
     ReconDifferenceId => "dif",
+    /// Somebody's going to Supabase and coming back with its consent.
+    SupabaseAuthorizationId => "sba",
     /// A product import.
     ImportId => "imp",
     /// A product of a store.

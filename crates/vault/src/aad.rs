@@ -1,6 +1,6 @@
 //! Where a sealed value belongs. Every byte of it is authenticated, so a value opens nowhere else.
 
-use kernel::{OrganizationId, ServerId, StoreId};
+use kernel::{OrganizationId, ServerId, StoreId, SupabaseAuthorizationId};
 
 /// Whose secret it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -11,6 +11,8 @@ pub enum Owner {
     Server(ServerId),
     /// An organization's.
     Organization(OrganizationId),
+    /// An authorization's that is under way, and so of nobody else's.
+    Authorization(SupabaseAuthorizationId),
     /// The installation's own.
     Platform,
 }
@@ -28,6 +30,12 @@ pub enum Purpose {
     WebhookSecret,
     /// What the credit ledger was at a moment.
     LedgerRoot,
+    /// What proves to an outside service that whoever comes back is whoever went (PKCE).
+    OauthVerifier,
+    /// What an outside service gives tokens for, once.
+    OauthCode,
+    /// The password of a login of ours in a project of an owner's.
+    RolePassword,
 }
 
 impl Purpose {
@@ -39,6 +47,9 @@ impl Purpose {
             Self::ServiceToken => 3,
             Self::WebhookSecret => 4,
             Self::LedgerRoot => 5,
+            Self::OauthVerifier => 6,
+            Self::OauthCode => 7,
+            Self::RolePassword => 8,
         }
     }
 }
@@ -73,6 +84,12 @@ impl Aad {
         Self { owner: Owner::Organization(organization), purpose, version }
     }
 
+    /// A place that belongs to an authorization, which has one of each kind.
+    #[must_use]
+    pub const fn for_authorization(id: SupabaseAuthorizationId, purpose: Purpose) -> Self {
+        Self { owner: Owner::Authorization(id), purpose, version: 0 }
+    }
+
     /// A place that belongs to the installation itself.
     #[must_use]
     pub const fn for_platform(purpose: Purpose, version: i32) -> Self {
@@ -87,6 +104,7 @@ impl Aad {
             Owner::Server(id) => (2, *id.as_uuid().as_bytes()),
             Owner::Organization(id) => (3, *id.as_uuid().as_bytes()),
             Owner::Platform => (4, [0; 16]),
+            Owner::Authorization(id) => (5, *id.as_uuid().as_bytes()),
         };
         let mut out = Vec::with_capacity(CONTEXT.len() + 22 + header.len());
         out.extend_from_slice(CONTEXT);

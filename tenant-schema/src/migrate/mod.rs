@@ -195,12 +195,20 @@ fn is_current(state: SchemaState) -> bool {
     matches!(state, SchemaState::Ours { version, .. } if version == LATEST_VERSION)
 }
 
+/// Whether a schema's comment says that it is a store's.
+#[must_use]
+pub fn is_mark(comment: &str) -> bool {
+    marked(comment).is_some()
+}
+
 /// The store that a mark names. A comment of anybody else's is no mark.
 fn marked(comment: &str) -> Option<StoreId> {
     comment.strip_prefix(MARK)?.parse().ok()
 }
 
-fn mark(store: StoreId) -> String {
+/// What a schema's comment says when it is this store's.
+#[must_use]
+pub fn mark(store: StoreId) -> String {
     format!("{MARK}{store}")
 }
 

@@ -26,11 +26,12 @@ use url::Url;
 
 use super::packs::{self, Pack};
 use super::stripe::objects::{PaymentIntent, Reference, Session};
-use super::stripe::{Stripe, StripeError, is_https_or_loopback};
+use super::stripe::{Stripe, StripeError};
 use super::{CreditError, organization_of, request_hash, user_key};
 use crate::audit::{self, Actor, Subject};
 use crate::config::{ConfigError, HostArgs, PaymentArgs};
 use crate::cx::OpsCx;
+use crate::http::outgoing::is_https_or_loopback;
 use crate::http::paging::Window;
 use crate::identity::Principal;
 use books::Fault;
@@ -66,19 +67,12 @@ impl Payments {
     /// A sentence that names the variable, never its value.
     pub fn new(args: &PaymentArgs, hosts: &HostArgs) -> Result<Option<Self>, ConfigError> {
         let Some(stripe) = Stripe::new(args)? else { return Ok(None) };
-        let invalid = |why: String| ConfigError::Invalid { name: "PUBLIC_URL", why };
-        let default = || format!("http://localhost:{}", hosts.listen.port());
-        let public_url =
-            Url::parse(&args.public_url.clone().unwrap_or_else(default)).map_err(|error| invalid(error.to_string()))?;
-        if !is_https_or_loopback(&public_url) {
-            return Err(invalid("must be https, or http at loopback".to_owned()));
-        }
         let wait = |name, wait: Duration| {
             chrono::Duration::from_std(wait).map_err(|_| ConfigError::Invalid { name, why: "is too long".to_owned() })
         };
         Ok(Some(Self {
             stripe,
-            public_url,
+            public_url: hosts.public_url()?,
             sweep: args.payment_sweep,
             reconcile: args.payment_reconcile,
             comparing: Arc::new(Semaphore::new(1)),

@@ -18,6 +18,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use crate::config::{ConfigError, PaymentArgs};
+use crate::http::outgoing::{client, is_https_or_loopback, read_body, segment, without_url};
 use objects::{BalanceTransaction, Charge, Customer, List, PaymentIntent, PaymentMethod, Refund, Session, SetupIntent};
 
 /// The version of the API that the objects are read in.
@@ -326,14 +327,8 @@ impl Stripe {
         }
         let mut response = request.send().await?;
         let (status, headers) = (response.status(), response.headers().clone());
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await? {
-            if body.len() + chunk.len() > MAX_ANSWER_BYTES {
-                // Cut off, it cannot be read, which is what the caller is told.
-                break;
-            }
-            body.extend_from_slice(&chunk);
-        }
+        // Cut off, it cannot be read, which is what the caller is told.
+        let body = read_body(&mut response, MAX_ANSWER_BYTES).await?;
         Ok(Answered {
             status,
             may_be_repeated: may_be_repeated(status, &headers),
@@ -396,83 +391,18 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok().map(Duration::from_secs)
 }
 
-/// What went wrong, without the address that it went wrong at.
-fn without_url(error: reqwest::Error) -> String {
-    crate::http::errors::chain(&error.without_url())
-}
-
 /// From 0 to 1.
 fn jitter() -> f64 {
     let [byte] = kernel::random::bytes::<1>();
     f64::from(byte) / 255.0
 }
 
-/// One part of a path: what somebody sent as an id cannot lead elsewhere.
-fn segment(id: &str) -> String {
-    percent_encoding::utf8_percent_encode(id, percent_encoding::NON_ALPHANUMERIC).to_string().replace("%5F", "_")
-}
-
-/// Whether nobody on the way can read it.
-pub fn is_https_or_loopback(url: &Url) -> bool {
-    match (url.scheme(), url.host()) {
-        ("https", Some(_)) => true,
-        ("http", Some(url::Host::Domain(name))) => name == "localhost" || name.ends_with(".localhost"),
-        ("http", Some(url::Host::Ipv4(address))) => address.is_loopback(),
-        ("http", Some(url::Host::Ipv6(address))) => address.is_loopback(),
-        _ => false,
-    }
-}
-
-/// The one HTTP client of this process: no redirects, no proxy of the environment's, ring alone, and the roots that every
-/// browser knows.
-#[expect(clippy::disallowed_methods, reason = "the one site that makes an HTTP client")]
-fn client(connect_timeout: Duration) -> Result<reqwest::Client, reqwest::Error> {
-    let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
-    let tls = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("ring speaks TLS 1.2 and 1.3")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    reqwest::Client::builder()
-        .tls_backend_preconfigured(tls)
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .connect_timeout(connect_timeout)
-        .pool_max_idle_per_host(8)
-        .pool_idle_timeout(Duration::from_secs(30))
-        .user_agent(concat!("tenantry/", env!("CARGO_PKG_VERSION")))
-        .build()
-}
-
 #[cfg(test)]
 mod tests {
+    use reqwest::StatusCode;
     use reqwest::header::{HeaderMap, HeaderValue};
-    use reqwest::{StatusCode, Url};
 
-    use super::{Answered, StripeError, is_https_or_loopback, may_be_repeated, segment};
-
-    #[test]
-    fn plain_http_leads_to_loopback_only() {
-        for good in [
-            "https://api.stripe.com",
-            "http://127.0.0.1:8420",
-            "http://localhost:1",
-            "http://[::1]:8420",
-            "http://a.localhost",
-        ] {
-            assert!(is_https_or_loopback(&Url::parse(good).expect("a URL")), "{good}");
-        }
-        for bad in [
-            "http://api.stripe.com",
-            "http://10.0.0.1",
-            "http://localhost.example.com",
-            "ftp://localhost",
-            "file:///etc",
-        ] {
-            assert!(!is_https_or_loopback(&Url::parse(bad).expect("a URL")), "{bad}");
-        }
-    }
+    use super::{Answered, StripeError, may_be_repeated};
 
     #[test]
     fn the_providers_word_on_repeating_counts_first() {
@@ -504,11 +434,5 @@ mod tests {
             let refused = answered(status, body);
             assert!(matches!(&refused, StripeError::Refused { status: said, .. } if *said == status), "{refused}");
         }
-    }
-
-    #[test]
-    fn an_id_stays_one_part_of_the_path() {
-        assert_eq!(segment("cs_test_1a"), "cs_test_1a");
-        assert_eq!(segment("../customers?x"), "%2E%2E%2Fcustomers%3Fx");
     }
 }
