@@ -3,7 +3,7 @@
 use std::io::{IsTerminal as _, Read as _};
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{ArgMatches, Args, Command, FromArgMatches, Subcommand};
 use kernel::StoreId;
 use secrecy::SecretString;
 
@@ -19,13 +19,40 @@ use crate::{master, ops};
 /// The longest connection string that is read.
 const MAX_INPUT: u64 = 64 * 1024;
 
-#[derive(Args)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-pub(super) struct Doctor {
-    #[command(subcommand)]
-    what: Option<What>,
-    #[command(flatten)]
-    ops: Option<OpsArgs>,
+/// Without a word more, everything is looked at.
+pub(super) enum Doctor {
+    All(Box<OpsArgs>),
+    Database(Box<DatabaseArgs>),
+}
+
+// By hand: derived, the options of the whole would be needed beside those of a part.
+impl FromArgMatches for Doctor {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        if matches.subcommand_name().is_some() {
+            let What::Database(args) = What::from_arg_matches(matches)?;
+            return Ok(Self::Database(args));
+        }
+        Ok(Self::All(Box::new(OpsArgs::from_arg_matches(matches)?)))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Args for Doctor {
+    fn augment_args(command: Command) -> Command {
+        What::augment_subcommands(OpsArgs::augment_args(command))
+            .subcommand_required(false)
+            .arg_required_else_help(false)
+            .args_conflicts_with_subcommands(true)
+            .subcommand_negates_reqs(true)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
 }
 
 #[derive(Subcommand)]
@@ -35,7 +62,7 @@ enum What {
 }
 
 #[derive(Args)]
-struct DatabaseArgs {
+pub(super) struct DatabaseArgs {
     /// postgres://user:password@host:5432/database, or mysql://…. Better given as the variable, or with --url-stdin: arguments
     /// show in the list of processes
     #[arg(long, env = "DATABASE_TEST_URL", hide_env_values = true)]
@@ -55,15 +82,14 @@ struct DatabaseArgs {
 
 impl Doctor {
     pub(super) async fn run(self) -> Result<Printed, Failure> {
-        match (self.what, self.ops) {
-            (Some(What::Database(args)), _) => database(*args).await,
-            (None, Some(args)) => {
+        match self {
+            Self::Database(args) => database(*args).await,
+            Self::All(args) => {
                 let cx = args.context(true, None)?;
                 let findings = ops::doctor(&cx).await;
                 cx.close().await;
                 output::findings(&findings?)
             }
-            (None, None) => Err(anyhow::anyhow!("MASTER_DB_URL is not set").into()),
         }
     }
 }

@@ -111,16 +111,22 @@ pub async fn ask(engine: Engine, stream: &mut TcpStream, patience: Duration) -> 
     if let Ok(peer) = timeout(half, listen(stream)).await {
         return Heard { peer, is_spent: false };
     }
-    // Nothing so far. A web server waits for the end of a head, and PostgreSQL for the question.
-    let mut nudge = Vec::from(BLANK_LINES);
-    if engine != Engine::Postgresql {
-        nudge.splice(0..0, SSL_REQUEST);
-    }
-    let peer = match stream.write_all(&nudge).await {
-        Ok(()) => timeout(half, listen(stream)).await.unwrap_or(Peer::Silent),
-        Err(_) => Peer::Closes,
+    // Nothing so far. PostgreSQL waits for a question, and a web server for the end of a head.
+    let nudges: &[&[u8]] = match engine {
+        Engine::Postgresql => &[BLANK_LINES],
+        _ => &[&SSL_REQUEST, BLANK_LINES],
     };
-    Heard { peer, is_spent: true }
+    let heard = |peer| Heard { peer, is_spent: true };
+    for nudge in nudges {
+        if stream.write_all(nudge).await.is_err() {
+            return heard(Peer::Closes);
+        }
+        let share = half / u32::try_from(nudges.len()).expect("two at most");
+        if let Ok(peer) = timeout(share, listen(stream)).await {
+            return heard(peer);
+        }
+    }
+    heard(Peer::Silent)
 }
 
 /// Judges by the first message.
@@ -155,6 +161,8 @@ fn judge(heard: &[u8]) -> Option<Peer> {
         [] => None,
         [b'S'] => Some(Peer::Postgres { offers_tls: true }),
         [b'N'] => Some(Peer::Postgres { offers_tls: false }),
+        // What it says of the blank lines, when it was slow to take the question.
+        [first @ (b'S' | b'N'), b'E', 0 | b'F', ..] => Some(Peer::Postgres { offers_tls: *first == b'S' }),
         _ if begins(b"http/") || begins(b"<!doctype") || begins(b"<html") => Some(Peer::Http),
         [_, _, _, 0, 0xff, ..] => Some(Peer::MySqlRefuses),
         [low, middle, high, 0, 9 | 10, rest @ ..] => {
@@ -221,6 +229,8 @@ mod tests {
         for (bytes, peer) in [
             (&b"S"[..], Some(Peer::Postgres { offers_tls: true })),
             (b"N", Some(Peer::Postgres { offers_tls: false })),
+            (b"NEFATAL:  received unencrypted data", Some(Peer::Postgres { offers_tls: false })),
+            (b"SERVER ready\r\n", Some(Peer::Other)),
             (b"E\0\0\0\x20SFATAL\0", Some(Peer::Postgres { offers_tls: false })),
             (b"HTTP/1.1 400 Bad Request\r\n", Some(Peer::Http)),
             (b"<!DOCTYPE html>", Some(Peer::Http)),

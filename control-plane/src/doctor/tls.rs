@@ -319,7 +319,8 @@ fn explain(credential: &Credential, wrong: &CertificateError) -> (&'static str, 
             "The server's certificate is for another host.",
             "Connect to a host that the certificate names, or ask for verify-ca, which does not look at the name.",
         ),
-        CertificateError::UnknownIssuer => (
+        // The latter is what comes of an authority of the same name with another key.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => (
             "unknown-authority",
             "The server's certificate is signed by an authority that is not known.",
             match (supabase::kind_of(&credential.host, credential.port), &credential.ca_pem) {
