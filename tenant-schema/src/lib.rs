@@ -20,4 +20,5 @@ pub mod upkeep;
 pub use field::FieldError;
 pub use migrate::{
     LATEST_VERSION, SCHEMA, SchemaError, SchemaState, drop_schema, inspect, is_marked_table, migrate, migrate_for,
+    missing_tables,
 };

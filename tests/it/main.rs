@@ -48,6 +48,7 @@ mod main_path;
 mod mariadb;
 mod master_down;
 mod migrations;
+mod moves;
 mod ops_payments;
 mod outages;
 mod poolers;

@@ -1,44 +1,164 @@
-//! New credentials for a database that an owner brought: another password, login or address of the same database.
+//! New credentials for a database that an owner brought: another password, login or address of it, or another database that
+//! holds a copy of the store.
 //!
-//! - They are tried before they are kept, and must lead to the database that holds this store: its schema says whose it is.
-//!   Nothing is moved and nothing is written there.
-//! - They are sealed under the next version, so that the old ones open no longer at their place, and the new version of the
-//!   route makes every node open its pool anew.
+//! - They are tried before they are kept, and must lead to a database that holds this store: its schema says whose it is. A
+//!   copy must be whole, and at the version that the store is at. Nothing is written there, and no data is moved.
+//! - They are sealed under the next version, so that the old ones open no longer at their place. That is one change of the
+//!   route: every node that hears of it opens its pool anew, and no request that comes afterwards reaches the old one.
+//! - When it is another database, the answer waits until the old one is left: what was under way there ends by itself, or is
+//!   broken off when it takes too long. So no request that a node that hears of changes begins after the answer is served out
+//!   of the old one. A node that master's word does not reach goes on as it does without master, and no longer.
+//! - The old database is left as it is, so that its owner can go back. What was ordered there after the copy was made stays
+//!   there: the copy is to be made while nobody orders.
+
+use std::time::Duration;
 
 use kernel::{StoreId, StoreStatus};
 use sqlx::PgConnection;
 use tenancy::{Credential, Session};
 use tenant_schema::SchemaState;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::step_error::StepError;
 use super::steps::CONNECT_TIMEOUT;
 use super::{DatabaseKind, ProvisioningError, Target, db, engine};
 use crate::audit::{self, Actor, Subject};
 use crate::cx::OpsCx;
+use crate::http::errors::chain;
 use crate::stores::{self, Store};
 
-/// Replaces the credentials of a store's database, after proving that the new ones lead to the same one.
+/// How long what was begun in a database that a store leaves may take to end by itself.
+const LEAVE_GRACE: Duration = Duration::from_secs(4);
+/// How long ending what is left may take.
+const LEAVE_LIMIT: Duration = Duration::from_secs(6);
+const LEAVE_LOOK: Duration = Duration::from_millis(50);
+/// So often nobody must be found there: between two queries a request has no session.
+const LEAVE_LOOKS: u32 = 3;
+
+/// Replaces the credentials of a store's database, after proving that the new ones lead to it or to a copy of it.
 pub async fn replace(cx: &OpsCx, actor: Actor, store: StoreId, target: Target) -> Result<Store, ProvisioningError> {
     let known = check_replaceable(&mut *cx.master.acquire().await?, store).await?;
     let credential = target.resolve(cx.allow_private_databases).await?;
     check_engine(&known, &credential)?;
     // Done before the transaction: a server that does not answer must not keep a lock of master waiting.
-    check_leads_to(&credential, store).await?;
+    let mut new = check_leads_to(cx, &credential, &known, store).await?;
+    let left = find_left(cx, &known, store, &mut new).await;
+    close(new).await;
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
-    let known = check_replaceable(&mut tx, store).await?;
-    check_engine(&known, &credential)?;
+    let locked = check_replaceable(&mut tx, store).await?;
+    check_engine(&locked, &credential)?;
+    if locked.credential_version != known.credential_version {
+        // What was proven of a copy was proven beside other credentials.
+        return Err(ProvisioningError::CredentialsChanged);
+    }
     let version = known.credential_version + 1;
     let sealed = credential.seal(&cx.keys, store, version);
     let names = (credential.database.as_str(), credential.username.as_str());
     db::store_database_set_credential(&mut tx, store, names, &sealed, version, now).await?;
     let changed = stores::db::store_find(&mut tx, store).await?.ok_or(ProvisioningError::StoreNotFound)?;
-    let data = serde_json::json!({ "databaseId": known.id, "credentialVersion": version });
+    let is_moved = is_elsewhere(cx, &known, store, &credential) && !matches!(left, Left::Same);
+    let data = serde_json::json!({ "databaseId": known.id, "credentialVersion": version, "isOtherDatabase": is_moved });
     let subject = Subject::store(changed.organization_id, store);
     audit::record(&mut tx, now, actor, "database_credentials_replace", subject, data).await?;
     tx.commit().await?;
     cx.announce(store, changed.route_version);
+    if let Left::Database(session) = left {
+        // It goes on when the request does not.
+        let leaving = cx.tasks.spawn(leave(cx.clone(), store, version, session));
+        if let Err(error) = leaving.await {
+            tracing::error!(error = %error, "leaving the old database of store {store} broke off");
+        }
+    }
     Ok(changed)
+}
+
+/// What there is to leave.
+enum Left {
+    /// The new credentials lead to the same database.
+    Same,
+    /// It lets nobody in with the old credentials, so neither does it serve anybody who comes.
+    Closed,
+    /// Another database, with a session of the old login in it.
+    Database(Box<Session>),
+}
+
+/// Whether the new credentials lead to another database than the old ones, however each is addressed.
+async fn find_left(cx: &OpsCx, known: &db::StoreDatabase, store: StoreId, new: &mut Session) -> Left {
+    let Ok(old) = Credential::open(&cx.keys, &known.sealed, store, known.credential_version) else {
+        return Left::Closed;
+    };
+    let Ok(mut session) = old.connect(CONNECT_TIMEOUT).await else { return Left::Closed };
+    match engine::is_same_database(new, &mut session).await {
+        Ok(false) => Left::Database(Box::new(session)),
+        Ok(true) => {
+            close(session).await;
+            Left::Same
+        }
+        Err(error) => {
+            tracing::warn!(
+                error = chain(&error),
+                "the old database of store {store} could not be told from the new one"
+            );
+            close(session).await;
+            Left::Closed
+        }
+    }
+}
+
+/// Waits until nobody works in the database that a store has left, and in the end sees to it.
+async fn leave(cx: OpsCx, store: StoreId, version: i32, mut session: Box<Session>) {
+    match tokio::time::timeout(LEAVE_LIMIT, end_all(&cx, store, version, &mut session)).await {
+        Ok(Ok(0)) => {}
+        Ok(Ok(ended)) => {
+            tracing::info!(store.id = %store, "store {store} left its old database; {ended} sessions were ended");
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(error = chain(&error), store.id = %store, "the old database of store {store} could not be watched");
+        }
+        Err(_) => {
+            tracing::warn!(store.id = %store, "store {store} has moved, and its old database is still in use");
+        }
+    }
+    close(*session).await;
+}
+
+/// Returns how many sessions had to be ended, once none is found any more.
+async fn end_all(cx: &OpsCx, store: StoreId, version: i32, session: &mut Session) -> Result<usize, sqlx::Error> {
+    let deadline = Instant::now() + LEAVE_GRACE;
+    let mut looks = interval(LEAVE_LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut ended, mut quiet) = (0, 0);
+    while quiet < LEAVE_LOOKS {
+        looks.tick().await;
+        let found = engine::sessions_beside(session).await?;
+        quiet = if found.is_empty() { quiet + 1 } else { 0 };
+        if Instant::now() < deadline || found.is_empty() {
+            continue;
+        }
+        // The store may have come back meanwhile: then they are its own.
+        let known = db::store_database_find(&mut *cx.master.acquire().await?, store).await?;
+        if known.is_none_or(|known| known.credential_version != version) {
+            return Ok(ended);
+        }
+        for other in found {
+            engine::end_session(session, other).await?;
+            ended += 1;
+        }
+    }
+    Ok(ended)
+}
+
+async fn close(session: Session) {
+    if let Err(error) = session.close().await {
+        tracing::debug!(error = %error, "closing a connection failed");
+    }
+}
+
+/// Whether the credentials name another place than the old ones. Old ones that do not open any more name none.
+fn is_elsewhere(cx: &OpsCx, known: &db::StoreDatabase, store: StoreId, credential: &Credential) -> bool {
+    let old = Credential::open(&cx.keys, &known.sealed, store, known.credential_version);
+    old.is_ok_and(|old| !old.is_same_place(credential))
 }
 
 /// The database of a store whose credentials are its owner's to change; the store is locked when in a transaction.
@@ -64,35 +184,50 @@ fn check_engine(known: &db::StoreDatabase, credential: &Credential) -> Result<()
     Err(ProvisioningError::Refused(StepError::new(
         "other-database",
         format!("The store's database is {}, and these credentials are for {}.", known.engine, credential.engine),
-        "Give credentials of the database that the store was connected to. Its data is not moved.",
+        "Give credentials of the database that the store was connected to, or of a copy of it on the same engine.",
     )))
 }
 
-async fn check_leads_to(credential: &Credential, store: StoreId) -> Result<(), ProvisioningError> {
-    let refused = |error: StepError| ProvisioningError::Refused(error);
-    let unreachable = |error| refused(StepError::connecting(credential.engine, error));
+/// A session in the database that the credentials lead to, once everything about it is right.
+async fn check_leads_to(
+    cx: &OpsCx,
+    credential: &Credential,
+    known: &db::StoreDatabase,
+    store: StoreId,
+) -> Result<Session, ProvisioningError> {
+    let unreachable = |error| ProvisioningError::Refused(StepError::connecting(credential.engine, error));
     credential.check_session_mode(CONNECT_TIMEOUT).await.map_err(unreachable)?;
     let mut connection = credential.connect(CONNECT_TIMEOUT).await.map_err(unreachable)?;
-    let checked = check_inside(&mut connection, store).await;
-    if let Err(error) = connection.close().await {
-        tracing::debug!(error = %error, "closing a connection failed");
+    // At the same place it is the same database, and whatever version it has, the store has.
+    let wanted = is_elsewhere(cx, known, store, credential).then(|| known.schema_version.unwrap_or_default());
+    match check_inside(&mut connection, store, wanted).await {
+        Ok(()) => Ok(connection),
+        Err(error) => {
+            close(connection).await;
+            Err(ProvisioningError::Refused(error))
+        }
     }
-    checked.map_err(refused)
 }
 
-async fn check_inside(session: &mut Session, store: StoreId) -> Result<(), StepError> {
+async fn check_inside(session: &mut Session, store: StoreId, wanted: Option<i64>) -> Result<(), StepError> {
     engine::set_limits(session).await?;
     engine::facts(session).await?.check()?;
-    match tenant_schema::inspect(session).await? {
-        SchemaState::Ours { store: Some(found), .. } | SchemaState::Newer { store: Some(found), .. }
-            if found == store => {}
+    let version = match tenant_schema::inspect(session).await? {
+        SchemaState::Ours { store: Some(found), version } | SchemaState::Newer { store: Some(found), version }
+            if found == store =>
+        {
+            version
+        }
         SchemaState::Empty | SchemaState::Foreign | SchemaState::Ours { .. } | SchemaState::Newer { .. } => {
             return Err(StepError::new(
                 "other-database",
                 "This database does not hold this store.",
-                "Give credentials of the database that the store was connected to. Its data is not moved.",
+                "Give credentials of the database that the store was connected to, or of a copy of it. We move no data.",
             ));
         }
+    };
+    if let Some(wanted) = wanted {
+        check_copy(session, version, wanted).await?;
     }
     if engine::owns_schema(session).await? {
         Ok(())
@@ -102,5 +237,31 @@ async fn check_inside(session: &mut Session, store: StoreId) -> Result<(), StepE
             "The login may not act for the owner of the store's tables.",
             "Use the login that owns them, or let the new one act for it: GRANT <owner> TO <login>;",
         ))
+    }
+}
+
+/// Whether a copy is one that the store can go on from without a line of it being changed.
+async fn check_copy(session: &mut Session, version: i64, wanted: i64) -> Result<(), StepError> {
+    if version < wanted {
+        return Err(StepError::new(
+            "schema-too-old",
+            format!("The schema of this copy has version {version}; the store's has {wanted}."),
+            "It was copied before the store was upgraded: copy the store's database as it is now, and give that one.",
+        ));
+    }
+    if version > wanted {
+        return Err(StepError::new(
+            "schema-too-new",
+            format!("The schema of this copy has version {version}; the store's has {wanted}."),
+            "It was upgraded after it was copied: copy the store's database as it is now, and give that one.",
+        ));
+    }
+    match tenant_schema::missing_tables(session).await?.as_slice() {
+        [] => Ok(()),
+        missing => Err(StepError::new(
+            "incomplete-copy",
+            format!("In this copy these tables of the store are missing: {}.", missing.join(", ")),
+            "Copy the store's database whole, with every table and row, and give that one.",
+        )),
     }
 }

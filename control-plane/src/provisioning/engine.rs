@@ -93,6 +93,38 @@ pub async fn owns_schema(session: &mut Session) -> Result<bool, sqlx::Error> {
     }
 }
 
+/// Whether two sessions are at one and the same database, whatever addresses lead there: what the one locks, the other finds
+/// locked. Both locks go with their sessions.
+pub async fn is_same_database(one: &mut Session, two: &mut Session) -> Result<bool, sqlx::Error> {
+    let key = kernel::random::below(1 << 62);
+    let is_locked = match one {
+        Session::Postgres(conn) => postgres::try_lock(conn, key).await?,
+        Session::MySql(conn) => mysql::try_lock(conn, key).await?,
+    };
+    let is_locked_again = match two {
+        Session::Postgres(conn) => postgres::try_lock(conn, key).await?,
+        Session::MySql(conn) => mysql::try_lock(conn, key).await?,
+    };
+    Ok(is_locked && !is_locked_again)
+}
+
+/// The other sessions that the login of this one has in its database: in PostgreSQL those of nodes alone; MySQL does not say
+/// whose they are.
+pub async fn sessions_beside(session: &mut Session) -> Result<Vec<i64>, sqlx::Error> {
+    match session {
+        Session::Postgres(conn) => postgres::sessions_beside(conn).await,
+        Session::MySql(conn) => mysql::sessions_beside(conn).await,
+    }
+}
+
+/// Ends another session of the same login; one that has gone by itself is no error.
+pub async fn end_session(session: &mut Session, other: i64) -> Result<(), sqlx::Error> {
+    match session {
+        Session::Postgres(conn) => postgres::end_session(conn, other).await,
+        Session::MySql(conn) => mysql::end_session(conn, other).await,
+    }
+}
+
 /// Drops the database and the login of a store, if they are the store's.
 pub async fn drop_store_database(session: &mut Session, name: &Ident, store: StoreId) -> Result<(), StepError> {
     match session {

@@ -152,6 +152,8 @@ pub enum ProvisioningError {
     Managed,
     #[error(transparent)]
     Refused(StepError),
+    #[error("the credentials have been changed meanwhile")]
+    CredentialsChanged,
     #[error("no server has room")]
     NoCapacity,
     #[error("no server is in that region")]
@@ -446,7 +448,7 @@ pub type RequestedBy = Option<UserId>;
 fn refused(error: &StepError) -> Problem {
     use axum::http::StatusCode as S;
     let (status, pointer) = match error.code {
-        "other-database" => (S::CONFLICT, "/database"),
+        "other-database" | "schema-too-old" | "schema-too-new" | "incomplete-copy" => (S::CONFLICT, "/database"),
         "wrong-password" => (S::UNPROCESSABLE_ENTITY, "/password"),
         "missing-database" => (S::UNPROCESSABLE_ENTITY, "/database"),
         "forbidden" | "missing-privilege" => (S::UNPROCESSABLE_ENTITY, "/username"),
@@ -502,6 +504,11 @@ impl From<ProvisioningError> for Problem {
                 "Its credentials are made and kept by us: there is nothing to change.",
             ),
             ProvisioningError::Refused(error) => refused(&error),
+            ProvisioningError::CredentialsChanged => conflict(
+                "credentials-changed",
+                "Somebody else has just given new credentials",
+                "Look whether the store is served with them, and send yours again if it is not.",
+            ),
             ProvisioningError::NoRun => Self::not_found(),
             ProvisioningError::WrongRunState { state, wanted } => conflict(
                 "wrong-run-state",

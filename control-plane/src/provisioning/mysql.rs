@@ -96,6 +96,31 @@ pub async fn system_identifier(connection: &mut MySqlConnection) -> Option<Strin
     sqlx::query_scalar("select @@server_uuid").fetch_one(connection).await.ok()
 }
 
+/// The lock's name says the database, since a server has one set of them for all of its databases.
+pub async fn try_lock(connection: &mut MySqlConnection, key: u64) -> Result<bool, sqlx::Error> {
+    let got: i64 = sqlx::query_scalar("select coalesce(get_lock(concat('t', ?, ':', md5(database())), 0), 0)")
+        .bind(key)
+        .fetch_one(connection)
+        .await?;
+    Ok(got == 1)
+}
+
+pub async fn sessions_beside(connection: &mut MySqlConnection) -> Result<Vec<i64>, sqlx::Error> {
+    sqlx::query_scalar(
+        "select cast(id as signed) from information_schema.processlist
+         where db = database() and user = substring_index(user(), '@', 1) and id <> connection_id()",
+    )
+    .fetch_all(connection)
+    .await
+}
+
+pub async fn end_session(connection: &mut MySqlConnection, other: i64) -> Result<(), sqlx::Error> {
+    match connection.execute(AssertSqlSafe(format!("kill {other}"))).await {
+        Err(error) if number(&error) == Some(1094) => Ok(()),
+        ended => ended.map(drop),
+    }
+}
+
 /// The store's database and login with this password: made, or found again.
 pub async fn ensure_database(
     admin: &mut MySqlConnection,

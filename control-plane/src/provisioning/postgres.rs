@@ -83,6 +83,25 @@ pub async fn owns_schema(connection: &mut PgConnection) -> Result<bool, sqlx::Er
     .map(|owns: Option<bool>| owns.unwrap_or(false))
 }
 
+pub async fn try_lock(connection: &mut PgConnection, key: u64) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("select pg_try_advisory_lock($1)").bind(key.cast_signed()).fetch_one(connection).await
+}
+
+pub async fn sessions_beside(connection: &mut PgConnection) -> Result<Vec<i64>, sqlx::Error> {
+    sqlx::query_scalar(
+        "select pid::int8 from pg_catalog.pg_stat_activity
+         where datname = current_database() and usename = current_user and pid <> pg_backend_pid()
+           and application_name = $1",
+    )
+    .bind(tenancy::APPLICATION_NAME)
+    .fetch_all(connection)
+    .await
+}
+
+pub async fn end_session(connection: &mut PgConnection, other: i64) -> Result<(), sqlx::Error> {
+    sqlx::query("select pg_terminate_backend($1::int8::int4)").bind(other).execute(connection).await.map(drop)
+}
+
 fn template_name() -> Ident {
     Ident::new(format!("tenantry_template_{}", tenant_schema::LATEST_VERSION)).expect("letters, digits and underscores")
 }

@@ -266,8 +266,16 @@ async fn database_connect(
 /// Give new credentials
 ///
 /// For a database that you brought, when its password, login or address has changed after the store was prepared; before, it is
-/// connected again. They are tried at once and must lead to the database that holds this store, whose data is not touched. A
+/// connected again. They are tried at once and must lead to a database that holds this store, whose data is not touched. A
 /// refusal's `code` says why: `wrong-password`, `unreachable`, `other-database` and so on.
+///
+/// They may lead to another database, too, on the same engine: to a whole copy of the store's, at the same version
+/// (`schema-too-old`, `schema-too-new`, `incomplete-copy`). The answer comes when the old database is left: requests that were
+/// under way in it have ended, or were broken off after some seconds, and what comes later is served out of the new one. We move
+/// no data, and leave the old database as it is: make the copy while nobody orders, since what is ordered there afterwards
+/// stays there; and take the old login its rights when you have seen the store served, because a node that has just lost its
+/// connection to the master database goes on with what it knows for a while. In MySQL, sessions of your own that use the old
+/// login in the old database are ended as well.
 #[utoipa::path(put, path = "/api/stores/{id}/database/credentials", tag = "stores", operation_id = "database_credentials_replace", security(("bearer" = [])),
     params(("id" = StoreId, Path)), request_body = CredentialsBody,
     responses((status = 200, body = StoreDetailView), (status = 401, body = ProblemBody), (status = 403, body = ProblemBody), (status = 404, body = ProblemBody),

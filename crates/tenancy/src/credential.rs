@@ -17,8 +17,8 @@ use zeroize::Zeroizing;
 use crate::error::{Cause, ConnectError};
 use crate::session::{self, Session};
 
-/// What the server sees us as.
-const APPLICATION_NAME: &str = "tenantry";
+/// What a PostgreSQL server sees us as.
+pub const APPLICATION_NAME: &str = "tenantry";
 
 /// How much of TLS is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,6 +136,13 @@ impl Credential {
             && self.password.expose_secret() == other.password.expose_secret()
             && self.tls == other.tls
             && self.ca_pem == other.ca_pem
+    }
+
+    /// Whether the other one leads to the same database by the same address, with whatever login.
+    #[must_use]
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        let place = |of: &Self| (of.engine, of.host.to_ascii_lowercase(), of.port, of.database.clone());
+        place(self) == place(other)
     }
 
     /// For a driver of PostgreSQL. Holds the password in the clear: let it live no longer than the connecting.

@@ -25,7 +25,7 @@ mod unknown;
 
 pub use config::{BreakerConfig, DirectoryConfig, TenancyConfig};
 pub use connection::{Connection, Transaction};
-pub use credential::{Credential, TlsMode};
+pub use credential::{APPLICATION_NAME, Credential, TlsMode};
 pub use error::{Cause, ConnectError, LeaseError, ResolveError};
 pub use lease::Lease;
 pub use query::Query;

@@ -96,6 +96,18 @@ pub async fn inspect(session: &mut Session) -> Result<SchemaState, sqlx::Error> 
     }
 }
 
+/// The tables of [`LATEST_VERSION`] that are not there: a copy of a store's database may have been made of a part of it.
+///
+/// # Errors
+/// What the server or the connection says.
+pub async fn missing_tables(session: &mut Session) -> Result<Vec<&'static str>, sqlx::Error> {
+    let there = match session {
+        Session::Postgres(conn) => postgres::tables(conn).await?,
+        Session::MySql(conn) => mysql::tables(conn).await?,
+    };
+    Ok(mysql::our_tables().filter(|ours| !there.iter().any(|table| table == ours)).collect())
+}
+
 /// Brings the database to [`LATEST_VERSION`]. Safe to run twice and by several at once.
 ///
 /// Give it a session of its own, outside every pool, and close that session whatever the outcome: a migration that fails

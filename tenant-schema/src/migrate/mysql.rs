@@ -74,6 +74,12 @@ pub(super) async fn inspect(conn: &mut MySqlConnection) -> Result<SchemaState, s
     Ok(super::ours(store, version))
 }
 
+pub(super) async fn tables(conn: &mut MySqlConnection) -> Result<Vec<String>, sqlx::Error> {
+    sqlx::query_scalar("select table_name from information_schema.tables where table_schema = database()")
+        .fetch_all(conn)
+        .await
+}
+
 /// Whether a database without a table holds procedures, functions or events of somebody's.
 async fn has_programs(conn: &mut MySqlConnection) -> Result<bool, sqlx::Error> {
     let count: i64 = sqlx::query_scalar(
@@ -175,8 +181,8 @@ pub fn is_marked_table(comment: &str) -> bool {
     comment == "tenantry" || comment.starts_with("tenantry: ")
 }
 
-/// The tables that the files make.
-fn our_tables() -> impl Iterator<Item = &'static str> {
+/// The tables that the files make, the same in both engines.
+pub(super) fn our_tables() -> impl Iterator<Item = &'static str> {
     MIGRATIONS.iter().filter_map(made_by)
 }
 

@@ -98,6 +98,15 @@ pub(super) async fn drop_locked(conn: &mut PgConnection, store: StoreId) -> Resu
     Ok(is_ours)
 }
 
+pub(super) async fn tables(conn: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+    sqlx::query_scalar(
+        "select c.relname::text from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+         where n.nspname = 'tenantry' and c.relkind in ('r', 'p')",
+    )
+    .fetch_all(conn)
+    .await
+}
+
 pub(super) async fn migrate_locked(conn: &mut PgConnection, store: Option<StoreId>) -> Result<(), SchemaError> {
     let state = inspect(conn).await?;
     match Claim::of(state, store)? {
