@@ -99,13 +99,13 @@ impl Brought {
 /// A server for one test that takes it down or changes what everybody on it sees. It ends with the test program: make few.
 pub enum OwnServer {
     Postgres(&'static mut Cluster),
-    MariaDb(MariaDb),
+    MariaDb(Box<MariaDb>),
 }
 
 impl OwnServer {
     pub async fn start(engine: Engine, name: &str) -> Self {
         match engine {
-            Engine::Mysql => Self::MariaDb(own_mariadb(name).await),
+            Engine::Mysql => Self::MariaDb(Box::new(own_mariadb(name).await)),
             _ => Self::Postgres(own_cluster(name).await),
         }
     }

@@ -1,7 +1,5 @@
 //! What only MySQL and MariaDB do: their servers' own reasons for a refusal, and databases that are not empty.
 
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
-
 use std::path::Path;
 
 use devkit::testing::own_mariadb;

@@ -179,13 +179,6 @@ async fn a_store_moves_while_it_is_used_and_nothing_is_served_from_both(engine: 
     more(120).await;
     is_over.store(true, Ordering::SeqCst);
     let seen: Vec<Seen> = users.join_all().await.into_iter().flatten().collect();
-    println!(
-        "moved in {:?}; {} answers, {} orders",
-        moment - asked,
-        seen.len(),
-        seen.iter().filter(|seen| seen.order.is_some()).count()
-    );
-
     for seen in &seen {
         assert!(seen.is_new || seen.began < moment, "served from the old database after the move");
         assert!(!seen.is_new || seen.ended > asked, "served from the copy before it was the store's");
@@ -275,6 +268,14 @@ async fn what_is_no_whole_copy_of_the_store_at_its_version_is_refused(engine: En
         moved.give(database).await.expect_status(200);
         assert_eq!(is_new(&client.get(PRODUCTS).await), Some(wanted));
     }
+    // Of two who give at once, the one whose proof is out of date is told so.
+    let (one, two) = tokio::join!(moved.give(&moved.old), moved.give(&copy));
+    let taken = [&one, &two].into_iter().filter(|answer| answer.status == 200).count();
+    assert!(taken > 0, "{} {}", one.text(), two.text());
+    for answer in [one, two].iter().filter(|answer| answer.status != 200) {
+        answer.expect_problem(409, "credentials-changed");
+    }
+    assert!(is_new(&client.get(PRODUCTS).await).is_some());
 }
 
 async fn what_hangs_in_the_old_database_is_broken_off(engine: Engine) {

@@ -5,9 +5,16 @@
 use std::collections::BTreeSet;
 
 use integration_tests::{Owner, Response, TestApp, TestAppOptions};
+use kernel::Engine;
 use serde_json::{Value, json};
 
 use crate::scenes::{count, join, store_path, text};
+
+on_each_engine! {
+    name_and_settings_change_and_nothing_else_can_be_patched
+    tax_rates_are_merged_and_null_takes_one_away
+    bad_settings_name_the_field_and_change_nothing
+}
 
 async fn start() -> TestApp {
     TestApp::start_with(TestAppOptions { without_server: true, ..TestAppOptions::default() }).await
@@ -217,9 +224,8 @@ async fn the_organization_must_be_ones_own_and_named_when_there_are_several() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn name_and_settings_change_and_nothing_else_can_be_patched() {
-    let app = TestApp::start().await;
+async fn name_and_settings_change_and_nothing_else_can_be_patched(engine: Engine) {
+    let app = TestApp::start_on(engine).await;
     let owner = app.owner("ada").await;
     let store = app.active_store(&owner, "tea-shop").await;
     let path = store_path(&store, "");
@@ -257,9 +263,8 @@ async fn name_and_settings_change_and_nothing_else_can_be_patched() {
     assert_eq!(owner.api.get(&path).await.expect_status(200), after);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn tax_rates_are_merged_and_null_takes_one_away() {
-    let app = TestApp::start().await;
+async fn tax_rates_are_merged_and_null_takes_one_away(engine: Engine) {
+    let app = TestApp::start_on(engine).await;
     let owner = app.owner("ada").await;
     let store = app.active_store(&owner, "tea-shop").await;
     let path = store_path(&store, "");
@@ -283,9 +288,8 @@ async fn tax_rates_are_merged_and_null_takes_one_away() {
     assert_eq!(lower["settings"]["currency"], "USD");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn bad_settings_name_the_field_and_change_nothing() {
-    let app = TestApp::start().await;
+async fn bad_settings_name_the_field_and_change_nothing(engine: Engine) {
+    let app = TestApp::start_on(engine).await;
     let owner = app.owner("ada").await;
     let store = app.active_store(&owner, "tea-shop").await;
     let path = store_path(&store, "");

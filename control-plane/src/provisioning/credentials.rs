@@ -111,7 +111,7 @@ async fn leave(cx: OpsCx, store: StoreId, version: i32, mut session: Box<Session
     match tokio::time::timeout(LEAVE_LIMIT, end_all(&cx, store, version, &mut session)).await {
         Ok(Ok(0)) => {}
         Ok(Ok(ended)) => {
-            tracing::info!(store.id = %store, "store {store} left its old database; {ended} sessions were ended")
+            tracing::info!(store.id = %store, "store {store} left its old database; {ended} sessions were ended");
         }
         Ok(Err(error)) => {
             tracing::warn!(error = chain(&error), store.id = %store, "the old database of store {store} could not be watched");
