@@ -58,8 +58,7 @@ pub(crate) struct Scene {
 /// Supabase, and what leads a node to it.
 async fn supabase() -> (TestSupabase, Vec<String>, NamedTempFile) {
     let (tls, pem) = tls();
-    let options =
-        TestSupabaseOptions { client_id: CLIENT_ID.to_owned(), client_secret: CLIENT_SECRET.to_owned(), tls };
+    let options = TestSupabaseOptions { client_id: CLIENT_ID.to_owned(), client_secret: CLIENT_SECRET.to_owned(), tls };
     let supabase = TestSupabase::start(options).await.unwrap();
     let authority = NamedTempFile::new().unwrap();
     std::fs::write(authority.path(), pem).unwrap();
@@ -261,12 +260,12 @@ async fn a_consent_is_completed_by_whoever_began_it_and_once() {
     join(&scene.app, &scene.owner, &other, "admin").await;
     let body = json!({ "completionCode": code });
     let refused = other.api.post(&scene.path("/complete"), body.clone()).await;
-    refused.expect_field(422, "validation-failed", "/completionCode");
+    refused.expect_field(422, "invalid-input", "/completionCode");
     // Nor is it for another store.
     let second = scene.owner.create_store("second").await.expect_status(201);
     let refused = scene.owner.api.post(&store_path(&second, "/supabase/complete"), body).await;
-    refused.expect_field(422, "validation-failed", "/completionCode");
-    scene.complete("guessed").await.expect_field(422, "validation-failed", "/completionCode");
+    refused.expect_field(422, "invalid-input", "/completionCode");
+    scene.complete("guessed").await.expect_field(422, "invalid-input", "/completionCode");
     assert_eq!(scene.supabase.calls("/oauth/token"), 0);
 
     let done = scene.complete(&code).await.expect_status(200);
@@ -295,7 +294,7 @@ async fn a_state_that_is_forged_old_or_replaced_leads_nowhere() {
     let back = scene.consent().await;
     let code = scene.come_back(&back).await;
     scene.app.clock.advance(TimeDelta::minutes(11));
-    scene.complete(&code).await.expect_field(422, "validation-failed", "/completionCode");
+    scene.complete(&code).await.expect_field(422, "invalid-input", "/completionCode");
     assert_eq!((scene.supabase.calls("/oauth/token"), scene.state().await["state"].clone()), (0, json!("none")));
 }
 
@@ -309,8 +308,10 @@ async fn a_denied_consent_connects_nothing_and_shows_no_markup_of_others() {
     assert!(page.text().contains("&lt;b&gt;denied&lt;/b&gt;") && !page.text().contains("<b>"), "{}", page.text());
     leads_nowhere(&scene, &back).await;
     assert_eq!(scene.state().await["state"], "none");
-    let ended: String =
-        sqlx::query_scalar("select status from supabase_authorizations").fetch_one(&mut scene.app.master().await).await.unwrap();
+    let ended: String = sqlx::query_scalar("select status from supabase_authorizations")
+        .fetch_one(&mut scene.app.master().await)
+        .await
+        .unwrap();
     assert_eq!(ended, "denied");
 }
 
@@ -336,7 +337,7 @@ async fn tokens_whose_answer_was_lost_are_not_asked_for_twice() {
     scene.supabase.fail_next("/oauth/token", Fault::LoseAnswer);
     scene.complete(&code).await.expect_problem(503, "supabase-unavailable");
     // The code is used up; beginning again is all that helps.
-    scene.complete(&code).await.expect_field(422, "validation-failed", "/completionCode");
+    scene.complete(&code).await.expect_field(422, "invalid-input", "/completionCode");
     assert_eq!((scene.supabase.calls("/oauth/token"), scene.state().await["state"].clone()), (1, json!("none")));
     scene.sign_in().await;
 }
@@ -366,8 +367,8 @@ async fn every_project_of_every_organization_is_listed_and_none_chosen() {
     );
     assert_eq!((&data[1]["isPaused"], &data[1]["canBeConnected"]), (&json!(true), &json!(false)));
     assert_eq!(data[2]["status"], "not_ready");
-    scene.post("/connect", json!({})).await.expect_field(422, "validation-failed", "/projectRef");
-    scene.post("/connect", json!({ "projectRef": "no" })).await.expect_field(422, "validation-failed", "/projectRef");
+    scene.post("/connect", json!({})).await.expect_field(422, "invalid-input", "/projectRef");
+    scene.post("/connect", json!({ "projectRef": "no" })).await.expect_field(422, "invalid-input", "/projectRef");
     let unknown = json!({ "projectRef": "abcdefghijklmnopqrst" });
     scene.post("/connect", unknown).await.expect_problem(404, "project-not-found");
     assert_eq!(scene.state().await["project"], Value::Null);

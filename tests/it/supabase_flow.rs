@@ -32,13 +32,7 @@ async fn served(scene: &Scene) -> Credential {
 async fn can(connection: &mut PgConnection, role: &str, right: &str, what: &str) -> bool {
     let question = format!("select has_{what}_privilege($1, $2, $3)");
     let thing = if what == "schema" { "tenantry" } else { "public.notes" };
-    sqlx::query_scalar(AssertSqlSafe(question))
-        .bind(role)
-        .bind(thing)
-        .bind(right)
-        .fetch_one(connection)
-        .await
-        .unwrap()
+    sqlx::query_scalar(AssertSqlSafe(question)).bind(role).bind(thing).bind(right).fetch_one(connection).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -52,13 +46,15 @@ async fn a_store_is_served_out_of_a_schema_of_its_own_and_nothing_else_of_the_pr
     assert_eq!(scene.supabase.sessions().1, 0);
 
     let mut admin = scene.database.admin().await;
-    let owner: String = sqlx::query_scalar("select nspowner::regrole::text from pg_namespace where nspname = 'tenantry'")
-        .fetch_one(&mut admin)
-        .await
-        .unwrap();
+    let owner: String =
+        sqlx::query_scalar("select nspowner::regrole::text from pg_namespace where nspname = 'tenantry'")
+            .fetch_one(&mut admin)
+            .await
+            .unwrap();
     assert_eq!(owner, role);
     // What was there is as it was, and closed to us.
-    let note: String = sqlx::query_scalar("select string_agg(line, ',') from public.notes").fetch_one(&mut admin).await.unwrap();
+    let note: String =
+        sqlx::query_scalar("select string_agg(line, ',') from public.notes").fetch_one(&mut admin).await.unwrap();
     assert_eq!(note, "mine");
     assert!(!can(&mut admin, &role, "select", "table").await);
     let name = scene.database.database.as_str();
@@ -174,8 +170,10 @@ async fn nothing_that_supabase_gave_and_no_password_is_anywhere_in_master() {
     .unwrap();
     assert!(tables.iter().any(|table| table.ends_with("supabase_revocations")), "{tables:?}");
     for table in tables {
-        let rows: Vec<String> =
-            sqlx::query_scalar(AssertSqlSafe(format!("select t::text from {table} t"))).fetch_all(&mut master).await.unwrap();
+        let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(format!("select t::text from {table} t")))
+            .fetch_all(&mut master)
+            .await
+            .unwrap();
         let all = rows.join("\n");
         for secret in &secrets {
             assert!(!all.contains(secret) && !all.contains(&hex::encode(secret)), "{table} holds a secret");

@@ -293,10 +293,11 @@ async fn the_login_is_dropped_with_the_access_when_the_store_does_not_live_there
     eventually("the end of the revocation", async || scene.pending().await.is_empty().then_some(())).await;
     assert_eq!(scene.supabase.consents(), 0);
     // Its schema holds data, so it stays, and nobody logs in by it any more.
-    let kept: Value = sqlx::query_scalar("select json_build_object('login', rolcanlogin) from pg_roles where rolname = $1")
-        .bind(role.as_str())
-        .fetch_one(&mut admin)
-        .await
-        .unwrap();
+    let kept: Value =
+        sqlx::query_scalar("select json_build_object('login', rolcanlogin) from pg_roles where rolname = $1")
+            .bind(role.as_str())
+            .fetch_one(&mut admin)
+            .await
+            .unwrap();
     assert_eq!(kept, json!({ "login": false }));
 }

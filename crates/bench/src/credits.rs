@@ -164,7 +164,15 @@ async fn context(master_url: &str) -> anyhow::Result<OpsCx> {
     ];
     let config = Config::from_arg_matches(&command.try_get_matches_from(words)?)?;
     control_plane::master::migrate(&config.master).await?;
-    Ok(OpsCx::new(config.master, &config.keys, config.hosts, config.limits, Services::default(), true, Arc::new(SystemClock))?)
+    Ok(OpsCx::new(
+        config.master,
+        &config.keys,
+        config.hosts,
+        config.limits,
+        Services::default(),
+        true,
+        Arc::new(SystemClock),
+    )?)
 }
 
 /// Accounts with plenty in them.
