@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use clap::{Args as _, FromArgMatches as _};
 use control_plane::config::Config;
-use control_plane::cx::{Cx, OpsCx};
+use control_plane::cx::{Cx, OpsCx, Services};
 use control_plane::serve::Node;
 use devkit::testing::shared_mariadb;
 use kernel::{Engine, StoreId};
@@ -199,7 +199,8 @@ impl TestApp {
     pub async fn without_worker(&self) -> OpsCx {
         self.cx.close().await;
         let Config { master, keys, hosts, limits, payments, .. } = config(&self.master.url(), &[]);
-        OpsCx::new(master, &keys, hosts, limits, Some(&payments), true, Arc::<TestClock>::clone(&self.clock)).unwrap()
+        let services = Services { payments: Some(&payments), ..Services::default() };
+        OpsCx::new(master, &keys, hosts, limits, services, true, Arc::<TestClock>::clone(&self.clock)).unwrap()
     }
 
     /// Another node on the same master.

@@ -30,7 +30,7 @@ pub use cluster::{Cluster, TestDatabase, cluster, own_cluster};
 pub use events::{EventStream, ServerEvent};
 pub use inside::StoreSql;
 pub use mariadb::TestMariaDb;
-pub use peers::{Localstripe, Peer};
+pub use peers::{Localstripe, Peer, Prism, supabase_description};
 pub use process::{Cli, Process};
 pub use proxy::ChaosProxy;
 pub use receiver::{Received, Receiver};

@@ -9,8 +9,8 @@ use std::process::Stdio;
 use http::Method;
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWriteExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, Command};
 
 use crate::client::{Client, Response};
 use crate::cluster::from_environment;
@@ -61,7 +61,7 @@ fn node(name: &str) -> Command {
 /// A process that is spoken to line by line.
 struct Running {
     input: ChildStdin,
-    output: Lines<BufReader<ChildStdout>>,
+    output: Lines<BufReader<Box<dyn AsyncRead + Send + Unpin>>>,
     _child: Child,
 }
 
@@ -71,8 +71,18 @@ impl Running {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).kill_on_drop(true);
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
         let input = child.stdin.take().expect("piped");
-        let output = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let output: Box<dyn AsyncRead + Send + Unpin> = Box::new(child.stdout.take().expect("piped"));
+        let output = BufReader::new(output).lines();
         Self { input, output, _child: child }
+    }
+
+    /// Has the rest of its output thrown away.
+    fn drained(mut self) -> Self {
+        let (_, nothing) = tokio::io::duplex(1);
+        let nothing: Box<dyn AsyncRead + Send + Unpin> = Box::new(nothing);
+        let mut output = std::mem::replace(&mut self.output, BufReader::new(nothing).lines());
+        tokio::spawn(async move { while let Ok(Some(_)) = output.next_line().await {} });
+        self
     }
 
     async fn line(&mut self, of: &str) -> String {
@@ -203,6 +213,42 @@ impl Localstripe {
         let path = format!("{path}/_authenticate");
         browser.send_bytes(Method::POST, &path, FORM, form_encoded(&form)).await
     }
+}
+
+/// Prism, unmodified: it stands before a server of ours, and answers 500 in its place to whatever does not fit a description.
+pub struct Prism {
+    pub address: SocketAddr,
+    _running: Running,
+}
+
+impl Prism {
+    /// Starts one, on loopback, and waits until it listens.
+    pub async fn judge(description: &Path, upstream: &str) -> Self {
+        let mut command = node("start_prism.cjs");
+        command.arg(description).arg(upstream);
+        let mut running = Running::start(command);
+        let mut port = None;
+        loop {
+            let line = running.line("Prism's start").await;
+            if let Some(told) = line.strip_prefix("port ") {
+                port = told.parse().ok();
+            } else if line.contains("Prism is listening") {
+                break;
+            }
+        }
+        let address = SocketAddr::from(([127, 0, 0, 1], port.expect("it says its port first")));
+        // What it says of each call is read and passed over, so that it never waits for a reader.
+        Self { address, _running: running.drained() }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
+
+/// The description of Supabase's API in our own words, which is as much of it as we use.
+pub fn supabase_description() -> PathBuf {
+    script("supabase.openapi.json")
 }
 
 const FORM: &str = "application/x-www-form-urlencoded";

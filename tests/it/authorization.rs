@@ -83,6 +83,15 @@ const CASES: &[Case] = &[
     case("store_database_test", Who::Manager, 200),
     on(Stage::Failed, "provisioning_retry", Who::Manager, 202),
     on(Stage::Failed, "provisioning_cancel", Who::Manager, 202),
+    // Nobody has an app at Supabase here; its own tests go on from where these end.
+    case("supabase_get", Who::Member, 200),
+    case("supabase_authorize", Who::Manager, 503),
+    case("supabase_callback", Who::Anybody, 400),
+    case("supabase_complete", Who::Manager, 503),
+    case("supabase_project_list", Who::Manager, 503),
+    case("supabase_project_resume", Who::Manager, 503),
+    case("supabase_connect", Who::Manager, 503),
+    case("supabase_disconnect", Who::Manager, 204),
     case("credit_balance", Who::Member, 200),
     case("credit_transaction_list", Who::Member, 200),
     case("credit_quote", Who::Member, 200),
@@ -355,7 +364,11 @@ impl Scene {
         let operation = operation(case.operation);
         let store = text(&self.store(case.stage)["id"]);
         let mut path = operation.path.replace("{id}", store).replace("{store}", store).replace("{server}", "local");
-        path = path.replace("{product}", "harbour-breakfast").replace("{handle}", "tea").replace("{slug}", "about");
+        path = path
+            .replace("{ref}", "abcdefghijklmnopqrst")
+            .replace("{product}", "harbour-breakfast")
+            .replace("{handle}", "tea")
+            .replace("{slug}", "about");
         let mut client = client.clone();
         if let Some(Shopping { cart, line, order_id, order_token, .. }) = shopping {
             path = path.replace("{cart}", &cart.id).replace("{line}", line).replace("{order}", order_id);
@@ -372,6 +385,8 @@ impl Scene {
             "database_connect" => Some(json!({ "managed": true })),
             "database_credentials_replace" => Some(json!({ "connectionString": "postgres://u:p@127.0.0.1:1/d" })),
             "database_test" => Some(json!({ "connectionString": "postgres://u:p@127.0.0.1:1/d" })),
+            "supabase_complete" => Some(json!({ "completionCode": "guessed" })),
+            "supabase_connect" => Some(json!({ "projectRef": "abcdefghijklmnopqrst" })),
             "ops_admin_grant" | "ops_admin_revoke" => Some(json!({ "email": self.owner.email })),
             "ops_server_add" => Some(json!({ "name": "second", "url": self.app.cluster.url("postgres") })),
             "ops_store_suspend" => Some(json!({ "reason": "they asked" })),

@@ -5,7 +5,7 @@ use std::time::Duration as StdDuration;
 
 use chrono::Duration;
 use control_plane::config::Config;
-use control_plane::cx::OpsCx;
+use control_plane::cx::{OpsCx, Services};
 use control_plane::webhooks::{self, deliver};
 use http::StatusCode;
 use integration_tests::{Receiver, TestApp, TestClock, eventually};
@@ -20,7 +20,7 @@ use crate::webhooks::{ENDPOINTS, Hooks, is_signed, moment, numbers, outbound, re
 fn other_node(app: &TestApp, arguments: &[&str]) -> OpsCx {
     let arguments: Vec<String> = arguments.iter().map(|&text| text.to_owned()).collect();
     let Config { master, keys, hosts, limits, .. } = integration_tests::config(&app.master.url(), &arguments);
-    OpsCx::new(master, &keys, hosts, limits, None, true, Arc::<TestClock>::clone(&app.clock)).unwrap()
+    OpsCx::new(master, &keys, hosts, limits, Services::default(), true, Arc::<TestClock>::clone(&app.clock)).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

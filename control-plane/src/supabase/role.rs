@@ -1,6 +1,6 @@
 //! What is asked of a project's database, through the management API: a login of our own and its schema, and nothing else.
 //!
-//! - The login owns the schema `tenantry`, which bears the mark of its store, and has no right in the rest of the database. The
+//! - The login owns the schema `tenantry`, which bears the mark of its store, and has no right in the rest of the database but to enter it. The
 //!   roles of Supabase's Data API have none in our schema.
 //! - The password is made here, and only its verifier is sent.
 //! - Asking again gives the login its password again and changes nothing else. A schema of our name that is not this store's, or
@@ -15,6 +15,9 @@ use serde_json::Value;
 
 use super::client::ApiError;
 use crate::provisioning;
+
+/// Held by a statement that makes or drops a login, until it ends: two at once would collide in the catalog.
+const ONE_AT_A_TIME: i64 = 0x7375_7061_6261_7365;
 
 /// The login of a store: the same in every project.
 pub fn name(store: StoreId) -> Ident {
@@ -98,10 +101,14 @@ pub fn make(store: StoreId, password: &SecretString) -> Option<String> {
     Some(format!(
         "do $tenantry$
          begin
+             perform pg_advisory_xact_lock({ONE_AT_A_TIME});
              if exists (select from pg_roles where rolname = {bare}) then
                  alter role {role} with login password {verifier};
              else
                  create role {role} with login noinherit password {verifier};
+             end if;
+             if not has_database_privilege({bare}, current_database(), 'connect') then
+                 execute format('grant connect on database %I to {role}', current_database());
              end if;
              if to_regnamespace('tenantry') is null then
                  {join}
@@ -128,9 +135,11 @@ pub fn unmake(store: StoreId) -> String {
     format!(
         "do $tenantry$
          declare
-             ours oid := (select oid from pg_namespace where nspname = 'tenantry' and pg_get_userbyid(nspowner) = {bare}
-                              and obj_description(oid, 'pg_namespace') = {mark});
+             ours oid;
          begin
+             perform pg_advisory_xact_lock({ONE_AT_A_TIME});
+             ours := (select oid from pg_namespace where nspname = 'tenantry' and pg_get_userbyid(nspowner) = {bare}
+                          and obj_description(oid, 'pg_namespace') = {mark});
              if not exists (select from pg_roles where rolname = {bare}) then
                  return;
              end if;
@@ -145,6 +154,7 @@ pub fn unmake(store: StoreId) -> String {
              if exists (select from pg_namespace where pg_get_userbyid(nspowner) = {bare}) then
                  alter role {role} with nologin password null;
              else
+                 execute format('revoke connect on database %I from {role}', current_database());
                  drop role {role};
              end if;
          end

@@ -12,7 +12,7 @@ use control_plane::audit::Actor;
 use control_plane::config::Config;
 use control_plane::credits::batch::{MAX_BATCH, MAX_WAITING, Spend};
 use control_plane::credits::{self, GrantTo, LotKind, NewGrant, TransactionKind, TransactionStatus};
-use control_plane::cx::OpsCx;
+use control_plane::cx::{OpsCx, Services};
 use devkit::{Postgres, PostgresOptions, Profile, find_binaries};
 use kernel::{Clock as _, CreditTransactionId, OrganizationId, SystemClock};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
@@ -164,7 +164,15 @@ async fn context(master_url: &str) -> anyhow::Result<OpsCx> {
     ];
     let config = Config::from_arg_matches(&command.try_get_matches_from(words)?)?;
     control_plane::master::migrate(&config.master).await?;
-    Ok(OpsCx::new(config.master, &config.keys, config.hosts, config.limits, None, true, Arc::new(SystemClock))?)
+    Ok(OpsCx::new(
+        config.master,
+        &config.keys,
+        config.hosts,
+        config.limits,
+        Services::default(),
+        true,
+        Arc::new(SystemClock),
+    )?)
 }
 
 /// Accounts with plenty in them.

@@ -60,7 +60,7 @@ pub(crate) fn peers(workspace: &Workspace) -> anyhow::Result<Peers> {
         return Ok(Peers { dir });
     }
     say(&format!(
-        "xtask: fetching the tests' peers (localstripe and stripe for Python and for Node) into {}",
+        "xtask: fetching the tests' peers (localstripe, stripe for Python and for Node, Prism) into {}",
         dir.display()
     ));
     if dir.exists() {

@@ -24,7 +24,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 10] = [
     ("integration-tests", &["kernel", "vault", "tenancy", "tenant-schema", "problem", "devkit", "control-plane"]),
 ];
 
-/// Everything that speaks HTTP; the rest can be used without it. In `devkit` it is the test payment provider.
+/// Everything that speaks HTTP; the rest can be used without it. In `devkit` it is what plays other people's services.
 const MAY_USE_AXUM: [&str; 5] = ["problem", "devkit", "control-plane", "bench", "integration-tests"];
 
 /// Where SQL stands beside `db.rs`: statements that name a database or a role, and those for servers of others, cannot be
