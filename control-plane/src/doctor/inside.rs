@@ -41,16 +41,9 @@ pub(super) async fn look(
     if is_apart == Go::Stop {
         return;
     }
-    // From here on it is a session, and what is set for it is nobody else's.
-    let read_only = match session {
-        Session::Postgres(conn) => postgres::read_only(conn).await,
-        Session::MySql(conn) => mysql::read_only(conn).await,
-    };
-    if let Err(error) = read_only {
-        course.say(CheckName::Latency, error.into());
+    if course.line(CheckName::Latency, LINE_LIMIT, latency(session)).await.is_none() {
         return;
     }
-    course.line(CheckName::Latency, LINE_LIMIT, latency(session)).await;
     let pools = cx::pools(&cx.limits);
     course.line(CheckName::Session, LINE_LIMIT, settings(session, &pools)).await;
 
@@ -84,7 +77,7 @@ enum Go {
 /// A server that is too old is not asked further; one that is read-only is. Both have failed.
 async fn server(credential: &Credential, session: &mut Session) -> Outcome<Go> {
     let facts = engine::facts(session).await?;
-    let Facts { is_supported, is_read_only, is_replica, .. } = facts;
+    let Facts { is_supported, is_replica, .. } = facts;
     let server = facts.server.clone();
     Ok(match facts.check() {
         Ok(()) => (Note::passed(format!("{server}.")), Go::On),
@@ -96,7 +89,6 @@ async fn server(credential: &Credential, session: &mut Session) -> Outcome<Go> {
                 (false, Engine::Mysql) => ("is set to read only, as replicas are", None),
                 (false, _) => ("begins every transaction of this login read-only", Some(writable(credential))),
             };
-            debug_assert!(is_read_only);
             let note = Note { detail: format!("{server}; it {why}."), ..note };
             (Note { sql, ..note }, Go::On)
         }
@@ -141,6 +133,11 @@ async fn pooler(
 }
 
 async fn latency(session: &mut Session) -> Outcome<()> {
+    // By now it is known to be a session, and what is set for it is nobody else's.
+    match session {
+        Session::Postgres(conn) => postgres::read_only(conn).await?,
+        Session::MySql(conn) => mysql::read_only(conn).await?,
+    }
     let mut took = Vec::with_capacity(ROUNDS);
     for _ in 0..ROUNDS {
         let began = Instant::now();

@@ -33,10 +33,9 @@ const MAX_TEXT: usize = 120;
 
 /// Looks at TLS as far as it is asked for.
 pub(super) async fn shake(credential: &Credential, reached: Reached, now: DateTime<Utc>) -> Outcome<()> {
-    let offers_tls = match reached.peer {
-        Peer::Postgres { offers_tls } | Peer::MySql { offers_tls } => offers_tls,
+    let (Peer::Postgres { offers_tls } | Peer::MySql { offers_tls }) = reached.peer else {
         // It has refused already; the login says why.
-        _ => return Ok((Note::skipped("Not looked at, because the server refuses before it speaks of TLS."), ())),
+        return Ok((Note::skipped("Not looked at, because the server refuses before it speaks of TLS."), ()));
     };
     match (credential.tls, offers_tls) {
         (TlsMode::Disable, offers) => Ok((plain(credential, &reached, offers), ())),
@@ -140,11 +139,14 @@ fn mysql_asks_for_tls() -> Vec<u8> {
     packet
 }
 
+/// What is to be thought of a certificate, and the certificate.
+type Testimony = (Result<(), CertificateError>, Vec<u8>);
+
 /// Notes the certificate and what is to be thought of it, and lets the handshake go on.
 #[derive(Debug)]
 struct Witness {
     inner: Arc<WebPkiServerVerifier>,
-    seen: Mutex<Option<(Result<(), CertificateError>, Vec<u8>)>>,
+    seen: Mutex<Option<Testimony>>,
 }
 
 impl Witness {
