@@ -7,7 +7,7 @@ use devkit::supabase::Fault;
 use integration_tests::{Client, Prism, supabase_description};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
-use tenancy::{Credential, TlsMode};
+use tenancy::{Credential, Reach, TlsMode};
 
 use crate::provisioning::store_id;
 use crate::scenes::{store_path, text};
@@ -97,7 +97,7 @@ async fn a_project_without_an_address_of_ours_is_reached_by_its_pooler_in_sessio
     // Nobody is let in under another project's name.
     let mut wrong = credential.clone();
     wrong.username = wrong.username.replace(&scene.project, "abcdefghijklmnopqrst");
-    let refused = wrong.connect(std::time::Duration::from_secs(5)).await.err().unwrap();
+    let refused = wrong.connect(Reach::Anywhere, std::time::Duration::from_secs(5)).await.err().unwrap();
     assert_eq!(refused.code.as_deref(), Some("XX000"));
     scene.owner.api.delete(&scene.path("")).await.expect_problem(409, "database-in-use");
 }
