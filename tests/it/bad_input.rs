@@ -276,7 +276,7 @@ fn sound_body(scene: &Scene, operation: &str) -> Value {
             "engine": "postgresql", "host": "127.0.0.1", "port": 1, "username": "u", "password": "p", "database": "d",
             "tls": "disable", "caPem": Authority::new().pem
         }),
-        "database_credentials_replace" => json!({
+        "database_credentials_replace" | "database_test" | "store_database_test" => json!({
             "engine": "postgresql", "host": "127.0.0.1", "port": 1, "username": "u", "password": "p", "database": "d",
             "tls": "disable", "caPem": Authority::new().pem
         }),
