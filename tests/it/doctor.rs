@@ -298,7 +298,7 @@ async fn certificates_are_shown_and_what_is_wrong_with_them_is_told_apart() {
     }
     let mut unreadable = fields(&database, port, &json!({ "tls": "verify-full" }));
     unreadable["caPem"] = json!("-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n");
-    expect_failure(&test(&owner, unreadable).await, "tls", "ca-unreadable");
+    expect_failure(&test(&owner, unreadable).await, "parse", "malformed");
 
     present(server, "other", &authority.certify("db.elsewhere.example", 2095)).await;
     let report = test(&owner, body("verify-full", Some(&authority))).await;

@@ -76,9 +76,9 @@ fn check_reference(project: &str) -> Result<(), SupabaseError> {
 
 /// Wakes a paused project; it takes Supabase some minutes.
 pub async fn resume(cx: &OpsCx, by: UserId, store: StoreId, project: &str) -> Result<(), SupabaseError> {
-    let client = &configured(cx)?.client;
     // A reference that is none names nothing.
     check_reference(project).map_err(|_| ApiError::NotFound)?;
+    let client = &configured(cx)?.client;
     let found = tokens::call(cx, store, |token| client.project(token, project)).await?;
     if found.status != ProjectStatus::Inactive {
         return Err(SupabaseError::NotPaused { status: found.status });
@@ -102,8 +102,8 @@ pub async fn connect(
     project: &str,
     with_demo: bool,
 ) -> Result<RunWithSteps, SupabaseError> {
-    let supabase = configured(cx)?;
     check_reference(project)?;
+    let supabase = configured(cx)?;
     let under_way = provisioning::check_connectable(cx, store).await?;
     let known = super::find(cx, store).await?.ok_or(SupabaseError::NotConnected)?;
     if let Some(run) = under_way
