@@ -225,7 +225,7 @@ mod tests {
 
     #[test]
     fn peers_are_told_by_their_first_bytes() {
-        let (plain, tls) = (greeting(0xf7fe & !0x0800), greeting(0xf7fe));
+        let (plain, tls) = (greeting(0xf7fe), greeting(0xfffe));
         for (bytes, peer) in [
             (&b"S"[..], Some(Peer::Postgres { offers_tls: true })),
             (b"N", Some(Peer::Postgres { offers_tls: false })),
