@@ -353,8 +353,8 @@ pub struct SupabaseArgs {
     /// the code is shown
     #[arg(long, env = "SUPABASE_RETURN_URL")]
     pub supabase_return_url: Option<String>,
-    /// How long one call of the management API may take, in milliseconds
-    #[arg(long = "supabase-request-timeout-ms", env = "SUPABASE_REQUEST_TIMEOUT_MS", default_value = "4000", value_parser = millis)]
+    /// How long one call of the management API may take, in milliseconds; 10,000 at most
+    #[arg(long = "supabase-request-timeout-ms", env = "SUPABASE_REQUEST_TIMEOUT_MS", default_value = "4000", value_parser = call_limit)]
     pub supabase_request_timeout: Duration,
     /// Where projects' own hosts listen
     #[arg(long, env = "SUPABASE_DIRECT_PORT", default_value_t = 5432)]
@@ -400,6 +400,14 @@ pub enum ConfigError {
 
 fn millis(text: &str) -> Result<Duration, String> {
     text.parse().map(Duration::from_millis).map_err(|_| "expected a whole number of milliseconds".to_owned())
+}
+
+/// A claim on what is called under it lasts longer.
+fn call_limit(text: &str) -> Result<Duration, String> {
+    millis(text).and_then(|limit| {
+        let is_short = (Duration::from_millis(1)..=Duration::from_secs(10)).contains(&limit);
+        if is_short { Ok(limit) } else { Err("expected 1 to 10000 milliseconds".to_owned()) }
+    })
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -49,15 +49,21 @@ impl DoctorLimits {
     /// # Errors
     /// 429 with `Retry-After` for who asks too often, and 503 while this node has enough to do.
     pub fn admit(&self, person: UserId, address: IpAddr) -> Result<OwnedSemaphorePermit, Problem> {
-        self.count(&self.by_person, &person)?;
-        self.count(&self.by_network, &network(address))?;
-        if let Some(site) = site(address) {
-            self.count(&self.by_site, &site)?;
-        }
+        self.count_one(person, address)?;
         Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "Too many databases are being tested at this moment")
                 .retry_after(Duration::from_secs(5))
         })
+    }
+
+    /// Counts whatever else calls a database that somebody names, for its answer says as much as a test's.
+    ///
+    /// # Errors
+    /// 429 with `Retry-After` for who asks too often.
+    pub fn count_one(&self, person: UserId, address: IpAddr) -> Result<(), Problem> {
+        self.count(&self.by_person, &person)?;
+        self.count(&self.by_network, &network(address))?;
+        site(address).map_or(Ok(()), |site| self.count(&self.by_site, &site))
     }
 
     fn count<K: Hash + Eq + Clone>(&self, limit: &DefaultKeyedRateLimiter<K>, key: &K) -> Result<(), Problem> {
@@ -66,9 +72,13 @@ impl DoctorLimits {
         }
         limit.check_key(key).map_err(|until| {
             let wait = until.wait_time_from(self.clock.now()).max(Duration::from_secs(1));
-            Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-requests", "Too many database tests")
-                .detail(format!("Try again in {} s.", wait.as_secs() + 1))
-                .retry_after(wait)
+            Problem::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too-many-requests",
+                "Too many databases were tested or connected",
+            )
+            .detail(format!("Try again in {} s.", wait.as_secs() + 1))
+            .retry_after(wait)
         })
     }
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use kernel::{StoreId, StoreStatus};
 use sqlx::PgConnection;
-use tenancy::{Credential, Session};
+use tenancy::{Cause, Credential, Session};
 use tenant_schema::SchemaState;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
@@ -44,6 +44,7 @@ pub async fn replace(cx: &OpsCx, actor: Actor, store: StoreId, target: Target) -
     let mut new = check_leads_to(cx, &credential, &known, store).await?;
     let left = find_left(cx, &known, store, &mut new).await;
     close(new).await;
+    let left = left?;
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
     let locked = check_replaceable(&mut tx, store).await?;
@@ -84,26 +85,46 @@ enum Left {
 }
 
 /// Whether the new credentials lead to another database than the old ones, however each is addressed.
-async fn find_left(cx: &OpsCx, known: &db::StoreDatabase, store: StoreId, new: &mut Session) -> Left {
+async fn find_left(
+    cx: &OpsCx,
+    known: &db::StoreDatabase,
+    store: StoreId,
+    new: &mut Session,
+) -> Result<Left, ProvisioningError> {
     let Ok(old) = Credential::open(&cx.keys, &known.sealed, store, known.credential_version) else {
-        return Left::Closed;
+        return Ok(Left::Closed);
     };
-    let Ok(mut session) = old.connect(cx.owners_reach, CONNECT_TIMEOUT).await else { return Left::Closed };
-    match engine::is_same_database(new, &mut session).await {
-        Ok(false) => Left::Database(Box::new(session)),
-        Ok(true) => {
-            close(session).await;
-            Left::Same
+    let mut session = match old.connect(cx.owners_reach, CONNECT_TIMEOUT).await {
+        Ok(session) => session,
+        // It is alive, and full of those that would have to leave.
+        Err(error) if matches!(error.cause, Cause::TooManyConnections | Cause::NotReady) => {
+            return Err(ProvisioningError::Refused(old_is_busy().because(error)));
         }
         Err(error) => {
-            tracing::warn!(
-                error = chain(&error),
-                "the old database of store {store} could not be told from the new one"
-            );
+            tracing::info!(store.id = %store, "the old database of store {store} lets nobody in: {error}");
+            return Ok(Left::Closed);
+        }
+    };
+    match engine::is_same_database(new, &mut session).await {
+        Ok(false) => Ok(Left::Database(Box::new(session))),
+        Ok(true) => {
             close(session).await;
-            Left::Closed
+            Ok(Left::Same)
+        }
+        Err(error) => {
+            close(session).await;
+            Err(ProvisioningError::Refused(old_is_busy().because(error)))
         }
     }
+}
+
+fn old_is_busy() -> StepError {
+    StepError::new(
+        "old-database-busy",
+        "The database that the store is in now could not be asked who works in it.",
+        "Try again in a moment; when it is full, close connections there or raise its limit.",
+    )
+    .transient()
 }
 
 /// Waits until nobody works in the database that a store has left, and in the end sees to it.

@@ -480,7 +480,9 @@ pub type RequestedBy = Option<UserId>;
 fn refused(error: &StepError) -> Problem {
     use axum::http::StatusCode as S;
     let (status, pointer) = match error.code {
-        "other-database" | "schema-too-old" | "schema-too-new" | "incomplete-copy" => (S::CONFLICT, "/database"),
+        "other-database" | "old-database-busy" | "schema-too-old" | "schema-too-new" | "incomplete-copy" => {
+            (S::CONFLICT, "/database")
+        }
         "wrong-password" => (S::UNPROCESSABLE_ENTITY, "/password"),
         "missing-database" => (S::UNPROCESSABLE_ENTITY, "/database"),
         "forbidden" | "missing-privilege" | "login-refused" | "account-locked" => {

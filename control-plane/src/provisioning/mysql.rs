@@ -68,10 +68,14 @@ pub async fn facts(connection: &mut MySqlConnection) -> Result<Facts, sqlx::Erro
 pub async fn missing_rights(connection: &mut MySqlConnection) -> Result<Vec<&'static str>, sqlx::Error> {
     let rights: Vec<String> = sqlx::query_scalar(
         "select privilege_type from information_schema.user_privileges
-         where grantee = concat('''', replace(current_user(), '@', '''@'''), '''')
+         where grantee = concat(
+             '''', left(current_user(), char_length(current_user()) - 1 - char_length(substring_index(current_user(), '@', -1))),
+             '''@''', substring_index(current_user(), '@', -1), '''')
          union
          select privilege_type from information_schema.schema_privileges
-         where grantee = concat('''', replace(current_user(), '@', '''@'''), '''') and database() like table_schema",
+         where grantee = concat(
+             '''', left(current_user(), char_length(current_user()) - 1 - char_length(substring_index(current_user(), '@', -1))),
+             '''@''', substring_index(current_user(), '@', -1), '''') and database() like table_schema",
     )
     .fetch_all(connection)
     .await?;
@@ -91,7 +95,9 @@ fn read_version(version: &str) -> ((u32, u32, u32), &str) {
 pub async fn may_provision(connection: &mut MySqlConnection) -> Result<bool, sqlx::Error> {
     let held: i64 = sqlx::query_scalar(
         "select count(distinct privilege_type) from information_schema.user_privileges
-         where grantee = concat('''', replace(current_user(), '@', '''@'''), '''') and is_grantable = 'YES'
+         where grantee = concat(
+             '''', left(current_user(), char_length(current_user()) - 1 - char_length(substring_index(current_user(), '@', -1))),
+             '''@''', substring_index(current_user(), '@', -1), '''') and is_grantable = 'YES'
            and privilege_type in ('CREATE', 'DROP', 'CREATE USER', 'SELECT', 'INSERT', 'UPDATE', 'DELETE', 'INDEX', 'ALTER',
                                   'REFERENCES')",
     )
@@ -117,7 +123,8 @@ pub async fn try_lock(connection: &mut MySqlConnection, key: u64) -> Result<bool
 pub async fn sessions_beside(connection: &mut MySqlConnection) -> Result<Vec<i64>, sqlx::Error> {
     sqlx::query_scalar(
         "select cast(id as signed) from information_schema.processlist
-         where db = database() and user = substring_index(user(), '@', 1) and id <> connection_id()",
+         where db = database() and user = (select own.user from information_schema.processlist own where own.id = connection_id())
+           and id <> connection_id()",
     )
     .fetch_all(connection)
     .await

@@ -1,5 +1,6 @@
 //! HTTP of provisioning.
 
+use axum::Extension;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -18,6 +19,7 @@ use super::{DatabaseKind, NewDatabase, RunState, RunWithSteps, StepName, StepSta
 use crate::audit::Actor;
 use crate::cx::Cx;
 use crate::http::auth::{MemberOf, OwnerOf};
+use crate::http::authority::ClientAddress;
 use crate::stores::Store;
 use crate::stores::routes::StoreDetailView;
 
@@ -310,13 +312,17 @@ impl From<RunWithSteps> for RunEnvelope {
 #[utoipa::path(post, path = "/api/stores/{id}/connect-database", tag = "stores", operation_id = "database_connect", security(("bearer" = [])),
     params(("id" = StoreId, Path)), request_body = ConnectBody,
     responses((status = 202, body = RunEnvelope), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody),
-        (status = 409, body = ProblemBody), (status = 422, body = ProblemBody), (status = 503, body = ProblemBody)))]
+        (status = 409, body = ProblemBody), (status = 429, body = ProblemBody), (status = 422, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn database_connect(
     owner: OwnerOf<Store>,
+    Extension(ClientAddress(address)): Extension<ClientAddress>,
     State(cx): State<Cx>,
     Json(body): Json<ConnectBody>,
 ) -> Result<(StatusCode, Json<RunEnvelope>), Problem> {
     let (wanted, demo) = body.read()?;
+    if matches!(wanted, NewDatabase::Brought(_)) {
+        cx.database_tests.count_one(owner.by.user.id, address)?;
+    }
     let run = super::connect(&cx, Actor::User(owner.by.user.id), owner.store.id, wanted, demo).await?;
     Ok((StatusCode::ACCEPTED, Json(run.into())))
 }
@@ -337,13 +343,15 @@ async fn database_connect(
 #[utoipa::path(put, path = "/api/stores/{id}/database/credentials", tag = "stores", operation_id = "database_credentials_replace", security(("bearer" = [])),
     params(("id" = StoreId, Path)), request_body = CredentialsBody,
     responses((status = 200, body = StoreDetailView), (status = 401, body = ProblemBody), (status = 403, body = ProblemBody), (status = 404, body = ProblemBody),
-        (status = 409, body = ProblemBody), (status = 422, body = ProblemBody)))]
+        (status = 409, body = ProblemBody), (status = 429, body = ProblemBody), (status = 422, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn database_credentials_replace(
     owner: OwnerOf<Store>,
+    Extension(ClientAddress(address)): Extension<ClientAddress>,
     State(cx): State<Cx>,
     Json(body): Json<CredentialsBody>,
 ) -> Result<Json<StoreDetailView>, Problem> {
     let target = body.read()?;
+    let _permit = cx.database_tests.admit(owner.by.user.id, address)?;
     let store = super::credentials::replace(&cx, Actor::User(owner.by.user.id), owner.store.id, target).await?;
     Ok(Json(StoreDetailView::read(&cx, store).await))
 }

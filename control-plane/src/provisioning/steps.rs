@@ -341,7 +341,8 @@ impl<'a> StepCx<'a> {
             SchemaState::Empty => self.note_found_empty(true).await,
             // A schema that is marked for the store, and nothing in it, was made ready for this run.
             SchemaState::Ours { store, version } if store.is_none_or(|store| store == self.store.id) => {
-                self.note_found_empty(store.is_some() && version == 0).await
+                let is_empty = store.is_some() && version == 0 && tenant_schema::is_bare(first).await?;
+                self.note_found_empty(is_empty).await
             }
             SchemaState::Ours { .. } => Err(other_store()),
             SchemaState::Newer { version, .. } => Err(StepError::new(

@@ -449,13 +449,17 @@ pub async fn revocation_delete(conn: &mut PgConnection, id: i64) -> Result<(), s
     Ok(())
 }
 
-/// Gives up what was to be revoked of a store, since its owner has consented again; the highest version of its tokens.
-pub async fn revocations_drop(conn: &mut PgConnection, store: StoreId) -> Result<i32, sqlx::Error> {
-    let versions = sqlx::query_scalar!(
-        "delete from supabase_revocations where store_id = $1 returning token_version",
+/// Gives up what was to be revoked of a store, since its owner has consented again: the versions of its tokens, and the projects
+/// that a login of ours was to be dropped in.
+pub async fn revocations_drop(
+    conn: &mut PgConnection,
+    store: StoreId,
+) -> Result<Vec<(i32, Option<String>)>, sqlx::Error> {
+    let rows = sqlx::query!(
+        "delete from supabase_revocations where store_id = $1 returning token_version, project_ref",
         store.as_uuid(),
     )
     .fetch_all(conn)
     .await?;
-    Ok(versions.into_iter().max().unwrap_or(0))
+    Ok(rows.into_iter().map(|row| (row.token_version, row.project_ref)).collect())
 }

@@ -3,7 +3,7 @@
 use crate::cx::OpsCx;
 
 /// How much is done in one go; what is left comes with the next.
-const BATCH: i64 = 20;
+const BATCH: usize = 20;
 
 /// Revokes what could not be revoked when its owner disconnected.
 pub async fn revoke(cx: &OpsCx) -> Result<(), sqlx::Error> {

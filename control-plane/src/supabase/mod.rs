@@ -173,6 +173,8 @@ pub enum SupabaseError {
     Project { status: ProjectStatus },
     #[error("the project is not paused")]
     NotPaused { status: ProjectStatus },
+    #[error("another project was chosen meanwhile")]
+    ChosenMeanwhile,
     #[error("the project has no address that can be reached")]
     Unreachable,
     #[error("the project's database has a schema tenantry that is not ours")]
@@ -312,6 +314,11 @@ impl From<SupabaseError> for Problem {
             SupabaseError::NotPaused { .. } => {
                 conflict("project-not-paused", "The project is not paused", "There is nothing to resume.")
             }
+            SupabaseError::ChosenMeanwhile => conflict(
+                "project-chosen-meanwhile",
+                "Somebody else has chosen a project, or disconnected, meanwhile",
+                "See how it stands with GET /api/stores/{id}/supabase, and connect again.",
+            ),
             SupabaseError::Unreachable => conflict(
                 "project-unreachable",
                 "The project's database cannot be reached",

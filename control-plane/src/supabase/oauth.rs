@@ -180,12 +180,19 @@ async fn exchange(
     let known = db::connection_lock(&mut tx, store).await?;
     let (Some(found), false) = (found, is_connected(known.as_ref())) else {
         tx.rollback().await?;
-        // Another consent was quicker; this one is nobody's.
-        supabase.client.revoke(&answer.refresh_token).await?;
+        // Another consent was quicker. To revoke this one could end that one as well, where one person gave both.
         return Err(SupabaseError::AlreadyConnected);
     };
     // What was still to be revoked of an earlier consent would take this one away with it.
-    let version = db::revocations_drop(&mut tx, store).await?;
+    let dropped = db::revocations_drop(&mut tx, store).await?;
+    for (_, project) in &dropped {
+        tracing::warn!(store.id = %store, "what {store} had at Supabase before is not revoked any more: it is connected anew");
+        let subject = Subject::store(found.organization_id, store);
+        // A login of ours in this project stays, for its owner to drop.
+        let data = json!({ "projectRef": project });
+        audit::record(&mut tx, now, Actor::System, "supabase_revoke_abandon", subject, data).await?;
+    }
+    let version = dropped.into_iter().map(|(version, _)| version).max().unwrap_or(0);
     let version = known.map_or(0, |known| known.token_version).max(version) + 1;
     let sealed = tokens::seal(&cx.keys, store, version, &answer);
     db::connection_set(&mut tx, store, by, (&sealed, version, tokens::expiry(now, &answer)), now).await?;

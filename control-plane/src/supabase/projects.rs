@@ -11,7 +11,7 @@ use vault::{Aad, Purpose};
 
 use super::client::{ApiError, ListedProject, PAGE, Project, ProjectStatus};
 use super::role::{self, Place};
-use super::{Connection, Supabase, SupabaseError, configured, db, revoke, tokens};
+use super::{Connection, ConnectionState, Supabase, SupabaseError, configured, db, revoke, tokens};
 use crate::audit::{self, Actor, Subject};
 use crate::cx::OpsCx;
 use crate::provisioning::target::TargetFields;
@@ -126,6 +126,11 @@ pub async fn connect(
         check_place(inspect(cx, supabase, store, project).await?.place(store))?;
     }
     made?;
+    // While it was made, somebody may have disconnected, or chosen another one: then the login is gone again.
+    let chosen = super::find(cx, store).await?.ok_or(SupabaseError::NotConnected)?;
+    if chosen.state != ConnectionState::Connected || chosen.project_ref.as_deref() != Some(project) {
+        return Err(SupabaseError::ChosenMeanwhile);
+    }
     let (host, port, username) = address(cx, supabase, store, &found).await?;
     let target = Target::from_fields(TargetFields {
         engine: Engine::Postgresql,
@@ -159,19 +164,10 @@ fn check_place(place: Place) -> Result<(), SupabaseError> {
 /// Writes down which project it is, before anything is made there, and the password of our login in it: the same one for as long
 /// as it is this project. What was made in another one before is removed there.
 async fn choose(cx: &OpsCx, by: UserId, known: &Connection, project: &Project) -> Result<SecretString, SupabaseError> {
-    let former = known.project_ref.as_deref().filter(|former| *former != project.reference);
-    if let Some(former) = former {
-        match revoke::unmake(cx, known.store_id, former).await {
-            // It is gone, and our login with it.
-            Ok(()) | Err(SupabaseError::Api(ApiError::NotFound)) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
     let store = stores::db::store_lock(&mut tx, known.store_id).await?.ok_or(SupabaseError::StoreNotFound)?;
     let locked = db::connection_lock(&mut tx, store.id).await?.ok_or(SupabaseError::NotConnected)?;
-    if locked.state != super::ConnectionState::Connected {
+    if locked.state != ConnectionState::Connected {
         return Err(SupabaseError::NotConnected);
     }
     let place = |version| Aad::for_store(store.id, Purpose::RolePassword, version);
@@ -180,6 +176,11 @@ async fn choose(cx: &OpsCx, by: UserId, known: &Connection, project: &Project) -
     {
         return cx.keys.open_text(sealed, &place(locked.role_version)).map_err(SupabaseError::Sealed);
     }
+    // Somebody else has chosen, or prepares the store where it was chosen before.
+    if locked.project_ref != known.project_ref || revoke::is_reached_by(&mut tx, &store).await? {
+        return Err(SupabaseError::ChosenMeanwhile);
+    }
+    let now = cx.clock.now();
     let password = SecretString::from(kernel::random::token());
     let version = locked.role_version + 1;
     let sealed = cx.keys.seal_text(&password, &place(version));
@@ -189,7 +190,41 @@ async fn choose(cx: &OpsCx, by: UserId, known: &Connection, project: &Project) -
     let data = json!({ "projectRef": project.reference });
     audit::record(&mut tx, now, Actor::User(by), "supabase_project_choose", subject, data).await?;
     tx.commit().await?;
+    if let Some(former) = &locked.project_ref {
+        match revoke::unmake(cx, store.id, former).await {
+            // It is gone, and our login with it.
+            Ok(()) | Err(SupabaseError::Api(ApiError::NotFound)) => {}
+            // Whoever consented now may not go there: our login stays, and its owner can drop it.
+            Err(SupabaseError::Api(ApiError::Forbidden)) => {
+                tracing::warn!(store.id = %store.id, "our login in a project at Supabase stays: we are let in no more");
+            }
+            Err(error) => {
+                choose_again(cx, &locked, project, version).await?;
+                return Err(error);
+            }
+        }
+    }
     Ok(password)
+}
+
+/// Takes a choice back after which the login in the project before could not be removed, so that it is not forgotten.
+async fn choose_again(cx: &OpsCx, before: &Connection, project: &Project, version: i32) -> Result<(), SupabaseError> {
+    let mut tx = cx.master.begin().await?;
+    stores::db::store_lock(&mut tx, before.store_id).await?;
+    let now_chosen = db::connection_lock(&mut tx, before.store_id).await?;
+    let is_ours = now_chosen.is_some_and(|chosen| is_chosen(&chosen, project, version));
+    if let (true, Some(reference), Some(sealed)) = (is_ours, &before.project_ref, &before.role_password) {
+        let named = (reference.as_str(), before.project_name.as_deref().unwrap_or_default());
+        // Under its own version again, for which it was sealed.
+        db::project_set(&mut tx, before.store_id, named, (sealed, before.role_version), cx.clock.now()).await?;
+    }
+    Ok(tx.commit().await?)
+}
+
+fn is_chosen(connection: &Connection, project: &Project, version: i32) -> bool {
+    connection.state == ConnectionState::Connected
+        && connection.project_ref.as_deref() == Some(project.reference.as_str())
+        && connection.role_version == version
 }
 
 /// How the project is reached from here: at its own host, which often has no IPv4 address, or else through its pooler in session

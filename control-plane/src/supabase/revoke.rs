@@ -44,7 +44,9 @@ pub async fn disconnect(cx: &OpsCx, by: UserId, store: StoreId, keeps_database: 
     };
     db::connection_end(&mut tx, store.id, now).await?;
     let subject = Subject::store(store.organization_id, store.id);
-    let data = json!({ "projectRef": known.project_ref, "keptDatabase": is_in_use || keeps_database });
+    // Without tokens nothing can be done there: then our login stays, for its owner to drop.
+    let keeps_login = is_in_use || keeps_database || known.tokens.is_none() && known.project_ref.is_some();
+    let data = json!({ "projectRef": known.project_ref, "keptDatabase": keeps_login });
     audit::record(&mut tx, now, Actor::User(by), "supabase_disconnect", subject, data).await?;
     tx.commit().await?;
     if let Some(id) = pending {
@@ -60,7 +62,7 @@ pub async fn disconnect(cx: &OpsCx, by: UserId, store: StoreId, keeps_database: 
 }
 
 /// Whether the store is prepared or served by our login at Supabase.
-async fn is_reached_by(conn: &mut PgConnection, store: &Store) -> Result<bool, sqlx::Error> {
+pub(super) async fn is_reached_by(conn: &mut PgConnection, store: &Store) -> Result<bool, sqlx::Error> {
     let role = role::name(store.id);
     let database = provisioning::db::store_database_find(conn, store.id).await?;
     Ok(database.is_some_and(|database| {
@@ -159,10 +161,12 @@ async fn unmake_with(cx: &OpsCx, pending: &mut Revocation, project: &str) -> Res
 }
 
 /// Due ones, a few at a time.
-pub(super) async fn round(cx: &OpsCx, limit: i64) -> Result<(), sqlx::Error> {
-    let now = cx.clock.now();
-    let due = db::revocations_claim(&mut *cx.master.acquire().await?, now, now + RETRY * 4, limit).await?;
-    for id in due {
+pub(super) async fn round(cx: &OpsCx, limit: usize) -> Result<(), sqlx::Error> {
+    for _ in 0..limit {
+        // One after the other, so that a claim lasts for what is done under it.
+        let now = cx.clock.now();
+        let due = db::revocations_claim(&mut *cx.master.acquire().await?, now, now + RETRY * 4, 1).await?;
+        let Some(id) = due.into_iter().next() else { return Ok(()) };
         match attempt(cx, id).await {
             Ok(()) => {}
             Err(SupabaseError::Db(error)) => return Err(error),

@@ -29,6 +29,9 @@ const EARLY: TimeDelta = TimeDelta::seconds(60);
 const CLAIM: TimeDelta = TimeDelta::seconds(30);
 /// So long it is waited for what somebody else refreshes.
 const WAIT: Duration = Duration::from_secs(10);
+/// How often new tokens are tried to be kept, and how long after one another.
+const KEEP_TRIES: u32 = 10;
+const KEEP_PAUSE: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const MAX_PAUSE: Duration = Duration::from_millis(250);
 /// Whatever Supabase says: nothing is good for longer.
@@ -173,8 +176,23 @@ async fn refresh_claimed(cx: &OpsCx, known: &Connection, claim: i64) -> Result<T
     let version = known.token_version + 1;
     let sealed = seal(&cx.keys, known.store_id, version, &answer);
     let kept = (&sealed, version, expiry(now, &answer));
-    let mut master = cx.master.acquire().await?;
-    if !db::tokens_replace(&mut master, known.store_id, claim, kept, now).await? {
+    // The old ones are good no more: these must not be lost to a moment's trouble of master.
+    let mut tries = KEEP_TRIES;
+    let is_kept = loop {
+        let keeping = async {
+            let mut master = cx.master.acquire().await?;
+            db::tokens_replace(&mut master, known.store_id, claim, kept, now).await
+        };
+        match keeping.await {
+            Err(error) if tries > 1 => {
+                tracing::warn!(error = %error, "refreshed tokens could not be kept yet");
+                tries -= 1;
+                tokio::time::sleep(KEEP_PAUSE).await;
+            }
+            outcome => break outcome?,
+        }
+    };
+    if !is_kept {
         return Err(SupabaseError::NotConnected);
     }
     metrics::counter!("tenantry_supabase_refreshes_total").increment(1);

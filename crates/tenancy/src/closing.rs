@@ -151,12 +151,15 @@ impl Pool {
         }
     }
 
-    /// Lets the leases that are out go on for `grace`; then, or when the last is dropped, everything closes.
+    /// Lets the leases that are out go on for `grace`, with the connections that are there: none is opened any more. Then, or when the last is dropped, everything closes.
     pub(crate) fn drain(self: &Arc<Self>, grace: Duration) {
         {
             let mut state = lock(&self.state);
             if state.phase == Phase::Open {
                 state.phase = Phase::Draining { until: Instant::now() + grace };
+                if state.established == 0 {
+                    state.fail_waiters(LeaseError::Draining);
+                }
             }
         }
         self.closes_when_unused.store(true, Ordering::SeqCst);

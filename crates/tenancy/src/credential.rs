@@ -243,7 +243,7 @@ async fn within(
 ) -> Result<Session, ConnectError> {
     let set_up = async {
         let mut session = connecting.await?;
-        session.set_up().await.map_err(|error| ConnectError::from(&error))?;
+        session::unbroken(session.set_up()).await?;
         Ok(session)
     };
     timeout(limit, set_up).await.unwrap_or(Err(ConnectError::new(Cause::Timeout)))

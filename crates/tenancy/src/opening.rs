@@ -7,11 +7,12 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::budget::Permit;
+use crate::closing::Farewell;
 use crate::credential::Credential;
 use crate::error::{Cause, ConnectError};
 use crate::meter::{ConnectResult, count_connect};
 use crate::node::lock;
-use crate::pool::{Physical, Pool};
+use crate::pool::{Phase, Physical, Pool};
 use crate::reach::Reach;
 use crate::session::{Backend, Session};
 
@@ -123,14 +124,22 @@ fn hand_over(pool: &Arc<Pool>, session: Session, backend: Backend, permit: Permi
     let lifetime = pool.node.config.max_lifetime;
     let spread = u64::try_from((lifetime / 10).as_millis()).unwrap_or(u64::MAX);
     let expires = now + lifetime.saturating_sub(Duration::from_millis(kernel::random::below(spread)));
-    {
+    let physical = Box::new(Physical { session, backend, permit, opened: now, expires, since: now });
+    let is_wanted = {
         let mut state = lock(&pool.state);
         state.opening -= 1;
-        state.established += 1;
         state.is_pooled = false;
         lock(&pool.breaker).succeeded();
+        let is_wanted = state.phase == Phase::Open;
+        state.established += usize::from(is_wanted);
+        is_wanted
+    };
+    if is_wanted {
+        pool.release(physical);
+    } else {
+        // The route has changed while it was opened.
+        pool.finish(physical, Farewell::Polite);
     }
-    pool.release(Box::new(Physical { session, backend, permit, opened: now, expires, since: now }));
     let mut state = lock(&pool.state);
     pool.open_for_waiters(&mut state, now);
 }

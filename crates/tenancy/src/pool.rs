@@ -213,8 +213,11 @@ impl Pool {
         while state.waiters.front().is_some_and(oneshot::Sender::is_closed) {
             state.waiters.pop_front();
         }
-        if matches!(state.phase, Phase::Closed(_)) {
-            return;
+        match state.phase {
+            Phase::Open => {}
+            // What a route led to before is not entered any more: only what is there still serves.
+            Phase::Draining { .. } if state.established == 0 => return state.fail_waiters(LeaseError::Draining),
+            Phase::Draining { .. } | Phase::Closed(_) => return,
         }
         let wanted = if state.established == 0 { state.waiters.len().min(1) } else { state.waiters.len() };
         while state.opening < wanted && state.open < self.node.config.max_connections_per_store.max(1) {

@@ -75,10 +75,17 @@ impl Way {
     pub(crate) async fn to(addresses: &[SocketAddr], port: u16) -> io::Result<Self> {
         let server = TcpStream::connect(addresses).await?;
         server.set_nodelay(true)?;
+        let (folder, listener, socket) = Self::listen(port).inspect_err(|error| {
+            tracing::error!("no way to a database can be made in {}: {error}", std::env::temp_dir().display());
+        })?;
+        Ok(Self { server, listener, socket, _folder: folder })
+    }
+
+    fn listen(port: u16) -> io::Result<(Folder, UnixListener, PathBuf)> {
         let folder = Folder::make()?;
         let socket = folder.0.join(format!(".s.PGSQL.{port}"));
         let listener = UnixListener::bind(&socket)?;
-        Ok(Self { server, listener, socket, _folder: folder })
+        Ok((folder, listener, socket))
     }
 
     /// Where the driver finds it. PostgreSQL's looks for this name in a folder.
@@ -120,7 +127,7 @@ struct Folder(PathBuf);
 impl Folder {
     fn make() -> io::Result<Self> {
         use std::os::unix::fs::DirBuilderExt as _;
-        let path = std::env::temp_dir().join(format!("tenantry-{}", kernel::random::token()));
+        let path = std::env::temp_dir().join(format!("tenantry-{:016x}", u64::from_le_bytes(kernel::random::bytes())));
         std::fs::DirBuilder::new().mode(0o700).create(&path)?;
         Ok(Self(path))
     }

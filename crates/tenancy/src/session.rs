@@ -1,11 +1,12 @@
 //! One physical connection of whatever engine: the only place that speaks to a driver about sessions.
 
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{TryFutureExt as _, TryStreamExt as _};
+use futures_util::{FutureExt as _, TryFutureExt as _, TryStreamExt as _};
 use kernel::Engine;
 use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::postgres::{PgConnection, PgRow};
@@ -113,6 +114,15 @@ impl Setup {
     }
 }
 
+/// What the driver does with a server that we know nothing of yet. Of one that breaks the protocol's rules it panics now and
+/// then, which is that server's trouble and nobody else's.
+pub(crate) async fn unbroken<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, ConnectError> {
+    match AssertUnwindSafe(work).catch_unwind().await {
+        Ok(outcome) => outcome.map_err(|error| ConnectError::from(&error)),
+        Err(_) => Err(ConnectError::new(Cause::Protocol)),
+    }
+}
+
 /// What becomes of an answer. Rows that do not decode must not stop the reading: an answer is always read to its end.
 pub(crate) trait Sink: Send {
     fn postgres(&mut self, row: PgRow);
@@ -125,7 +135,7 @@ impl Session {
     /// Opens a connection without a word about the session, to where `reach` allows.
     pub(crate) async fn connect(credential: &Credential, reach: Reach) -> Result<Self, ConnectError> {
         match reach {
-            Reach::Anywhere => Self::login(credential, None).await.map_err(|error| ConnectError::from(&error)),
+            Reach::Anywhere => unbroken(Self::login(credential, None)).await,
             Reach::Public => {
                 let addresses = reach.addresses(&credential.host, credential.port).await?;
                 Self::connect_at(credential, &addresses).await
@@ -142,7 +152,7 @@ impl Session {
             let (session, ()) = tokio::try_join!(Self::login(credential, Some(&socket)), carrying)?;
             Ok::<_, sqlx::Error>(session)
         };
-        connecting.await.map_err(|error| ConnectError::from(&error))
+        unbroken(connecting).await
     }
 
     /// Logs in over `socket`, or to where the host's name leads.
@@ -179,11 +189,11 @@ impl Session {
             Self::Postgres(_) => &setup.postgres,
             Self::MySql(_) => &setup.mysql,
         };
-        match session.ask(text).await {
+        match unbroken(session.ask(text)).await {
             Ok(backend) => Ok((session, Backend(backend))),
             Err(error) => {
                 session.hang_up().await;
-                Err(ConnectError::from(&error))
+                Err(error)
             }
         }
     }

@@ -108,6 +108,14 @@ pub async fn missing_tables(session: &mut Session) -> Result<Vec<&'static str>, 
     Ok(mysql::our_tables().filter(|ours| !there.iter().any(|table| table == ours)).collect())
 }
 
+/// Whether none of our tables is there that a store keeps anything in.
+///
+/// # Errors
+/// What the server or the connection says.
+pub async fn is_bare(session: &mut Session) -> Result<bool, sqlx::Error> {
+    Ok(missing_tables(session).await?.len() == mysql::our_tables().count())
+}
+
 /// Brings the database to [`LATEST_VERSION`]. Safe to run twice and by several at once.
 ///
 /// Give it a session of its own, outside every pool, and close that session whatever the outcome: a migration that fails

@@ -141,6 +141,23 @@ async fn a_rotation_opens_a_fresh_pool_and_lets_old_leases_finish() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_store_has_left_is_not_entered_again_by_those_who_came_before() {
+    let world = World::start(quick()).await;
+    let (store, moved) = (world.store().await, world.store().await);
+    let cold = world.lease(&store).await;
+    // Its new database is another one; the old one would let everybody in as before.
+    world.tenancy.apply(world.master.change(store.id, |route| {
+        route.database = world.route(store.id, &moved.credential, 0, 2).database;
+    }));
+    assert!(matches!(cold.acquire().await, Err(LeaseError::Draining)), "nothing was open, and nothing is opened");
+    let new = world.lease(&store).await;
+    let (name,): (String,) =
+        new.acquire().await.expect("there").fetch_one(read("select name from mark")).await.expect("a name");
+    assert_eq!(name, moved.credential.database);
+    assert_eq!(world.backends(&store).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_that_leaves_the_credential_keeps_the_pool() {
     let world = World::start(quick()).await;
     let store = world.store().await;

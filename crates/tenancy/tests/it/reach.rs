@@ -8,6 +8,7 @@ use devkit::testing::shared_mariadb;
 use kernel::Engine;
 use sqlx::{Connection as _, Row as _};
 use tenancy::{AddressError, Cause, Credential, LeaseError, Reach, Session, TenancyConfig};
+use tokio::io::AsyncWriteExt as _;
 
 use crate::faults::silent_server;
 use crate::support::{World, eventually, quick, run};
@@ -94,6 +95,28 @@ async fn what_is_wrong_on_the_way_is_said_as_ever() {
     let mut admin = world.cluster.admin("postgres").await;
     run(&mut admin, &format!("alter role {} connection limit 0", credential.username)).await;
     assert_eq!(cause(&credential, LIMIT).await, Some(Cause::TooManyConnections));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_breaks_the_protocol_is_told_and_ends_nothing_of_ours() {
+    // A greeting of MySQL's tenth protocol that ends before its version does: the driver reads on.
+    const CUT_SHORT: [&[u8]; 3] = [&[1, 0, 0, 0, 10], &[5, 0, 0, 0, 10, b'8', 0, 1, 2], &[2, 0, 0, 0, 10, 0]];
+    for greeting in CUT_SHORT {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let port = listener.local_addr().expect("bound").port();
+        let mut server = tokio::task::JoinSet::new();
+        server.spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                socket.write_all(greeting).await.expect("written");
+            }
+        });
+        let world = World::start(quick()).await;
+        let credential = Credential { engine: Engine::Mysql, port, ..world.store().await.credential };
+        let refused = credential.connect(Reach::Anywhere, LIMIT).await.err().map(|error| error.cause);
+        assert!(matches!(refused, Some(Cause::Protocol | Cause::Unreachable)), "{refused:?}");
+        let refused = credential.connect_at(&at_loopback(port), LIMIT).await.err().map(|error| error.cause);
+        assert!(matches!(refused, Some(Cause::Protocol | Cause::Unreachable)), "{refused:?}");
+    }
 }
 
 async fn run_mysql(connection: &mut sqlx::MySqlConnection, sql: &'static str) {
