@@ -7,7 +7,7 @@ use kernel::{Engine, StoreId};
 use sqlx::mysql::MySqlDatabaseError;
 use tenancy::{Credential, Session};
 use tenant_schema::SchemaState;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::login::{self, pg_name};
 use super::report::{CheckName, Course, Note, Outcome};
@@ -55,8 +55,16 @@ pub(super) async fn look(
     };
     let seen = state.as_ref().ok().copied();
     course.line(CheckName::Privileges, LINE_LIMIT, privileges(credential, session, seen, state.as_ref().err())).await;
+    let missing = match (&state, holder) {
+        // Of an older version something is missing by nature.
+        (Ok(SchemaState::Ours { version: tenant_schema::LATEST_VERSION, .. }), Holder::Of(_)) => {
+            let asked = timeout(course.left(LINE_LIMIT), tenant_schema::missing_tables(session)).await;
+            asked.ok().and_then(Result::ok).unwrap_or_default()
+        }
+        _ => Vec::new(),
+    };
     let schema = match state {
-        Ok(state) => schema(credential.engine, state, holder),
+        Ok(state) => schema(credential.engine, state, holder, &missing),
         Err(Some(error)) if is_forbidden(&error) => {
             Note::skipped("Not looked at, because the login may not read what is there.")
         }
@@ -194,7 +202,7 @@ fn is_forbidden(error: &sqlx::Error) -> bool {
 }
 
 /// What it means that this is there, for whom it is looked at.
-fn schema(engine: Engine, state: SchemaState, holder: Holder) -> Note {
+fn schema(engine: Engine, state: SchemaState, holder: Holder, missing: &[&str]) -> Note {
     let wanted = tenant_schema::LATEST_VERSION;
     let ours = |store: Option<StoreId>, version: i64| {
         let version = match version {
@@ -203,6 +211,11 @@ fn schema(engine: Engine, state: SchemaState, holder: Holder) -> Note {
             version => format!("at version {version}, to be upgraded to {wanted}"),
         };
         match (store, holder) {
+            (Some(found), Holder::Of(store)) if found == store && !missing.is_empty() => Note::failed(
+                "incomplete-copy",
+                format!("It holds this store, but these tables are not there: {}.", missing.join(", ")),
+                "Copy the whole schema with all its tables and rows, and try again.",
+            ),
             (Some(found), Holder::Of(store) | Holder::New(store)) if found == store => {
                 Note::passed(format!("It holds this store, {version}."))
             }
@@ -305,6 +318,8 @@ mod tests {
         let [store, other] = ["sto_00000000000000000000000001", "sto_00000000000000000000000002"]
             .map(|id| id.parse::<StoreId>().expect("an id"));
         let ours = |store| SchemaState::Ours { store, version: LATEST_VERSION };
+        let cut = schema(Engine::Mysql, ours(Some(store)), Holder::Of(store), &["orders"]);
+        assert_eq!(cut.code, Some("incomplete-copy"));
         for (state, holder, code) in [
             (SchemaState::Empty, Holder::Anybody, None),
             (SchemaState::Empty, Holder::New(store), None),
@@ -318,7 +333,7 @@ mod tests {
             (SchemaState::Newer { store: Some(store), version: i64::MAX }, Holder::Of(store), Some("schema-too-new")),
             (SchemaState::Foreign, Holder::Anybody, Some("schema-in-use")),
         ] {
-            let note = schema(Engine::Postgresql, state, holder);
+            let note = schema(Engine::Postgresql, state, holder, &[]);
             assert_eq!(note.code, code, "{state:?} for {holder:?}");
             // Whose it is, is nobody else's business.
             assert!(!note.detail.contains("sto_"), "{note:?}");

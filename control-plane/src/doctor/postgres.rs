@@ -59,27 +59,21 @@ pub(super) async fn privileges(
 ) -> Result<Note, sqlx::Error> {
     let row = sqlx::query(
         "select has_database_privilege(d.oid, 'create'),
-                (select pg_get_userbyid(n.nspowner)::text from pg_namespace n where n.nspname = 'tenantry'),
                 (select pg_has_role(current_user, n.nspowner, 'usage') from pg_namespace n where n.nspname = 'tenantry'),
                 (select bool_and(pg_has_role(current_user, c.relowner, 'usage'))
                  from pg_class c join pg_namespace n on n.oid = c.relnamespace
-                 where n.nspname = 'tenantry' and c.relkind in ('r', 'S')),
-                (select min(pg_get_userbyid(c.relowner)::text)
-                 from pg_class c join pg_namespace n on n.oid = c.relnamespace
-                 where n.nspname = 'tenantry' and c.relkind in ('r', 'S')
-                   and not pg_has_role(current_user, c.relowner, 'usage'))
+                 where n.nspname = 'tenantry' and c.relkind in ('r', 'S'))
          from pg_database d where d.datname = current_database()",
     )
     .fetch_one(conn)
     .await?;
     let may_create: bool = row.try_get(0)?;
-    let (schema_owner, owns_schema): (Option<String>, Option<bool>) = (row.try_get(1)?, row.try_get(2)?);
-    let (owns_tables, table_owner): (Option<bool>, Option<String>) = (row.try_get(3)?, row.try_get(4)?);
+    let (owns_schema, owns_tables): (Option<bool>, Option<bool>) = (row.try_get(1)?, row.try_get(2)?);
     let login = pg_name(&credential.username);
     let missing = |what: &str, sql: String| {
         Note::failed("missing-privilege", what, "Have an administrator of the database run the statement.").sql(sql)
     };
-    let Some(schema_owner) = schema_owner else {
+    let Some(owns_schema) = owns_schema else {
         return Ok(if may_create {
             Note::passed("The login may create a schema in this database.")
         } else {
@@ -94,11 +88,11 @@ pub(super) async fn privileges(
     if state == Some(SchemaState::Foreign) && !is_unreadable {
         return Ok(Note::skipped("Not looked at, because the schema tenantry is not ours."));
     }
-    if owns_schema == Some(false) || owns_tables == Some(false) {
-        let owner = pg_name(table_owner.as_deref().unwrap_or(&schema_owner));
+    if !owns_schema || owns_tables == Some(false) {
+        // Not by making the login a member of that one, which may be the server's administrator.
         return Ok(missing(
             "The schema tenantry, or what is in it, belongs to another login, for which this one may not act.",
-            format!("GRANT {owner} TO {login};"),
+            hand_over(&login),
         ));
     }
     Ok(Note::passed("The login may act for the owner of the schema tenantry and of everything in it."))
@@ -123,4 +117,16 @@ pub(super) async fn limits(conn: &mut PgConnection) -> Result<Limits, sqlx::Erro
         own_in_use: row.try_get(3)?,
         stored_bytes: row.try_get(4)?,
     })
+}
+
+/// Makes a login, quoted already, the owner of the store's schema and of all that is in it.
+fn hand_over(login: &str) -> String {
+    let text = login.replace('\'', "''");
+    format!(
+        "ALTER SCHEMA tenantry OWNER TO {login};\n\
+         DO $tenantry$ DECLARE one text; BEGIN\n  \
+           FOR one IN SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname = 'tenantry' LOOP\n    \
+             EXECUTE format('ALTER TABLE %s OWNER TO %s', one, '{text}');\n  \
+           END LOOP;\nEND $tenantry$;"
+    )
 }

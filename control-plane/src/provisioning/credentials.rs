@@ -106,7 +106,13 @@ async fn find_left(
         }
     };
     match engine::is_same_database(new, &mut session).await {
-        Ok(false) => Ok(Left::Database(Box::new(session))),
+        Ok(false) => match check_rows(new, &mut session).await {
+            Ok(()) => Ok(Left::Database(Box::new(session))),
+            Err(error) => {
+                close(session).await;
+                Err(ProvisioningError::Refused(error))
+            }
+        },
         Ok(true) => {
             close(session).await;
             Ok(Left::Same)
@@ -116,6 +122,34 @@ async fn find_left(
             Err(ProvisioningError::Refused(old_is_busy().because(error)))
         }
     }
+}
+
+/// What an owner has put into a store, and nobody takes out of it whole.
+const KEPT: [&str; 8] =
+    ["settings", "staff", "categories", "products", "product_variants", "prices", "inventory_levels", "pages"];
+
+/// Whether a copy has rows where the store's database has some. How many, says nothing: visitors go on while it is made.
+async fn check_rows(copy: &mut Session, old: &mut Session) -> Result<(), StepError> {
+    // What stands in the way there is ended later.
+    engine::wait_little(old).await?;
+    for table in KEPT {
+        let had_rows = match engine::has_rows(old, table).await {
+            Ok(had_rows) => had_rows,
+            // Of one that cannot be read, the owner may be glad to have a copy.
+            Err(error) => {
+                tracing::info!(error = chain(&error), "a database that is left cannot be compared with its copy");
+                return Ok(());
+            }
+        };
+        if had_rows && !engine::has_rows(copy, table).await? {
+            return Err(StepError::new(
+                "incomplete-copy",
+                format!("In this copy {table} is empty, and in the store's database it is not."),
+                "Copy the store's database whole, with every table and row, and give that one.",
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn old_is_busy() -> StepError {

@@ -110,6 +110,22 @@ pub async fn is_same_database(one: &mut Session, two: &mut Session) -> Result<bo
     Ok(is_locked && !is_locked_again)
 }
 
+/// Lets a session wait for nobody's locks: in MySQL, which counts in seconds, for one.
+pub async fn wait_little(session: &mut Session) -> Result<(), sqlx::Error> {
+    match session {
+        Session::Postgres(conn) => postgres::wait_little(conn).await,
+        Session::MySql(conn) => mysql::wait_little(conn).await,
+    }
+}
+
+/// Whether one of the store's tables has any row.
+pub async fn has_rows(session: &mut Session, table: &'static str) -> Result<bool, sqlx::Error> {
+    match session {
+        Session::Postgres(conn) => postgres::has_rows(conn, table).await,
+        Session::MySql(conn) => mysql::has_rows(conn, table).await,
+    }
+}
+
 /// The other sessions that the login of this one has in its database: in PostgreSQL those of nodes alone; MySQL does not say
 /// whose they are.
 pub async fn sessions_beside(session: &mut Session) -> Result<Vec<i64>, sqlx::Error> {

@@ -120,6 +120,16 @@ pub async fn try_lock(connection: &mut MySqlConnection, key: u64) -> Result<bool
     Ok(got == 1)
 }
 
+pub async fn wait_little(connection: &mut MySqlConnection) -> Result<(), sqlx::Error> {
+    connection.execute("set lock_wait_timeout = 1, innodb_lock_wait_timeout = 1").await.map(drop)
+}
+
+pub async fn has_rows(connection: &mut MySqlConnection, table: &'static str) -> Result<bool, sqlx::Error> {
+    let text = format!("select count(*) from (select 1 from {table} limit 1) one");
+    let found: i64 = sqlx::query_scalar(AssertSqlSafe(text)).fetch_one(connection).await?;
+    Ok(found > 0)
+}
+
 pub async fn sessions_beside(connection: &mut MySqlConnection) -> Result<Vec<i64>, sqlx::Error> {
     sqlx::query_scalar(
         "select cast(id as signed) from information_schema.processlist

@@ -89,6 +89,16 @@ pub async fn try_lock(connection: &mut PgConnection, key: u64) -> Result<bool, s
     sqlx::query_scalar("select pg_try_advisory_lock($1)").bind(key.cast_signed()).fetch_one(connection).await
 }
 
+pub async fn wait_little(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    connection.execute("set lock_timeout = 200").await.map(drop)
+}
+
+pub async fn has_rows(connection: &mut PgConnection, table: &'static str) -> Result<bool, sqlx::Error> {
+    let text = format!("select count(*) from (select 1 from tenantry.{table} limit 1) one");
+    let found: i64 = sqlx::query_scalar(AssertSqlSafe(text)).fetch_one(connection).await?;
+    Ok(found > 0)
+}
+
 pub async fn sessions_beside(connection: &mut PgConnection) -> Result<Vec<i64>, sqlx::Error> {
     sqlx::query_scalar(
         "select pid::int8 from pg_catalog.pg_stat_activity

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kernel::{Engine, StoreId, UserId};
+use kernel::{Engine, StoreId, StoreStatus, UserId};
 use secrecy::SecretString;
 use serde_json::json;
 use tenancy::TlsMode;
@@ -177,7 +177,10 @@ async fn choose(cx: &OpsCx, by: UserId, known: &Connection, project: &Project) -
         return cx.keys.open_text(sealed, &place(locked.role_version)).map_err(SupabaseError::Sealed);
     }
     // Somebody else has chosen, or prepares the store where it was chosen before.
-    if locked.project_ref != known.project_ref || revoke::is_reached_by(&mut tx, &store).await? {
+    let run = provisioning::db::run_latest(&mut tx, store.id).await?;
+    let is_prepared = run.is_some_and(|run| !run.run.state.is_finished());
+    let is_free = matches!(store.status, StoreStatus::PendingDatabase | StoreStatus::Provisioning) && !is_prepared;
+    if locked.project_ref != known.project_ref || !is_free {
         return Err(SupabaseError::ChosenMeanwhile);
     }
     let now = cx.clock.now();

@@ -62,7 +62,7 @@ pub async fn disconnect(cx: &OpsCx, by: UserId, store: StoreId, keeps_database: 
 }
 
 /// Whether the store is prepared or served by our login at Supabase.
-pub(super) async fn is_reached_by(conn: &mut PgConnection, store: &Store) -> Result<bool, sqlx::Error> {
+async fn is_reached_by(conn: &mut PgConnection, store: &Store) -> Result<bool, sqlx::Error> {
     let role = role::name(store.id);
     let database = provisioning::db::store_database_find(conn, store.id).await?;
     Ok(database.is_some_and(|database| {

@@ -117,7 +117,8 @@ impl Setup {
 /// What the driver does with a server that we know nothing of yet. Of one that breaks the protocol's rules it panics now and
 /// then, which is that server's trouble and nobody else's.
 pub(crate) async fn unbroken<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, ConnectError> {
-    match AssertUnwindSafe(work).catch_unwind().await {
+    // Boxed, as a driver's connecting is large, and lies deep in whatever waits for it.
+    match AssertUnwindSafe(Box::pin(work)).catch_unwind().await {
         Ok(outcome) => outcome.map_err(|error| ConnectError::from(&error)),
         Err(_) => Err(ConnectError::new(Cause::Protocol)),
     }
