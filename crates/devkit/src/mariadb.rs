@@ -214,6 +214,8 @@ impl MariaDb {
         let mut args: Vec<OsString> = vec![
             "--no-defaults".into(),
             path("--datadir=", self.folder.data()),
+            // A server that starts clears its temporary folder of tables, whosever they are.
+            path("--tmpdir=", self.folder.dir.clone()),
             path("--socket=", self.folder.socket_dir()?.join("mysql.sock")),
             path("--pid-file=", self.folder.dir.join("mysql.pid")),
             path("--init-file=", self.folder.dir.join("admin.sql")),
@@ -294,6 +296,9 @@ async fn install(folder: &Folder, log: &File, deadline: Instant) -> Result<(), S
         .map(OsString::from)
         .collect();
     args.push(datadir);
+    let mut tmpdir = OsString::from("--tmpdir=");
+    tmpdir.push(&folder.dir);
+    args.push(tmpdir);
     let from = log.metadata().map_or(0, |meta| meta.len());
     let doing = "running mariadb-install-db";
     let mut running =
