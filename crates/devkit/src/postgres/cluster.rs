@@ -137,20 +137,43 @@ pub(super) fn clear_stale(pgdata: &Path, socket_dir: &Path, _log: &File) -> Resu
     Ok(())
 }
 
-/// What a running server says of itself in `postmaster.pid`.
+/// What a server says of itself in `postmaster.pid`.
 pub(super) struct PidFile {
     pub(super) pid: u32,
     pub(super) port: u16,
     pub(super) socket_dir: PathBuf,
+    /// Whether all of it is said: a server that starts writes line after line, and listens before it names its socket.
+    pub(super) is_ready: bool,
 }
 
 impl PidFile {
-    /// Nothing while the server is still writing it.
+    /// Nothing while the server has not even said which process it is.
     pub(super) fn read(pgdata: &Path) -> Option<PidFile> {
         let text = fs::read_to_string(pgdata.join("postmaster.pid")).ok()?;
+        PidFile::parse(&text)
+    }
+
+    fn parse(text: &str) -> Option<PidFile> {
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
         let pid = lines.first()?.parse().ok()?;
         let port = lines.get(3).and_then(|line| line.parse().ok()).unwrap_or(0);
-        Some(PidFile { pid, port, socket_dir: lines.get(4).map(PathBuf::from).unwrap_or_default() })
+        let socket_dir = lines.get(4).map(PathBuf::from).unwrap_or_default();
+        Some(PidFile { pid, port, socket_dir, is_ready: lines.get(7) == Some(&"ready") })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::PidFile;
+
+    #[test]
+    fn a_server_is_taken_at_its_word_when_it_has_said_all_of_it() {
+        let said = "4711\n/data\n1795000000\n15432\n\n127.0.0.1\n  5432001   1234567\nstarting\n";
+        let half = PidFile::parse(said).expect("it says which process it is");
+        assert_eq!((half.pid, half.port, half.is_ready), (4711, 15432, false));
+        let whole = said.replace("\n\n", "\n/data/socket\n").replace("starting", "ready   ");
+        let whole = PidFile::parse(&whole).expect("as before");
+        assert!(whole.is_ready && whole.socket_dir.ends_with("socket"));
+        assert!(PidFile::parse("").is_none());
     }
 }

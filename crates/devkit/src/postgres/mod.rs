@@ -285,7 +285,7 @@ async fn launch(
 
 /// What the folder's server says of itself, if it lets us in and is the folder's.
 async fn answering(folder: &Folder) -> Option<(PidFile, String)> {
-    let file = PidFile::read(&folder.data()).filter(|file| file.port != 0)?;
+    let file = PidFile::read(&folder.data()).filter(|file| file.is_ready)?;
     let password = folder.password().ok()?;
     let options = PgConnectOptions::new_without_pgpass()
         .host("127.0.0.1")
