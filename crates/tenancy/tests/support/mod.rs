@@ -10,7 +10,7 @@ use std::time::Duration;
 use kernel::{Engine, Hostname, StoreId, StoreStatus};
 use secrecy::SecretString;
 use sqlx::postgres::{PgArguments, PgConnection};
-use sqlx::{Arguments as _, AssertSqlSafe, Row as _};
+use sqlx::{Arguments as _, AssertSqlSafe, Connection as _, Row as _};
 use tenancy::query::Kind;
 use tenancy::{Credential, DatabaseRoute, Query, Reach, Route, Tenancy, TenancyConfig, TlsMode};
 use vault::KeyRing;
@@ -57,6 +57,8 @@ impl World {
         )
         .await;
         run(&mut inside, &format!("alter table tenantry.mark owner to {name}")).await;
+        // It would be counted among the store's until the server notices that it went.
+        inside.close().await.expect("a good-bye");
         self.add(&self.credential(&name, "first"))
     }
 
@@ -127,7 +129,10 @@ pub(crate) async fn run(connection: &mut PgConnection, sql: &str) {
 }
 
 pub(crate) async fn count_backends(admin: &mut PgConnection, database: &str) -> i64 {
-    let sql = format!("select count(*) from pg_stat_activity where datname = '{database}'");
+    // Not those of the server itself: it vacuums when it likes.
+    let sql = format!(
+        "select count(*) from pg_stat_activity where datname = '{database}' and backend_type = 'client backend'"
+    );
     let row = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_one(admin).await.expect("the server counts its backends");
     row.try_get::<i64, _>(0).expect("a count")
 }
