@@ -93,6 +93,13 @@ impl Breaker {
         self.state = State::Paused { cause, failures, until: now + pause };
     }
 
+    /// Somebody saw the database well: whatever pause is left, the next to ask is the probe.
+    pub(crate) fn try_again(&mut self, now: Instant) {
+        if let State::Paused { cause, .. } | State::Latched { cause, .. } = self.state {
+            self.state = State::Paused { cause, failures: 0, until: now };
+        }
+    }
+
     /// The route changed: what was true of the database may be no more.
     pub(crate) fn route_changed(&mut self) {
         self.state = State::Closed;
@@ -185,6 +192,19 @@ mod tests {
         assert!(breaker.admit(now + pause + PROBE, PROBE).is_ok());
         breaker.abandoned(now + pause + PROBE);
         assert!(breaker.admit(now + pause + PROBE, PROBE).is_ok());
+    }
+
+    #[test]
+    fn what_was_seen_well_is_tried_by_one_at_once() {
+        for cause in [Cause::WrongPassword, Cause::Refused] {
+            let (mut breaker, now) = (Breaker::new(), Instant::now());
+            failed(&mut breaker, cause, now);
+            assert!(breaker.admit(now, PROBE).is_err());
+            breaker.try_again(now);
+            assert!(breaker.admit(now, PROBE).is_ok(), "the probe");
+            breaker.try_again(now);
+            assert!(breaker.admit(now, PROBE).is_err(), "and nobody beside it");
+        }
     }
 
     #[test]
