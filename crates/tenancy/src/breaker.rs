@@ -66,8 +66,14 @@ impl Breaker {
         }
     }
 
-    pub(crate) fn succeeded(&mut self) {
-        self.state = State::Closed;
+    /// A connect succeeded. Whether that counts: after a refusal that only a change can heal, one that had begun before it says
+    /// nothing of what is refused.
+    pub(crate) fn succeeded(&mut self) -> bool {
+        let counts = !matches!(self.state, State::Latched { .. });
+        if counts {
+            self.state = State::Closed;
+        }
+        counts
     }
 
     /// The connect came to nothing for a reason of ours: the next may try at once.
@@ -180,7 +186,7 @@ mod tests {
         assert!(breaker.admit(now + pause, PROBE).is_ok());
         assert!(breaker.admit(now + pause, PROBE).is_err());
         assert!(breaker.refusal(now + pause).is_some());
-        breaker.succeeded();
+        assert!(breaker.succeeded());
         assert!(breaker.admit(now + pause, PROBE).is_ok() && breaker.admit(now + pause, PROBE).is_ok());
     }
 
@@ -213,6 +219,8 @@ mod tests {
         let pause = failed(&mut breaker, Cause::WrongPassword, now);
         assert_eq!(pause, Duration::from_secs(60));
         assert!(breaker.admit(now + pause - Duration::from_millis(1), PROBE).is_err());
+        assert!(!breaker.succeeded(), "of a connect that began before");
+        assert!(breaker.admit(now, PROBE).is_err());
         breaker.route_changed();
         assert!(breaker.admit(now, PROBE).is_ok());
     }
