@@ -1,5 +1,7 @@
 //! Connections are counted as connections, and shared fairly.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tenancy::{LeaseError, TenancyConfig};
@@ -59,27 +61,30 @@ async fn a_flood_on_one_store_does_not_starve_another() {
     let config = TenancyConfig { max_connections: 2, tenure: Duration::from_millis(20), ..quick() };
     let (world, stores) = crowded(config, 2, 2).await;
     let mut flood = JoinSet::new();
+    let served = Arc::new(AtomicUsize::new(0));
     for _ in 0..200 {
-        let lease = world.lease(&stores[0]).await;
+        let (lease, served) = (world.lease(&stores[0]).await, Arc::clone(&served));
         flood.spawn(async move {
             loop {
                 if let Ok(mut connection) = lease.acquire().await {
                     drop(connection.fetch_one::<(i64,)>(echo(1, 0.002)).await);
+                    served.fetch_add(1, Ordering::SeqCst);
                 }
             }
         });
     }
     let quiet = world.lease(&stores[1]).await;
-    let mut slowest = Duration::ZERO;
+    let mut most_before_it = 0;
     for round in 0..10 {
-        let begun = Instant::now();
+        let before = served.load(Ordering::SeqCst);
         let mut connection = quiet.acquire().await.expect("its turn comes");
+        most_before_it = most_before_it.max(served.load(Ordering::SeqCst) - before);
         let (answer,): (i64,) = connection.fetch_one(echo(round, 0.0)).await.expect("an answer");
         assert_eq!(answer, round);
-        slowest = slowest.max(begun.elapsed());
     }
     flood.shutdown().await;
-    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    // Two connections that each serve their tenure: ten statements of the 200 that wait, and what comes while one is closed.
+    assert!(most_before_it < 200, "{most_before_it} others were served first");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -104,8 +109,8 @@ async fn waiting_is_bounded_in_time_and_in_number() {
     let world = World::start(TenancyConfig { acquire_timeout: Duration::from_secs(10), ..config.clone() }).await;
     let store = world.store().await;
     let tenancy = tenancy::Tenancy::new(
-        crate::support::directory::Dir(std::sync::Arc::clone(&world.master)),
-        std::sync::Arc::clone(&world.keys),
+        crate::support::directory::Dir(Arc::clone(&world.master)),
+        Arc::clone(&world.keys),
         config,
     );
     let route = tenancy.resolve_host(&store.host).await.expect("known");
@@ -117,13 +122,18 @@ async fn waiting_is_bounded_in_time_and_in_number() {
         }
     };
     let begun = Instant::now();
-    let (one, two, three) = tokio::join!(lease.acquire(), lease.acquire(), async {
+    let ends = Mutex::new(Vec::new());
+    let ask = async |number: usize| {
         let answer = lease.acquire().await;
-        (answer, begun.elapsed())
-    });
-    assert!(matches!(one, Err(LeaseError::Busy { .. })) && matches!(two, Err(LeaseError::Busy { .. })));
-    assert!(matches!(three.0, Err(LeaseError::Busy { .. })) && three.1 < Duration::from_millis(90), "no third place");
-    assert!(begun.elapsed() >= Duration::from_millis(100));
+        ends.lock().expect("nobody panics").push(number);
+        answer
+    };
+    let (one, two, three) = tokio::join!(ask(1), ask(2), ask(3));
+    for answer in [one, two, three] {
+        assert!(matches!(answer, Err(LeaseError::Busy { .. })));
+    }
+    assert_eq!(ends.lock().expect("nobody panics").first(), Some(&3), "there is no third place to wait in");
+    assert!(begun.elapsed() >= Duration::from_millis(100), "the others have waited");
     drop(held);
     assert!(lease.acquire().await.is_ok());
 }
