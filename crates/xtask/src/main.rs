@@ -129,7 +129,7 @@ fn soak(workspace: &Workspace, args: &[String]) -> anyhow::Result<()> {
 
 /// `cargo test` over the whole workspace, whose features are the same for every command: nothing is built twice.
 fn tests(workspace: &Workspace, server: &Server, args: &[&str]) -> anyhow::Result<Command> {
-    let tenantry = workspace.build_tenantry()?;
+    let tenantry = workspace.build_tests()?;
     let mut command = workspace.cargo(&["test", "--workspace"]);
     command.args(args).env("TENANTRY_BIN", tenantry);
     server.tell(&mut command);

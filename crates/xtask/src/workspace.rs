@@ -66,7 +66,17 @@ impl Workspace {
     /// Builds the product and says where it is. `--workspace` makes the features those of the tests and of clippy: then no
     /// dependency is built twice.
     pub(crate) fn build_tenantry(&self) -> anyhow::Result<PathBuf> {
-        run(self.cargo(&["build", "--workspace", "--bin", "tenantry"]))?;
+        self.build(&["--bin", "tenantry"])
+    }
+
+    /// As [`Workspace::build_tenantry`], and the tests with it: what only tests ask of a library changes all that is built on it, so
+    /// that the two apart would build most of the world twice.
+    pub(crate) fn build_tests(&self) -> anyhow::Result<PathBuf> {
+        self.build(&["--bin", "tenantry", "--tests"])
+    }
+
+    fn build(&self, what: &[&str]) -> anyhow::Result<PathBuf> {
+        run(self.cargo(&[&["build", "--workspace"], what].concat()))?;
         Ok(self.built("debug", "tenantry"))
     }
 }
