@@ -55,7 +55,8 @@ pub async fn shared_mariadb() -> &'static MariaDb {
 /// As [`shared_postgres`].
 pub async fn own_mariadb(name: &str) -> MariaDb {
     sweep();
-    let folder = std::env::temp_dir().join(format!("tenantry-test-{}-{name}", std::process::id()));
+    // A PostgreSQL of the same name may run beside it.
+    let folder = std::env::temp_dir().join(format!("tenantry-test-{}-my-{name}", std::process::id()));
     MariaDb::start(&folder, Profile::Test, MAX_CONNECTIONS)
         .await
         .unwrap_or_else(|error| panic!("the test server did not start: {error}"))
