@@ -57,7 +57,8 @@ async fn an_owner_whose_databases_password_has_changed_gives_the_new_one(engine:
     assert!(!seen.text().contains(database.name()), "{}", seen.text());
 
     let wrong = give(&owner, &store, &database.url()).await;
-    wrong.expect_field(422, "wrong-password", "/password");
+    // It was given as one text.
+    wrong.expect_field(422, "wrong-password", "/connectionString");
     assert!(!wrong.text().contains(&database.password()), "{}", wrong.text());
     let given = give(&owner, &store, &right).await.expect_status(200);
     assert_eq!((&given["id"], &given["database"]), (&store["id"], &json!({ "state": "available" })));

@@ -36,19 +36,19 @@ fn checked(report: Value) -> Value {
     report
 }
 
-async fn test(owner: &Owner, body: Value) -> Value {
+pub(crate) async fn test(owner: &Owner, body: Value) -> Value {
     checked(owner.api.post("/api/databases/test", body).await.expect_status(200))
 }
 
-async fn test_url(owner: &Owner, url: &str) -> Value {
+pub(crate) async fn test_url(owner: &Owner, url: &str) -> Value {
     test(owner, json!({ "connectionString": url })).await
 }
 
-fn line<'r>(report: &'r Value, name: &str) -> &'r Value {
+pub(crate) fn line<'r>(report: &'r Value, name: &str) -> &'r Value {
     report["checks"].as_array().unwrap().iter().find(|check| check["name"] == name).unwrap()
 }
 
-fn said<'r>(report: &'r Value, name: &str, member: &str) -> &'r str {
+pub(crate) fn said<'r>(report: &'r Value, name: &str, member: &str) -> &'r str {
     line(report, name)[member].as_str().unwrap_or_else(|| panic!("{name} has no {member}: {report}"))
 }
 
@@ -60,12 +60,12 @@ fn first_failure(report: &Value) -> (&str, &str) {
 }
 
 #[track_caller]
-fn expect_failure(report: &Value, name: &str, code: &str) {
+pub(crate) fn expect_failure(report: &Value, name: &str, code: &str) {
     assert_eq!(first_failure(report), (name, code), "{report}");
 }
 
 #[track_caller]
-fn expect_ok(report: &Value) {
+pub(crate) fn expect_ok(report: &Value) {
     assert_eq!(report["ok"], true, "{report}");
 }
 
@@ -78,13 +78,13 @@ fn expect_skipped_after(report: &Value, name: &str) {
     }
 }
 
-async fn app() -> (TestApp, Owner) {
+pub(crate) async fn app() -> (TestApp, Owner) {
     let app = TestApp::start_with(TestAppOptions { without_server: true, ..TestAppOptions::default() }).await;
     let owner = app.owner("ada").await;
     (app, owner)
 }
 
-fn fields(database: &TestDatabase, port: u16, more: &Value) -> Value {
+pub(crate) fn fields(database: &TestDatabase, port: u16, more: &Value) -> Value {
     let mut body = json!({
         "engine": "postgresql", "host": "127.0.0.1", "port": port, "username": database.database,
         "password": database.password(), "database": database.database,
@@ -94,7 +94,7 @@ fn fields(database: &TestDatabase, port: u16, more: &Value) -> Value {
 }
 
 /// Connects a store to a database, to its end.
-async fn connected(app: &TestApp, owner: &Owner, slug: &str, body: Value) -> Value {
+pub(crate) async fn connected(app: &TestApp, owner: &Owner, slug: &str, body: Value) -> Value {
     let store = owner.create_store(slug).await.expect_status(201);
     owner.connect(&store, body).await.expect_status(202);
     assert_eq!(app.run_ended(owner, &store).await["state"], "succeeded");
@@ -374,11 +374,11 @@ async fn mariadbs_certificates_are_told_apart_as_well_and_a_read_only_or_crowded
     admin.execute("set global read_only = 0").await.unwrap();
     admin.execute("alter user shop@'%' with max_user_connections 1").await.unwrap();
     let report = test(&owner, body("disable", None)).await;
-    expect_failure(&report, "pooler", "too-many-connections");
+    expect_failure(&report, "pooler", "login-connection-limit");
     let url = format!("mysql://shop:a-secret-word@127.0.0.1:{port}/shop?ssl-mode=DISABLED");
     let taken = MySqlConnection::connect(&url).await.unwrap();
     let report = test(&owner, body("disable", None)).await;
-    expect_failure(&report, "login", "too-many-connections");
+    expect_failure(&report, "login", "login-connection-limit");
     assert_eq!(said(&report, "login", "serverCode"), "1226", "{report}");
     taken.close().await.unwrap();
     admin.execute("alter user shop@'%' with max_user_connections 0").await.unwrap();
@@ -414,7 +414,7 @@ async fn a_refused_login_is_told_by_the_servers_code() {
     run(&mut admin, format!("alter role {name} connection limit 1")).await;
     let taken = PgConnection::connect(&database.url()).await.unwrap();
     let report = test(&owner, with(json!({}))).await;
-    expect_failure(&report, "login", "too-many-connections");
+    expect_failure(&report, "login", "login-connection-limit");
     assert_eq!(said(&report, "login", "serverCode"), "53300", "{report}");
     taken.close().await.unwrap();
     run(&mut admin, format!("alter role {name} connection limit -1 nologin")).await;
@@ -724,6 +724,6 @@ async fn present(cluster: &Cluster, name: &str, (certificate, key): &(String, St
     .await;
 }
 
-fn brought_body(database: &TestDatabase) -> Value {
+pub(crate) fn brought_body(database: &TestDatabase) -> Value {
     json!({ "engine": "postgresql", "connectionString": database.url() })
 }

@@ -36,6 +36,8 @@ mod deaths;
 mod deliveries;
 mod described;
 mod doctor;
+mod doctor_refusals;
+mod doctor_strings;
 mod existing;
 mod faults;
 mod hosts;

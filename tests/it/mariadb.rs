@@ -39,7 +39,7 @@ async fn what_stands_in_the_way_is_told_by_the_servers_own_code() {
         ("no-database", at("elsewhere"), "forbidden"),
         ("no-right", at(&other.name), "forbidden"),
         ("reads-only", reader.url(), "missing-privilege"),
-        ("no-tls", format!("{url}?ssl-mode=REQUIRED"), "tls"),
+        ("no-tls", format!("{url}?ssl-mode=REQUIRED"), "no-tls"),
         ("refused", url.replace(&format!(":{}/", database.port()), ":9/"), "refused"),
     ];
     for (slug, url, code) in cases {
@@ -77,7 +77,7 @@ async fn a_read_only_server_and_one_without_connections_are_told() {
     let url = format!("mysql://shop:a-secret@127.0.0.1:{}/shop", server.port());
     taken.push(MySqlConnection::connect(&format!("{url}?ssl-mode=DISABLED")).await.unwrap());
     let (_, run) = outcome(&app, &owner, "crowded", body).await;
-    assert_eq!(failure(&run).1, "too-many-connections", "{run}");
+    assert_eq!(failure(&run).1, "login-connection-limit", "{run}");
     drop(taken);
     server.stop().await.unwrap();
 }

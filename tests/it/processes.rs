@@ -287,7 +287,7 @@ async fn servers_are_added_listed_and_drained() {
     let twin = Cli::run_in(&url, &[("SERVER_URL", Some(&twin))], &["servers", "add", "eu-1-again"]).await;
     let says_twin = "registered already, as server eu-1";
     for (output, says) in
-        [(again, "server of this name"), (twin, says_twin), (refused, "wrong_password"), (missing, "no such server")]
+        [(again, "server of this name"), (twin, says_twin), (refused, "wrong-password"), (missing, "no such server")]
     {
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{text}");
@@ -435,7 +435,7 @@ async fn a_host_is_explained() {
     let broken = decision("tea.stores.localhost").await;
     assert_eq!(
         broken["database"],
-        json!({ "isReachable": false, "cause": "wrong_password", "connectMs": broken["database"]["connectMs"] })
+        json!({ "isReachable": false, "cause": "wrong-password", "connectMs": broken["database"]["connectMs"] })
     );
     assert!(!broken.to_string().contains(&name), "{broken}");
     assert_eq!((&broken["decision"], &broken["refusal"]), (&json!("closed"), &json!("503 store-suspended")));
@@ -447,7 +447,7 @@ async fn a_host_is_explained() {
     assert_eq!(sick.status.code(), Some(3));
     let sick = String::from_utf8_lossy(&sick.stdout).into_owned();
     assert!(
-        sick.contains(&format!("the database of store {} cannot be reached: wrong_password", id_of(&store))),
+        sick.contains(&format!("the database of store {} cannot be reached: wrong-password", id_of(&store))),
         "{sick}"
     );
 

@@ -144,7 +144,11 @@ async fn a_project_that_is_not_who_it_says_is_not_spoken_to() {
     answer.expect_status(202);
     let run = scene.app.run_ended(&scene.owner, &scene.store).await;
     let step = &run["steps"][0];
-    assert_eq!((&step["name"], &step["error"]["code"]), (&json!("check_connection"), &json!("tls")), "{run}");
+    assert_eq!(
+        (&step["name"], &step["error"]["code"]),
+        (&json!("check_connection"), &json!("certificate-name")),
+        "{run}"
+    );
     // Nothing was made by the run, so that what was made before it goes when another project is chosen.
     scene.connect().await.expect_status(202);
     assert_eq!(scene.app.run_ended(&scene.owner, &scene.store).await["state"], "succeeded");

@@ -108,7 +108,7 @@ async fn database(args: DatabaseArgs) -> Result<Printed, Failure> {
     let ca = ca_file
         .map(|path| std::fs::read_to_string(&path).map_err(|error| anyhow::anyhow!("{}: {error}", path.display())))
         .transpose()?;
-    let candidate = url.map(|url| Target::from_url(&url, None, None, ca));
+    let candidate = url.map(|url| Target::from_url(&url, None, None, ca).and_then(Target::for_store));
     if store.is_some() {
         master::check(&ops.master).await?;
     }

@@ -9,12 +9,13 @@ use tenancy::{Credential, Session};
 use tenant_schema::SchemaState;
 use tokio::time::{Instant, timeout};
 
-use super::login::{self, pg_name};
+use super::entry::{self, Sides};
 use super::report::{CheckName, Course, Note, Outcome};
 use super::{Holder, LINE_LIMIT, LOGIN_LIMIT, mysql, postgres};
 use crate::cx::{self, OpsCx};
 use crate::provisioning::engine::{self, Facts};
-use crate::provisioning::{StepError, transaction_pooler};
+use crate::provisioning::remedy::Guest;
+use crate::provisioning::transaction_pooler;
 
 /// So often it is asked how long an answer takes.
 const ROUNDS: usize = 5;
@@ -53,8 +54,13 @@ pub(super) async fn look(
         Ok(Err(error)) => Err(Some(error)),
         Err(_) => Err(None),
     };
-    let seen = state.as_ref().ok().copied();
-    course.line(CheckName::Privileges, LINE_LIMIT, privileges(credential, session, seen, state.as_ref().err())).await;
+    let seen = match &state {
+        Ok(state) => Seen::Held(*state),
+        Err(Some(error)) if is_forbidden(error) => Seen::Hidden,
+        Err(_) => Seen::Nothing,
+    };
+    let looked = async { Ok((privileges(credential, session, seen).await?, ())) };
+    course.line(CheckName::Privileges, LINE_LIMIT, looked).await;
     let missing = match (&state, holder) {
         // Of an older version something is missing by nature.
         (Ok(SchemaState::Ours { version: tenant_schema::LATEST_VERSION, .. }), Holder::Of(_)) => {
@@ -95,20 +101,14 @@ async fn server(credential: &Credential, session: &mut Session) -> Outcome<Go> {
             let (why, sql) = match (is_replica, credential.engine) {
                 (true, _) => ("is a replica that follows another server", None),
                 (false, Engine::Mysql) => ("is set to read only, as replicas are", None),
-                (false, _) => ("begins every transaction of this login read-only", Some(writable(credential))),
+                (false, _) => {
+                    ("begins every transaction of this login read-only", Some(Guest::from(credential).make_writable()))
+                }
             };
             let note = Note { detail: format!("{server}; it {why}."), ..note };
             (Note { sql, ..note }, Go::On)
         }
     })
-}
-
-fn writable(credential: &Credential) -> String {
-    let (database, login) = (pg_name(&credential.database), pg_name(&credential.username));
-    format!(
-        "ALTER DATABASE {database} RESET default_transaction_read_only;\n\
-         ALTER ROLE {login} RESET default_transaction_read_only;"
-    )
 }
 
 /// Opens a second connection, while the first is open: they must not share the server's side.
@@ -118,26 +118,21 @@ async fn pooler(
     first: &mut Session,
     limit: Duration,
 ) -> Outcome<Go> {
-    let mut second = match credential.connect_at(addresses, limit).await {
-        Ok(second) => second,
-        Err(error) => {
-            let code = error.code.clone();
-            let note = Note::from(StepError::connecting(credential.engine, error)).server_code(code);
-            let detail = format!("A second connection was refused: {}", note.detail);
-            // What follows needs the first only.
-            return Ok((Note { detail, ..note }, Go::On));
+    let second = credential.connect_at(addresses, limit).await;
+    Ok(match entry::compare(credential, first, second).await? {
+        Sides::Apart => {
+            (Note::passed("Two connections are two sessions of the server: none, or a pooler in session mode."), Go::On)
         }
-    };
-    let sides =
-        async { Ok::<_, sqlx::Error>((engine::server_side(first).await?, engine::server_side(&mut second).await?)) };
-    let sides = sides.await;
-    login::leave(second).await;
-    let (one, two) = sides?;
-    if one == two {
-        let (code, what, advice) = transaction_pooler();
-        return Ok((Note::failed(code, what, advice), Go::Stop));
-    }
-    Ok((Note::passed("Two connections are two sessions of the server: none, or a pooler in session mode."), Go::On))
+        Sides::Shared => {
+            let (code, what, advice) = transaction_pooler();
+            (Note::failed(code, what, advice), Go::Stop)
+        }
+        // What follows needs the first only.
+        Sides::Refused(error) => {
+            let note = Note::from(error);
+            (Note { detail: format!("A second connection was refused: {}", note.detail), ..note }, Go::On)
+        }
+    })
 }
 
 async fn latency(session: &mut Session) -> Outcome<()> {
@@ -179,21 +174,27 @@ async fn settings(session: &mut Session, pools: &tenancy::TenancyConfig) -> Outc
     Ok((note, ()))
 }
 
-async fn privileges(
-    credential: &Credential,
-    session: &mut Session,
-    state: Option<SchemaState>,
-    trouble: Option<&Option<sqlx::Error>>,
-) -> Outcome<()> {
-    let is_unreadable = trouble.and_then(Option::as_ref).is_some_and(is_forbidden);
-    let note = match session {
-        Session::Postgres(conn) => postgres::privileges(conn, credential, state, is_unreadable).await?,
-        Session::MySql(conn) => mysql::privileges(conn, credential).await?,
-    };
-    Ok((note, ()))
+/// What was seen of what the database holds.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Seen {
+    Held(SchemaState),
+    /// It is there, and the login may not read it.
+    Hidden,
+    Nothing,
 }
 
-fn is_forbidden(error: &sqlx::Error) -> bool {
+pub(super) async fn privileges(
+    credential: &Credential,
+    session: &mut Session,
+    seen: Seen,
+) -> Result<Note, sqlx::Error> {
+    match session {
+        Session::Postgres(conn) => postgres::privileges(conn, credential, seen).await,
+        Session::MySql(conn) => mysql::privileges(conn, credential).await,
+    }
+}
+
+pub(super) fn is_forbidden(error: &sqlx::Error) -> bool {
     let Some(said) = error.as_database_error() else { return false };
     match said.try_downcast_ref::<MySqlDatabaseError>() {
         Some(said) => matches!(said.number(), 1044 | 1142 | 1143),

@@ -10,12 +10,13 @@
 //! - Every line has a limit of time, and all of them have one together; each that fails says why and what to do. What does not
 //!   depend on it is looked at all the same.
 
+pub mod entry;
 mod inside;
 pub mod limits;
 mod login;
 mod mysql;
 mod network;
-pub mod peer;
+mod peer;
 mod postgres;
 mod report;
 pub mod routes;
@@ -31,7 +32,7 @@ use tenancy::{Credential, Reach, TlsMode};
 use crate::cx::OpsCx;
 use crate::directory;
 use crate::provisioning::target::{Target, TargetError};
-use crate::provisioning::{self, DatabaseKind, OURS};
+use crate::provisioning::{self, DatabaseKind, OURS, engine};
 use crate::stores;
 
 pub use report::{Check, CheckName, CheckState, Report};
@@ -189,7 +190,7 @@ async fn walk(cx: &OpsCx, course: &mut Course, patient: Patient, holder: Holder)
         return;
     };
     inside::look(cx, course, (&credential, &addresses), &mut session, holder).await;
-    login::leave(session).await;
+    engine::leave(session).await;
 }
 
 /// What a patient is after reading.

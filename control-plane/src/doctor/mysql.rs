@@ -4,9 +4,9 @@ use sqlx::{Executor as _, MySqlConnection};
 use tenancy::Credential;
 
 use super::inside::Limits;
-use super::login::{account, mysql_pattern};
 use super::report::Note;
 use crate::provisioning::mysql;
+use crate::provisioning::remedy::{self, Guest};
 
 /// Makes the session one that only reads.
 pub(super) async fn read_only(conn: &mut MySqlConnection) -> Result<(), sqlx::Error> {
@@ -50,14 +50,13 @@ pub(super) async fn privileges(conn: &mut MySqlConnection, credential: &Credenti
         sqlx::query_as("select current_user(), coalesce(nullif(current_role(), 'NONE'), '') <> ''")
             .fetch_one(&mut *conn)
             .await?;
+    let (name, host) = user.rsplit_once('@').unwrap_or((&user, remedy::ANY_HOST));
     let missing = mysql::missing_rights(conn).await?;
     if missing.is_empty() {
         return Ok(Note::passed("The login has every right on this database that a store needs."));
     }
     let list = missing.join(", ");
-    let (name, host) = user.rsplit_once('@').unwrap_or((&user, "%"));
-    let pattern = mysql_pattern(&credential.database);
-    let sql = format!("GRANT {list} ON {pattern}.* TO {};", account(name, host));
+    let sql = Guest::from(credential).grant(&list, &remedy::account(name, host));
     if has_role {
         // What a role brings is not listed.
         return Ok(Note::warning(

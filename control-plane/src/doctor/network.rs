@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use kernel::Engine;
 use kernel::address::is_public;
-use tenancy::Reach;
+use tenancy::{Cause, Reach};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 use super::peer::{self, Peer};
 use super::report::{Note, Outcome};
 use super::{Place, product, supabase};
+use crate::provisioning::StepError;
 
 /// So many addresses of one name are tried.
 const MAX_ADDRESSES: usize = 4;
@@ -35,12 +36,11 @@ pub(super) async fn resolve(place: &Place, reach: Reach) -> Outcome<Vec<SocketAd
     let (public, others): (Vec<_>, Vec<_>) = addresses.iter().partition(|address| is_public(address.ip()));
     if !others.is_empty() && reach == Reach::Public {
         // Of the others not even the addresses: a name of our own network would tell them.
-        let public = if public.is_empty() { String::new() } else { format!(" Public ones: {}.", shown(&public)) };
-        return Err(Note::failed(
-            "private-address",
-            format!("The host is at a private, loopback or link-local address.{public}"),
-            "Give a host that is public. This installation connects to no private address.",
-        ));
+        let note = Note::from(StepError::of_cause(place.engine, Cause::PrivateAddress));
+        return Err(match public.as_slice() {
+            [] => note,
+            public => note.particulars(format!("Public ones: {}.", shown(public))),
+        });
     }
     let mut reachable = Vec::new();
     for address in &addresses {
@@ -52,9 +52,10 @@ pub(super) async fn resolve(place: &Place, reach: Reach) -> Outcome<Vec<SocketAd
     if reachable.is_empty() {
         return Err(Note::failed(
             "ipv6-only",
-            format!("The host has an IPv6 address only, and this server has no IPv6. {detail}."),
+            "The host has an IPv6 address only, and this server has no IPv6.",
             supabase::ipv6_advice(&place.host, place.port),
-        ));
+        )
+        .particulars(format!("{detail}.")));
     }
     reachable.truncate(MAX_ADDRESSES);
     Ok((Note::passed(format!("{detail}.")), reachable))
@@ -139,22 +140,15 @@ fn kind_of(error: &io::Error) -> Trouble {
 impl Trouble {
     fn note(self, place: &Place, address: IpAddr) -> Note {
         let port = place.port;
-        let (code, what, advice) = match self {
-            Self::Refused => (
-                "refused",
-                format!("Nothing listens at {address}, port {port}."),
-                "Check host and port, and that the server listens on a public address.",
-            ),
-            Self::Timeout => (
+        let StepError { code, what, advice, is_transient, .. } = match self {
+            Self::Refused => StepError::of_cause(place.engine, Cause::Refused),
+            // It was waited for long enough.
+            Self::Timeout => StepError::new(
                 "timeout",
-                format!("{address} did not take a connection to port {port} in time."),
+                "The server did not take a connection in time.",
                 "Let our address through the server's firewall, and check host and port.",
             ),
-            Self::Unreachable => (
-                "unreachable",
-                format!("There is no way to {address}, port {port}."),
-                "Check the host, and that a firewall lets us in.",
-            ),
+            Self::Unreachable => StepError::of_cause(place.engine, Cause::Unreachable),
         };
         let usual = match (place.engine, port) {
             (Engine::Mysql, 5432 | 6543) => " 5432 is PostgreSQL's port, MySQL's is 3306.",
@@ -162,7 +156,9 @@ impl Trouble {
             (Engine::Mysql, 33060) => " 33060 is the port of another protocol of MySQL's; use 3306.",
             _ => "",
         };
-        Note::failed(code, what, format!("{advice}{usual}"))
+        let note = Note::failed(code, what, format!("{advice}{usual}"))
+            .particulars(format!("That was {}.", SocketAddr::new(address, port)));
+        if is_transient { note.transient() } else { note }
     }
 }
 

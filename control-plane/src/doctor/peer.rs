@@ -3,11 +3,9 @@
 //! PostgreSQL says nothing before it is asked, MySQL begins by itself. What keeps silent is at last sent what makes the other
 //! engine and a web server speak. Nothing of what is said is kept: neither a version nor a banner.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use kernel::Engine;
-use tenancy::Reach;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -15,12 +13,11 @@ use tokio::time::timeout;
 use crate::provisioning::StepError;
 
 /// How long a peer is listened to, before and after it was nudged.
-pub const PATIENCE: Duration = Duration::from_millis(3000);
+pub(super) const PATIENCE: Duration = Duration::from_millis(3000);
 /// How long when it is known to speak, and to be slow.
-pub const LONG_PATIENCE: Duration = Duration::from_millis(6000);
+pub(super) const LONG_PATIENCE: Duration = Duration::from_millis(6000);
 /// How long the rest of a message may take.
 const REST: Duration = Duration::from_millis(300);
-const CONNECT_LIMIT: Duration = Duration::from_millis(1000);
 
 /// How a client of PostgreSQL asks for TLS: a length, and a number that is no version.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
@@ -32,7 +29,7 @@ const CAPABILITY_TLS: u16 = 0x0800;
 
 /// What answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Peer {
+pub(super) enum Peer {
     Postgres {
         offers_tls: bool,
     },
@@ -52,14 +49,14 @@ pub enum Peer {
 
 /// What was heard, and whether the connection was spent on it.
 #[derive(Debug, Clone, Copy)]
-pub struct Heard {
-    pub peer: Peer,
-    pub is_spent: bool,
+pub(super) struct Heard {
+    pub(super) peer: Peer,
+    pub(super) is_spent: bool,
 }
 
 impl Peer {
     /// The engine that it is a server of.
-    pub const fn engine(self) -> Option<Engine> {
+    pub(super) const fn engine(self) -> Option<Engine> {
         match self {
             Self::Postgres { .. } => Some(Engine::Postgresql),
             Self::MySql { .. } | Self::MySqlRefuses => Some(Engine::Mysql),
@@ -68,7 +65,7 @@ impl Peer {
     }
 
     /// What is wrong with it for a client of `engine`.
-    pub fn trouble(self, engine: Engine) -> Option<StepError> {
+    pub(super) fn trouble(self, engine: Engine) -> Option<StepError> {
         let (code, what, advice) = match (self, engine) {
             _ if self.engine() == Some(engine) => return None,
             (Self::Postgres { .. } | Self::MySql { .. } | Self::MySqlRefuses, Engine::Mysql) => (
@@ -86,7 +83,7 @@ impl Peer {
                 "A web server or proxy answers, and no database.",
                 "Give the host and port of the database itself, not those of its web page, API or proxy.",
             ),
-            (Self::Other, _) => ("no-database", "What answers is no database that we know.", "Check host and port."),
+            (Self::Other, _) => ("not-a-database", "What answers is no database that we know.", "Check host and port."),
             (Self::Closes, _) => (
                 "hangs-up",
                 "The connection was taken and ended at once, without a word.",
@@ -98,12 +95,14 @@ impl Peer {
                 "Check host and port, and that the server behind them runs and is not overloaded.",
             ),
         };
-        Some(StepError::new(code, what, advice))
+        let wrong = StepError::new(code, what, advice);
+        // Who says nothing was waited for; who hangs up may be about to start.
+        Some(if self == Self::Closes { wrong.transient() } else { wrong })
     }
 }
 
 /// Asks what answers, as a client of `engine` would.
-pub async fn ask(engine: Engine, stream: &mut TcpStream, patience: Duration) -> Heard {
+pub(super) async fn ask(engine: Engine, stream: &mut TcpStream, patience: Duration) -> Heard {
     let half = patience / 2;
     if engine == Engine::Postgresql && stream.write_all(&SSL_REQUEST).await.is_err() {
         return Heard { peer: Peer::Closes, is_spent: true };
@@ -185,23 +184,6 @@ fn judge(heard: &[u8]) -> Option<Peer> {
         _ if heard.len() < 10 => None,
         _ => Some(Peer::Other),
     }
-}
-
-/// Why what stands at this place is certainly not a server of this engine, as far as that can be told; for a connection that
-/// failed, or waits.
-pub async fn explain(engine: Engine, host: &str, port: u16, reach: Reach) -> Option<StepError> {
-    let addresses = reach.addresses(host, port).await.ok()?;
-    let mut stream = timeout(CONNECT_LIMIT, TcpStream::connect(first_of(&addresses)?)).await.ok()?.ok()?;
-    let Heard { peer, .. } = ask(engine, &mut stream, PATIENCE).await;
-    match peer {
-        // Who says nothing now may be overloaded, and be asked again.
-        Peer::Silent | Peer::Closes => None,
-        _ => peer.trouble(engine),
-    }
-}
-
-fn first_of(addresses: &[SocketAddr]) -> Option<SocketAddr> {
-    addresses.iter().find(|address| address.is_ipv4()).or_else(|| addresses.first()).copied()
 }
 
 #[cfg(test)]

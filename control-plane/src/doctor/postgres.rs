@@ -4,9 +4,9 @@ use sqlx::{Executor as _, PgConnection, Row as _};
 use tenancy::Credential;
 use tenant_schema::SchemaState;
 
-use super::inside::Limits;
-use super::login::pg_name;
+use super::inside::{Limits, Seen};
 use super::report::Note;
+use crate::provisioning::remedy::Guest;
 
 /// Makes the session one that only reads.
 pub(super) async fn read_only(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
@@ -42,7 +42,7 @@ pub(super) async fn settings(conn: &mut PgConnection) -> Result<Note, sqlx::Erro
     }
     if server != "UTF8" {
         return Ok(Note::warning(
-            "encoding",
+            "database-encoding",
             format!("{detail} Texts with letters that this encoding has not are refused."),
             "Use a database that was created with ENCODING 'UTF8'.",
         ));
@@ -54,8 +54,7 @@ pub(super) async fn settings(conn: &mut PgConnection) -> Result<Note, sqlx::Erro
 pub(super) async fn privileges(
     conn: &mut PgConnection,
     credential: &Credential,
-    state: Option<SchemaState>,
-    is_unreadable: bool,
+    seen: Seen,
 ) -> Result<Note, sqlx::Error> {
     let row = sqlx::query(
         "select has_database_privilege(d.oid, 'create'),
@@ -69,7 +68,7 @@ pub(super) async fn privileges(
     .await?;
     let may_create: bool = row.try_get(0)?;
     let (owns_schema, owns_tables): (Option<bool>, Option<bool>) = (row.try_get(1)?, row.try_get(2)?);
-    let login = pg_name(&credential.username);
+    let guest = Guest::from(credential);
     let missing = |what: &str, sql: String| {
         Note::failed("missing-privilege", what, "Have an administrator of the database run the statement.").sql(sql)
     };
@@ -77,22 +76,17 @@ pub(super) async fn privileges(
         return Ok(if may_create {
             Note::passed("The login may create a schema in this database.")
         } else {
-            let database = pg_name(&credential.database);
-            missing(
-                "The login may not create a schema in this database: CREATE is missing.",
-                format!("GRANT CREATE ON DATABASE {database} TO {login};"),
-            )
+            missing("The login may not create a schema in this database: CREATE is missing.", guest.grant_create())
         });
     };
     // Somebody else's schema is no matter of rights.
-    if state == Some(SchemaState::Foreign) && !is_unreadable {
+    if matches!(seen, Seen::Held(SchemaState::Foreign)) {
         return Ok(Note::skipped("Not looked at, because the schema tenantry is not ours."));
     }
     if !owns_schema || owns_tables == Some(false) {
-        // Not by making the login a member of that one, which may be the server's administrator.
         return Ok(missing(
             "The schema tenantry, or what is in it, belongs to another login, for which this one may not act.",
-            hand_over(&login),
+            guest.hand_over(),
         ));
     }
     Ok(Note::passed("The login may act for the owner of the schema tenantry and of everything in it."))
@@ -117,16 +111,4 @@ pub(super) async fn limits(conn: &mut PgConnection) -> Result<Limits, sqlx::Erro
         own_in_use: row.try_get(3)?,
         stored_bytes: row.try_get(4)?,
     })
-}
-
-/// Makes a login, quoted already, the owner of the store's schema and of all that is in it.
-fn hand_over(login: &str) -> String {
-    let text = login.replace('\'', "''");
-    format!(
-        "ALTER SCHEMA tenantry OWNER TO {login};\n\
-         DO $tenantry$ DECLARE one text; BEGIN\n  \
-           FOR one IN SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname = 'tenantry' LOOP\n    \
-             EXECUTE format('ALTER TABLE %s OWNER TO %s', one, '{text}');\n  \
-           END LOOP;\nEND $tenantry$;"
-    )
 }

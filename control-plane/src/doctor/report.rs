@@ -121,6 +121,10 @@ pub struct Report {
 pub(super) struct Note {
     pub(super) state: CheckState,
     pub(super) detail: String,
+    /// What was seen beside it: addresses, a certificate. Only whoever asked for the checklist is told.
+    pub(super) particulars: Option<String>,
+    /// Whether waiting may help.
+    pub(super) is_transient: bool,
     pub(super) code: Option<&'static str>,
     pub(super) server_code: Option<String>,
     pub(super) advice: Option<String>,
@@ -129,7 +133,16 @@ pub(super) struct Note {
 
 impl Note {
     fn new(state: CheckState, detail: impl Into<String>) -> Self {
-        Self { state, detail: detail.into(), code: None, server_code: None, advice: None, sql: None }
+        Self {
+            state,
+            detail: detail.into(),
+            particulars: None,
+            is_transient: false,
+            code: None,
+            server_code: None,
+            advice: None,
+            sql: None,
+        }
     }
 
     pub(super) fn passed(detail: impl Into<String>) -> Self {
@@ -149,8 +162,12 @@ impl Note {
         Self { state: CheckState::Failed, ..Self::warning(code, detail, advice) }
     }
 
-    pub(super) fn server_code(self, code: Option<String>) -> Self {
-        Self { server_code: code, ..self }
+    pub(super) fn particulars(self, seen: impl Into<String>) -> Self {
+        Self { particulars: Some(seen.into()), ..self }
+    }
+
+    pub(super) fn transient(self) -> Self {
+        Self { is_transient: true, ..self }
     }
 
     pub(super) fn sql(self, sql: impl Into<String>) -> Self {
@@ -158,7 +175,8 @@ impl Note {
     }
 
     fn check(self, name: CheckName, took: Duration) -> Check {
-        let Self { state, detail, code, server_code, advice, sql } = self;
+        let Self { state, detail, particulars, is_transient: _, code, server_code, advice, sql } = self;
+        let detail = particulars.map_or_else(|| detail.clone(), |seen| format!("{detail} {seen}"));
         let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         Check { name, state, duration_ms, detail, code, server_code, advice, sql }
     }
@@ -166,18 +184,23 @@ impl Note {
 
 impl From<StepError> for Note {
     fn from(error: StepError) -> Self {
-        Self::failed(error.code, error.what, error.advice)
+        let StepError { code, what, advice, server_code, sql, is_transient, source: _ } = error;
+        Self { server_code, sql, is_transient, ..Self::failed(code, what, advice) }
+    }
+}
+
+/// A line that failed, for whoever asked for more than a checklist.
+impl From<Note> for StepError {
+    fn from(note: Note) -> Self {
+        let Note { detail, is_transient, code, server_code, advice, sql, .. } = note;
+        let error = Self::new(code.unwrap_or("unexpected"), detail, advice.unwrap_or_default());
+        Self { server_code, sql, is_transient, ..error }
     }
 }
 
 impl From<sqlx::Error> for Note {
     fn from(error: sqlx::Error) -> Self {
-        let server_code = error.as_database_error().and_then(|said| {
-            let number =
-                said.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>().map(|said| said.number().to_string());
-            number.or_else(|| said.code().map(std::borrow::Cow::into_owned))
-        });
-        Self::from(StepError::from(error)).server_code(server_code)
+        StepError::from(error).into()
     }
 }
 

@@ -303,7 +303,7 @@ fn judge(credential: &Credential, seen: &Seen, now: DateTime<Utc>) -> Result<Not
         let detail = format!("{detail} {what} With require, that is not asked for.");
         return Ok(Note::warning(code, detail, advice));
     }
-    Err(Note::failed(code, format!("{what} {detail}"), advice))
+    Err(Note::failed(code, what, advice).particulars(detail))
 }
 
 fn explain(credential: &Credential, wrong: &CertificateError) -> (&'static str, &'static str, &'static str) {

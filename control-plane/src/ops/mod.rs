@@ -156,9 +156,7 @@ async fn try_database(cx: &OpsCx, store: StoreId, database: &provisioning::db::S
 async fn try_connect(cx: &OpsCx, credential: &Credential, reach: Reach) -> Result<(), Cause> {
     let connected = credential.connect(reach, cx.limits.store_connect_timeout).await;
     let connection = connected.map_err(|error| error.cause)?;
-    if let Err(error) = connection.close().await {
-        tracing::debug!(error = %error, "closing a connection failed");
-    }
+    engine::leave(connection).await;
     Ok(())
 }
 
@@ -334,9 +332,7 @@ async fn examine_server(cx: &OpsCx, server: &servers::Server) -> Result<SeenServ
     };
     let found = engine::names_like_ours(&mut admin).await;
     let system_identifier = engine::system_identifier(&mut admin).await;
-    if let Err(error) = admin.close().await {
-        tracing::debug!(error = %error, "closing a connection failed");
-    }
+    engine::leave(admin).await;
     let (databases, roles) = found?;
     let mut connection = cx.master.acquire().await?;
     // Read after the server was: a store that is being created meanwhile is known here before it is there. And over all

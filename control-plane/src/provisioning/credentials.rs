@@ -20,10 +20,11 @@ use tenant_schema::SchemaState;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::step_error::StepError;
-use super::steps::{CONNECT_TIMEOUT, explained};
+use super::steps::CONNECT_TIMEOUT;
 use super::{DatabaseKind, ProvisioningError, Target, db, engine};
 use crate::audit::{self, Actor, Subject};
 use crate::cx::OpsCx;
+use crate::doctor::entry;
 use crate::http::errors::chain;
 use crate::stores::{self, Store};
 
@@ -37,13 +38,21 @@ const LEAVE_LOOKS: u32 = 3;
 
 /// Replaces the credentials of a store's database, after proving that the new ones lead to it or to a copy of it.
 pub async fn replace(cx: &OpsCx, actor: Actor, store: StoreId, target: Target) -> Result<Store, ProvisioningError> {
+    let is_text = target.is_text;
+    replace_with(cx, actor, store, target).await.map_err(|error| match error {
+        ProvisioningError::Refused(error) if is_text => ProvisioningError::TextRefused(error),
+        error => error,
+    })
+}
+
+async fn replace_with(cx: &OpsCx, actor: Actor, store: StoreId, target: Target) -> Result<Store, ProvisioningError> {
     let known = check_replaceable(&mut *cx.master.acquire().await?, store).await?;
     let credential = target.resolve(cx.owners_reach).await?;
     check_engine(&known, &credential)?;
     // Done before the transaction: a server that does not answer must not keep a lock of master waiting.
     let mut new = check_leads_to(cx, &credential, &known, store).await?;
     let left = find_left(cx, &known, store, &mut new).await;
-    close(new).await;
+    engine::leave(new).await;
     let left = left?;
     let now = cx.clock.now();
     let mut tx = cx.master.begin().await?;
@@ -109,16 +118,16 @@ async fn find_left(
         Ok(false) => match check_rows(new, &mut session).await {
             Ok(()) => Ok(Left::Database(Box::new(session))),
             Err(error) => {
-                close(session).await;
+                engine::leave(session).await;
                 Err(ProvisioningError::Refused(error))
             }
         },
         Ok(true) => {
-            close(session).await;
+            engine::leave(session).await;
             Ok(Left::Same)
         }
         Err(error) => {
-            close(session).await;
+            engine::leave(session).await;
             Err(ProvisioningError::Refused(old_is_busy().because(error)))
         }
     }
@@ -175,7 +184,7 @@ async fn leave(cx: OpsCx, store: StoreId, version: i32, mut session: Box<Session
             tracing::warn!(store.id = %store, "store {store} has moved, and its old database is still in use");
         }
     }
-    close(*session).await;
+    engine::leave(*session).await;
 }
 
 /// Returns how many sessions had to be ended, once none is found any more.
@@ -202,12 +211,6 @@ async fn end_all(cx: &OpsCx, store: StoreId, version: i32, session: &mut Session
         }
     }
     Ok(ended)
-}
-
-async fn close(session: Session) {
-    if let Err(error) = session.close().await {
-        tracing::debug!(error = %error, "closing a connection failed");
-    }
 }
 
 /// Whether the credentials name another place than the old ones. Old ones that do not open any more name none.
@@ -250,26 +253,33 @@ async fn check_leads_to(
     known: &db::StoreDatabase,
     store: StoreId,
 ) -> Result<Session, ProvisioningError> {
-    let unreachable = |error| ProvisioningError::Refused(StepError::connecting(credential.engine, error));
-    if let Err(error) = credential.check_session_mode(cx.owners_reach, CONNECT_TIMEOUT).await {
-        return Err(ProvisioningError::Refused(explained(credential, cx.owners_reach, error).await));
-    }
-    let mut connection = credential.connect(cx.owners_reach, CONNECT_TIMEOUT).await.map_err(unreachable)?;
+    let reach = cx.owners_reach;
+    let mut session = entry::enter(credential, reach, cx.clock.now()).await.map_err(ProvisioningError::Refused)?;
     // At the same place it is the same database, and whatever version it has, the store has.
     let wanted = is_elsewhere(cx, known, store, credential).then(|| known.schema_version.unwrap_or_default());
-    match check_inside(&mut connection, store, wanted).await {
-        Ok(()) => Ok(connection),
+    let checked = async {
+        entry::check_session_mode(credential, reach, &mut session).await?;
+        check_inside(credential, &mut session, store, wanted).await
+    };
+    match checked.await {
+        Ok(()) => Ok(session),
         Err(error) => {
-            close(connection).await;
+            engine::leave(session).await;
             Err(ProvisioningError::Refused(error))
         }
     }
 }
 
-async fn check_inside(session: &mut Session, store: StoreId, wanted: Option<i64>) -> Result<(), StepError> {
+async fn check_inside(
+    credential: &Credential,
+    session: &mut Session,
+    store: StoreId,
+    wanted: Option<i64>,
+) -> Result<(), StepError> {
     engine::set_limits(session).await?;
     engine::facts(session).await?.check()?;
-    let version = match tenant_schema::inspect(session).await? {
+    let state = entry::inspect(credential, session).await?;
+    let version = match state {
         SchemaState::Ours { store: Some(found), version } | SchemaState::Newer { store: Some(found), version }
             if found == store =>
         {
@@ -286,15 +296,7 @@ async fn check_inside(session: &mut Session, store: StoreId, wanted: Option<i64>
     if let Some(wanted) = wanted {
         check_copy(session, version, wanted).await?;
     }
-    if engine::owns_schema(session).await? {
-        Ok(())
-    } else {
-        Err(StepError::new(
-            "missing-privilege",
-            "The login may not act for the owner of the store's tables.",
-            "Use the login that owns them, or let the new one act for it: GRANT <owner> TO <login>;",
-        ))
-    }
+    entry::check_privileges(credential, session, state).await
 }
 
 /// Whether a copy is one that the store can go on from without a line of it being changed.

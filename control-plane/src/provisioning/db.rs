@@ -5,7 +5,7 @@ use kernel::{DatabaseId, Engine, RunId, ServerId, StoreId, UserId};
 use sqlx::PgConnection;
 use vault::Sealed;
 
-use super::{DatabaseKind, NewStoreDatabase, Run, RunState, RunWithSteps, Step, StepName, StepState};
+use super::{DatabaseKind, NewStoreDatabase, Run, RunState, RunWithSteps, Step, StepError, StepName, StepState};
 
 pub async fn store_database_insert(
     conn: &mut PgConnection,
@@ -174,7 +174,8 @@ pub async fn run_find(conn: &mut PgConnection, id: RunId) -> Result<Option<RunWi
     let Some(run) = run else { return Ok(None) };
     let steps = sqlx::query_as!(
         Step,
-        r#"select name as "name: StepName", state as "state: StepState", attempts, started_at, finished_at, error_code, error, advice
+        r#"select name as "name: StepName", state as "state: StepState", attempts, started_at, finished_at, error_code, error, advice,
+                  server_code, sql
            from provisioning_steps
            where run_id = $1
            order by position"#,
@@ -318,7 +319,7 @@ pub async fn step_begin(
     sqlx::query!(
         "update provisioning_steps
          set state = 'running', attempts = attempts + 1, started_at = coalesce(started_at, $3), finished_at = null,
-             error_code = null, error = null, advice = null
+             error_code = null, error = null, advice = null, server_code = null, sql = null
          where run_id = $1 and name = $2",
         run.as_uuid(),
         name.as_str(),
@@ -332,8 +333,7 @@ pub async fn step_begin(
 /// What became of a step.
 pub struct StepEnd<'a> {
     pub state: StepState,
-    /// Code, what happened, what to do.
-    pub error: Option<(&'a str, &'a str, &'a str)>,
+    pub error: Option<&'a StepError>,
 }
 
 pub async fn step_end(
@@ -343,20 +343,20 @@ pub async fn step_end(
     end: &StepEnd<'_>,
     now: DateTime<Utc>,
 ) -> Result<(), sqlx::Error> {
-    let (code, error, advice) = match end.error {
-        Some((code, error, advice)) => (Some(code), Some(error), Some(advice)),
-        None => (None, None, None),
-    };
+    let error = end.error;
     sqlx::query!(
-        "update provisioning_steps set state = $3, finished_at = $4, error_code = $5, error = $6, advice = $7
+        "update provisioning_steps
+         set state = $3, finished_at = $4, error_code = $5, error = $6, advice = $7, server_code = $8, sql = $9
          where run_id = $1 and name = $2",
         run.as_uuid(),
         name.as_str(),
         end.state as StepState,
         now,
-        code,
-        error,
-        advice,
+        error.map(|error| error.code),
+        error.map(|error| error.what.as_str()),
+        error.map(|error| error.advice.as_ref()),
+        error.and_then(|error| error.server_code.as_deref()),
+        error.and_then(|error| error.sql.as_deref()),
     )
     .execute(conn)
     .await?;

@@ -1,10 +1,16 @@
 //! What provisioning asks of a server, whichever engine it is. Each engine's own SQL is in [`postgres`] and [`mysql`].
 
+use std::time::Duration;
+
 use kernel::{Engine, Ident, StoreId};
 use tenancy::Session;
+use tokio::time::timeout;
 
 use super::step_error::StepError;
 use super::{mysql, postgres};
+
+/// How long a server may take to let us go.
+const GOOD_BYE: Duration = Duration::from_secs(1);
 
 /// What a server and a login are like.
 pub struct Facts {
@@ -16,8 +22,6 @@ pub struct Facts {
     pub is_read_only: bool,
     /// Whether that is because it follows another server, as far as it says so.
     pub is_replica: bool,
-    /// Whether the login may make what a store needs, in the database that it is connected to.
-    pub may_create: bool,
 }
 
 impl Facts {
@@ -87,11 +91,20 @@ pub async fn system_identifier(session: &mut Session) -> Option<String> {
     }
 }
 
-/// Whether the login can read, write and migrate our tables.
-pub async fn owns_schema(session: &mut Session) -> Result<bool, sqlx::Error> {
+/// The host part of the account that the server took the login for; nothing where accounts have none.
+pub async fn account_host(session: &mut Session) -> Result<Option<String>, sqlx::Error> {
     match session {
-        Session::Postgres(conn) => postgres::owns_schema(conn).await,
-        Session::MySql(conn) => Ok(mysql::facts(conn).await?.may_create),
+        Session::Postgres(_) => Ok(None),
+        Session::MySql(conn) => mysql::account_host(conn).await.map(Some),
+    }
+}
+
+/// Says good-bye to the server, whatever became of the session, so that no lock outlives it.
+pub async fn leave(session: Session) {
+    match timeout(GOOD_BYE, session.close()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(error = %error, "closing a connection failed"),
+        Err(_) => tracing::debug!("closing a connection took too long"),
     }
 }
 

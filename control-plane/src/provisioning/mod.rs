@@ -16,6 +16,7 @@ pub mod jobs;
 pub mod mysql;
 pub mod postgres;
 mod refusal;
+pub mod remedy;
 pub mod routes;
 pub mod run;
 mod scram;
@@ -119,6 +120,8 @@ pub struct Step {
     pub error_code: Option<String>,
     pub error: Option<String>,
     pub advice: Option<String>,
+    pub server_code: Option<String>,
+    pub sql: Option<String>,
 }
 
 /// A run with its steps, in order.
@@ -153,6 +156,9 @@ pub enum ProvisioningError {
     Managed,
     #[error(transparent)]
     Refused(StepError),
+    /// As `Refused`, of credentials that were typed as one text.
+    #[error(transparent)]
+    TextRefused(StepError),
     #[error("the credentials have been changed meanwhile")]
     CredentialsChanged,
     #[error("no server has room")]
@@ -476,26 +482,52 @@ pub fn managed_name(store: StoreId) -> Ident {
 /// Who asked, as the run keeps it.
 pub type RequestedBy = Option<UserId>;
 
+/// The part of a connection in which what a refusal is about was typed.
+fn part_of(code: &str) -> &'static str {
+    match code {
+        "wrong-password" | "no-password" | "password-expired" => "/password",
+        "forbidden" | "missing-privilege" | "login-refused" | "account-locked" | "login-connection-limit" => {
+            "/username"
+        }
+        "other-database"
+        | "old-database-busy"
+        | "schema-too-old"
+        | "schema-too-new"
+        | "incomplete-copy"
+        | "missing-database"
+        | "database-closed"
+        | "database-connection-limit" => "/database",
+        "tls" | "tls-required" | "no-tls" => "/tls",
+        "unknown-authority" | "ca-unreadable" => "/caPem",
+        _ => "/host",
+    }
+}
+
 /// Why new credentials are not taken; the code is the one that a failed step would have.
-fn refused(error: &StepError) -> Problem {
+fn refused(error: &StepError, is_text: bool) -> Problem {
     use axum::http::StatusCode as S;
-    let (status, pointer) = match error.code {
-        "other-database" | "old-database-busy" | "schema-too-old" | "schema-too-new" | "incomplete-copy" => {
-            (S::CONFLICT, "/database")
-        }
-        "wrong-password" => (S::UNPROCESSABLE_ENTITY, "/password"),
-        "missing-database" => (S::UNPROCESSABLE_ENTITY, "/database"),
-        "forbidden" | "missing-privilege" | "login-refused" | "account-locked" => {
-            (S::UNPROCESSABLE_ENTITY, "/username")
-        }
-        "password-expired" => (S::UNPROCESSABLE_ENTITY, "/password"),
-        "tls" | "tls-required" => (S::UNPROCESSABLE_ENTITY, "/tls"),
-        _ => (S::UNPROCESSABLE_ENTITY, "/host"),
+    let status = match error.code {
+        "other-database" | "old-database-busy" | "schema-too-old" | "schema-too-new" | "incomplete-copy" => S::CONFLICT,
+        _ => S::UNPROCESSABLE_ENTITY,
+    };
+    let pointer = match part_of(error.code) {
+        // That one is given beside the text.
+        part if is_text && part != "/caPem" => connection_string::AT,
+        part => part,
     };
     tracing::debug!(code = error.code, error = crate::http::errors::chain(error), "new credentials were refused");
-    Problem::new(status, error.code, "The database cannot be used with these credentials")
+    let problem = Problem::new(status, error.code, "The database cannot be used with these credentials")
         .detail(format!("{} {}", error.what, error.advice))
         .field(pointer, error.code, &error.what)
+        .member("advice", error.advice.as_ref());
+    let problem = match &error.server_code {
+        Some(code) => problem.member("serverCode", code.as_str()),
+        None => problem,
+    };
+    match &error.sql {
+        Some(sql) => problem.member("sql", sql.as_str()),
+        None => problem,
+    }
 }
 
 impl From<ProvisioningError> for Problem {
@@ -540,7 +572,8 @@ impl From<ProvisioningError> for Problem {
                 "The database is a managed one",
                 "Its credentials are made and kept by us: there is nothing to change.",
             ),
-            ProvisioningError::Refused(error) => refused(&error),
+            ProvisioningError::Refused(error) => refused(&error, false),
+            ProvisioningError::TextRefused(error) => refused(&error, true),
             ProvisioningError::CredentialsChanged => conflict(
                 "credentials-changed",
                 "Somebody else has just given new credentials",

@@ -48,20 +48,18 @@ pub async fn facts(connection: &mut MySqlConnection) -> Result<Facts, sqlx::Erro
         is_read_only: false,
         // Who is set to read only is told; whom it follows only an administrator is.
         is_replica: false,
-        may_create: false,
     };
     if !facts.is_supported {
         return Ok(facts);
     }
-    let (is_read_only, has_role): (bool, bool) = sqlx::query_as(
-        "select @@global.read_only = 1 or @@global.innodb_read_only = 1,
-                coalesce(nullif(current_role(), 'NONE'), '') <> ''",
-    )
-    .fetch_one(&mut *connection)
-    .await?;
-    // What a role brings is not listed: then a right that is missing shows when it is used.
-    let may_create = has_role || missing_rights(connection).await?.is_empty();
-    Ok(Facts { is_read_only, may_create, ..facts })
+    let is_read_only = sqlx::query_scalar("select @@global.read_only = 1 or @@global.innodb_read_only = 1")
+        .fetch_one(connection)
+        .await?;
+    Ok(Facts { is_read_only, ..facts })
+}
+
+pub async fn account_host(connection: &mut MySqlConnection) -> Result<String, sqlx::Error> {
+    sqlx::query_scalar("select substring_index(current_user(), '@', -1)").fetch_one(connection).await
 }
 
 /// What the login needs in its database and has not, of its own or everywhere on the server.

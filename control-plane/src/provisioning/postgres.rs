@@ -43,7 +43,6 @@ pub async fn facts(connection: &mut PgConnection) -> Result<Facts, sqlx::Error> 
     let row = sqlx::raw_sql(
         "select current_setting('server_version_num')::int4,
                 pg_is_in_recovery() or current_setting('transaction_read_only')::bool,
-                has_database_privilege(current_database(), 'create'),
                 pg_is_in_recovery()",
     )
     .fetch_one(connection)
@@ -54,8 +53,7 @@ pub async fn facts(connection: &mut PgConnection) -> Result<Facts, sqlx::Error> 
         server: format!("PostgreSQL {}", version / 10_000),
         is_supported: version >= MIN_VERSION,
         is_read_only: row.try_get(1)?,
-        may_create: row.try_get(2)?,
-        is_replica: row.try_get(3)?,
+        is_replica: row.try_get(2)?,
     })
 }
 
@@ -70,19 +68,6 @@ pub async fn may_provision(connection: &mut PgConnection) -> Result<bool, sqlx::
 /// the name of what it was copied from.
 pub async fn system_identifier(connection: &mut PgConnection) -> Option<String> {
     sqlx::query_scalar("select system_identifier::text from pg_control_system()").fetch_one(connection).await.ok()
-}
-
-/// Whether the login has the rights of whoever owns our tables: it must be able to read, write and migrate them.
-pub async fn owns_schema(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar(
-        "select bool_and(pg_has_role(current_user, c.relowner, 'usage'))
-         from pg_catalog.pg_class c
-         join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-         where n.nspname = 'tenantry' and c.relkind in ('r', 'S')",
-    )
-    .fetch_one(connection)
-    .await
-    .map(|owns: Option<bool>| owns.unwrap_or(false))
 }
 
 pub async fn try_lock(connection: &mut PgConnection, key: u64) -> Result<bool, sqlx::Error> {
@@ -166,7 +151,7 @@ where
     let mut credential = connect("").await?;
     credential.database = name.as_str().to_owned();
     let connected = credential.connect(Reach::Anywhere, CONNECT_TIMEOUT).await;
-    let mut inside = connected.map_err(|error| StepError::connecting(Engine::Postgresql, error))?;
+    let mut inside = connected.map_err(|error| StepError::connecting(&credential, error).on_our_side())?;
     let migrated = fill_template(&mut inside, &owner).await;
     // A template must have no connection when it is cloned.
     let closed = inside.close().await;

@@ -1,40 +1,165 @@
-//! What servers and poolers mean by the codes with which they refuse a connection, in words for whoever wants to connect. One
-//! table, so that the doctor, a provisioning run and new credentials say the same.
+//! What servers and poolers mean when they refuse a connection, in words for whoever wants to connect, and with the statement
+//! that helps. One place, so that the doctor, a provisioning run and new credentials say the same.
 
 use kernel::Engine;
+use tenancy::{Cause, ConnectError, Particular};
+
+use super::remedy::{self, ANY_HOST, Guest};
+use super::step_error::{OURS, transaction_pooler};
 
 /// A refusal, in words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) code: &'static str,
     pub(super) what: &'static str,
     pub(super) advice: &'static str,
+    pub(super) sql: Option<String>,
 }
 
-const fn refusal(code: &'static str, what: &'static str, advice: &'static str) -> Option<Refusal> {
-    Some(Refusal { code, what, advice })
-}
-
-/// What more the server's own code says than the kind of trouble that it belongs to; nothing where that says it all. Of a
-/// pooler's code, which follows the SQLSTATE (`XX000 ENOTFOUND`), the pooler's part counts.
-pub(super) fn of_code(engine: Engine, code: &str) -> Option<Refusal> {
-    match engine {
-        Engine::Mysql => of_mysql(code),
-        _ => match code.split_once(' ') {
-            Some((_, name)) => of_supavisor(name),
-            None => of_postgres(code),
-        },
+impl Refusal {
+    fn sql(self, sql: impl Into<String>) -> Self {
+        Self { sql: Some(sql.into()), ..self }
     }
 }
 
-fn of_postgres(code: &str) -> Option<Refusal> {
-    match code {
+const fn refusal(code: &'static str, what: &'static str, advice: &'static str) -> Refusal {
+    Refusal { code, what, advice, sql: None }
+}
+
+const BY_ADMINISTRATOR: &str = "Have an administrator of the database run the statement.";
+/// The server did not say which of its accounts it took the login for.
+const ANY_ACCOUNT: &str = "Have an administrator of the database run the statement; when the login is for another host than %, \
+                           with that one.";
+
+/// What a refusal means to whoever knocks. The server's own code says more than the kind of trouble that it belongs to; of a
+/// pooler's code, which follows the SQLSTATE (`XX000 ENOTFOUND`), the pooler's part counts.
+pub(super) fn of(guest: &Guest<'_>, error: &ConnectError) -> Refusal {
+    if error.cause == Cause::WrongPassword
+        && !guest.has_password
+        && matches!(error.code.as_deref(), Some("1045" | "28P01"))
+    {
+        return refusal(
+            "no-password",
+            "No password was given, and the server does not let this login in without one.",
+            "Give the login's password: in a connection string it stands between : and @ behind the user.",
+        );
+    }
+    let by_code = error.code.as_deref().and_then(|code| match guest.engine {
+        Engine::Mysql => of_mysql(guest, code, error.particular.as_ref()),
+        _ => match code.split_once(' ') {
+            Some((_, name)) => Some(of_supavisor(name)),
+            None => of_postgres(guest, code, error.particular.as_ref()),
+        },
+    });
+    by_code.unwrap_or_else(|| of_cause(guest.engine, error.cause))
+}
+
+/// What a kind of trouble means, when nothing more is known.
+pub(super) fn of_cause(engine: Engine, cause: Cause) -> Refusal {
+    match cause {
+        Cause::Refused => refusal(
+            "refused",
+            "Nothing listens at this host and port.",
+            "Check host and port, and that the server listens on a public address.",
+        ),
+        Cause::Unreachable => refusal(
+            "unreachable",
+            "The server cannot be reached.",
+            "Check the host's name, and that a firewall lets us in.",
+        ),
+        Cause::PrivateAddress => refusal(
+            "private-address",
+            "The host is at a private, loopback or link-local address.",
+            "Give a host that is public. This installation connects to no private address.",
+        ),
+        Cause::Timeout => {
+            refusal("timeout", "The server did not answer in time.", "Check that a firewall lets us in, then retry.")
+        }
+        Cause::WrongPassword => refusal(
+            "wrong-password",
+            "The server refused the user or the password.",
+            "Connect again with the right ones.",
+        ),
+        Cause::Forbidden => refusal(
+            "forbidden",
+            "This login may not enter this database.",
+            "Let it in; the connection's test tells the statement for it.",
+        ),
+        Cause::MissingDatabase => refusal(
+            "missing-database",
+            "The server has no database of this name.",
+            "Create it, or connect again with the right name.",
+        ),
+        Cause::Tls => refusal(
+            "tls",
+            "TLS could not be agreed on, or the certificate was not accepted.",
+            "Check the certificate's name and date; give its CA, or another TLS mode.",
+        ),
+        Cause::TooManyConnections => refusal(
+            "too-many-connections",
+            "The server has no connection left.",
+            "Raise its limit or close others, then retry.",
+        ),
+        Cause::NotReady => {
+            refusal("not-ready", "The server is starting, stopping or recovering.", "Wait for it, then retry.")
+        }
+        Cause::TransactionPooler => {
+            let (code, what, advice) = transaction_pooler();
+            refusal(code, what, advice)
+        }
+        Cause::Sealed => refusal("sealed", "The stored credential does not open.", OURS),
+        Cause::Protocol => {
+            let what = match engine {
+                Engine::Mysql => "What answered is no MySQL or MariaDB that we can talk to.",
+                _ => "What answered is no PostgreSQL that we can talk to.",
+            };
+            refusal("protocol", what, "Check host, port and engine.")
+        }
+    }
+}
+
+fn of_postgres(guest: &Guest<'_>, code: &str, particular: Option<&Particular>) -> Option<Refusal> {
+    Some(match code {
         "28000" => refusal(
             "login-refused",
             "The server does not let this login in from here, whatever its password.",
             "Check the user's name and that it may log in, that pg_hba.conf has a line for our address, and that this line \
              asks for no more TLS than we use.",
         ),
+        "42501" => refusal("forbidden", "This login may not enter this database.", BY_ADMINISTRATOR).sql(guest.let_in(ANY_HOST)),
+        "3D000" => refusal(
+            "missing-database",
+            "The server has no database of this name.",
+            "Create it with the statement, or connect again with the right name.",
+        )
+        .sql(guest.create(ANY_HOST)),
+        "55000" => refusal(
+            "database-closed",
+            "The database takes no connections: it is set so, or its removal was broken off.",
+            "Use another database, or have an administrator let this one take connections with the statement.",
+        )
+        .sql(guest.open_database()),
+        "53300" => match particular {
+            Some(Particular::LoginLimit) => refusal(
+                "login-connection-limit",
+                "The login may have no more connections: it has a limit of its own, which is reached, or is 0.",
+                "Close connections of this login, or have an administrator take the limit off with the statement.",
+            )
+            .sql(guest.unlimit_login(ANY_HOST)),
+            Some(Particular::DatabaseLimit) => refusal(
+                "database-connection-limit",
+                "The database may have no more connections: it has a limit of its own, which is reached, or is 0.",
+                "Close connections to this database, or have an administrator take the limit off with the statement.",
+            )
+            .sql(guest.unlimit_database()),
+            Some(Particular::AccountHost(_)) | None => refusal(
+                "too-many-connections",
+                "The server has no connection left for anybody.",
+                "The statement shows who has them: close some, or raise max_connections in postgresql.conf and restart the \
+                 server, then retry.",
+            )
+            .sql(remedy::WHO_IS_CONNECTED),
+        },
         "08P01" => refusal(
             "pooler-refused",
             "A pooler stands before the database and did not let us through.",
@@ -45,49 +170,94 @@ fn of_postgres(code: &str) -> Option<Refusal> {
             "The server failed while it let us in.",
             "Look into the server's log. At Supabase: check that the project is not paused, and copy the string anew.",
         ),
-        _ => None,
-    }
+        _ => return None,
+    })
 }
 
-fn of_mysql(code: &str) -> Option<Refusal> {
-    match code {
+fn of_mysql(guest: &Guest<'_>, code: &str, particular: Option<&Particular>) -> Option<Refusal> {
+    let (host, by_administrator) = match particular {
+        Some(Particular::AccountHost(host)) => (host.as_str(), BY_ADMINISTRATOR),
+        _ => (ANY_HOST, ANY_ACCOUNT),
+    };
+    Some(match code {
+        "1044" => refusal(
+            "forbidden",
+            "This login may not enter this database, or there is none of this name: the server does not tell which.",
+            match particular {
+                Some(Particular::AccountHost(_)) => {
+                    "Check the database's name; then have an administrator of the database run the statements."
+                }
+                _ => {
+                    "Check the database's name; then have an administrator of the database run the statements, and when the \
+                     login is for another host than %, with that one."
+                }
+            },
+        )
+        .sql(guest.create(host)),
+        "1049" => refusal(
+            "missing-database",
+            "The server has no database of this name.",
+            match particular {
+                Some(Particular::AccountHost(_)) => "Create it with the statements, or connect again with the right name.",
+                _ => {
+                    "Create it with the statements, when the login is for another host than % with that one; or connect again \
+                     with the right name."
+                }
+            },
+        )
+        .sql(guest.create(host)),
+        "1040" => refusal(
+            "too-many-connections",
+            "The server has no connection left for anybody.",
+            "Close others, or have an administrator raise the limit with the statement, and max_connections in the server's \
+             configuration as well; then retry.",
+        )
+        .sql(remedy::MORE_CONNECTIONS),
         "1130" => refusal(
             "host-not-allowed",
             "The server lets nobody in from our address.",
-            "Make the login one for any host: CREATE USER '<login>'@'%' ...; and let our address through the firewall.",
-        ),
+            "Make the login one for any host: an administrator runs the statement, then the one that it shows; it keeps its \
+             password and rights. And let our address through the firewall.",
+        )
+        .sql(guest.rename_for_any_host()),
         "1129" => refusal(
             "host-blocked",
             "The server has blocked our address after too many broken connections.",
             "Let it back in: FLUSH HOSTS; (TRUNCATE TABLE performance_schema.host_cache; in MySQL 8).",
         ),
-        "1203" | "1226" => refusal(
-            "too-many-connections",
+        "1203" => refusal(
+            "login-connection-limit",
+            "The login has as many connections as the server lets any login have.",
+            "Close others, or have an administrator take the limit off with the statement, and max_user_connections in the \
+             server's configuration as well.",
+        )
+        .sql(remedy::UNLIMIT_LOGINS),
+        "1226" => refusal(
+            "login-connection-limit",
             "The login has as many connections as it may have.",
-            "Raise its limit: ALTER USER '<login>'@'%' WITH MAX_USER_CONNECTIONS 20; or close others.",
-        ),
+            by_administrator,
+        )
+        .sql(guest.unlimit_login(host)),
         "1698" => refusal(
             "login-refused",
             "This login gets in without a password, from the server's own machine only.",
-            "Use a login with a password: CREATE USER '<login>'@'%' IDENTIFIED BY '...';",
+            "Use a login that has a password; create one if there is none.",
         ),
         "1820" | "1862" => refusal(
             "password-expired",
             "The login's password has expired.",
-            "Give it a new one: ALTER USER '<login>'@'%' IDENTIFIED BY '...'; then connect with that.",
+            "Give the login a new one (ALTER USER ... IDENTIFIED BY), then connect with that.",
         ),
-        "3118" | "4151" => {
-            refusal("account-locked", "The login is locked.", "Unlock it: ALTER USER '<login>'@'%' ACCOUNT UNLOCK;")
-        }
+        "3118" | "4151" => refusal("account-locked", "The login is locked.", by_administrator).sql(guest.unlock(host)),
         "3159" => {
             refusal("tls-required", "The server takes connections with TLS only.", "Ask for TLS: ssl-mode=REQUIRED.")
         }
-        _ => None,
-    }
+        _ => return None,
+    })
 }
 
 /// The names that Supabase's pooler, Supavisor, gives to its errors.
-fn of_supavisor(name: &str) -> Option<Refusal> {
+fn of_supavisor(name: &str) -> Refusal {
     match name {
         "ENOTFOUND" | "ETENANTNOTFOUND" | "ENOIDENTIFIER" => refusal(
             "unknown-project",
@@ -150,35 +320,56 @@ fn of_supavisor(name: &str) -> Option<Refusal> {
 
 #[cfg(test)]
 mod tests {
-    use super::of_code;
+    use super::{Refusal, of};
+    use crate::provisioning::remedy::Guest;
     use kernel::Engine;
+    use tenancy::{Cause, ConnectError, Particular};
+
+    fn told(engine: Engine, code: &str, particular: Option<Particular>) -> Refusal {
+        let guest = Guest { engine, database: "shop", login: "ada", has_password: true };
+        let code = Some(code.to_owned());
+        of(&guest, &ConnectError { code, particular, ..ConnectError::new(Cause::WrongPassword) })
+    }
 
     #[test]
     fn a_poolers_code_counts_for_more_than_the_sqlstate_that_it_comes_with() {
-        let code = |engine, code| of_code(engine, code).map(|refusal| refusal.code);
-        assert_eq!(code(Engine::Postgresql, "XX000 ENOTFOUND"), Some("unknown-project"));
-        assert_eq!(code(Engine::Postgresql, "28P01 EWRONGPASSWORD"), Some("wrong-password"));
-        assert_eq!(code(Engine::Postgresql, "XX000 ENEW"), Some("pooler-refused"));
-        assert_eq!(code(Engine::Postgresql, "XX000"), Some("server-error"));
+        let code = |engine, code| told(engine, code, None).code;
+        assert_eq!(code(Engine::Postgresql, "XX000 ENOTFOUND"), "unknown-project");
+        assert_eq!(code(Engine::Postgresql, "XX000 ENEW"), "pooler-refused");
+        assert_eq!(code(Engine::Postgresql, "XX000"), "server-error");
+        // What is missing there is no database.
+        assert_eq!(told(Engine::Postgresql, "3D000 ENOTFOUND", None).sql, None);
         // The kind of trouble says it all.
-        assert_eq!(code(Engine::Postgresql, "28P01"), None);
-        assert_eq!(code(Engine::Mysql, "1045"), None);
-        assert_eq!(code(Engine::Mysql, "1130"), Some("host-not-allowed"));
+        assert_eq!(code(Engine::Postgresql, "28P01"), "wrong-password");
+        assert_eq!(code(Engine::Mysql, "1045"), "wrong-password");
         // The numbers of one engine mean nothing to the other.
-        assert_eq!(code(Engine::Postgresql, "1130"), None);
+        assert_eq!(code(Engine::Mysql, "1130"), "host-not-allowed");
+        assert_eq!(code(Engine::Postgresql, "1130"), "wrong-password");
+    }
+
+    #[test]
+    fn the_account_is_the_servers_word_where_there_is_one() {
+        let sql = |particular| told(Engine::Mysql, "1044", particular).sql.unwrap_or_default();
+        assert!(sql(None).ends_with("TO 'ada'@'%';"));
+        assert!(sql(Some(Particular::AccountHost("10.0.0.%".to_owned()))).ends_with("TO 'ada'@'10.0.0.%';"));
+        assert!(told(Engine::Mysql, "1226", None).advice.contains("another host"));
     }
 
     #[test]
     fn every_refusal_says_what_and_what_to_do() {
-        let postgres = ["28000", "08P01", "XX000"];
+        let postgres = ["28000", "42501", "3D000", "55000", "53300", "08P01", "XX000"];
         let poolers = ["ENOTFOUND", "EMAXCONNSESSION", "EMAXCLIENTCONN", "ECHECKOUTTIMEOUT", "EADDRNOTALLOWED"];
         let more = ["ESSLREQUIRED", "EWRONGPASSWORD", "ECIRCUITBREAKER", "EBANNED", "EDBHANDLEREXITED", "EOTHER"];
-        let mysql = ["1129", "1130", "1203", "1226", "1698", "1820", "1862", "3118", "3159", "4151"];
+        let mysql =
+            ["1040", "1044", "1049", "1129", "1130", "1203", "1226", "1698", "1820", "1862", "3118", "3159", "4151"];
         let poolers = poolers.iter().chain(&more).map(|name| (Engine::Postgresql, format!("XX000 {name}")));
         let plain = postgres.iter().map(|code| (Engine::Postgresql, (*code).to_owned()));
         for (engine, code) in plain.chain(poolers).chain(mysql.iter().map(|code| (Engine::Mysql, (*code).to_owned()))) {
-            let refusal = of_code(engine, &code).unwrap_or_else(|| panic!("{code} is not in the table"));
+            let refusal = told(engine, &code, None);
             assert!(refusal.what.ends_with('.') && refusal.advice.len() > 10, "{code}: {refusal:?}");
+            // What was typed is put into the statement, never left to whoever copies it.
+            let words = format!("{} {} {:?}", refusal.what, refusal.advice, refusal.sql);
+            assert!(!words.contains('<') && !words.contains("IDENTIFIED BY '"), "{code}: {refusal:?}");
         }
     }
 }

@@ -15,7 +15,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::target::{TargetError, TargetFields};
-use super::{DatabaseKind, NewDatabase, RunState, RunWithSteps, StepName, StepState, Target, watch};
+use super::{DatabaseKind, NewDatabase, RunState, RunWithSteps, StepError, StepName, StepState, Target, watch};
 use crate::audit::Actor;
 use crate::cx::Cx;
 use crate::http::auth::{MemberOf, OwnerOf};
@@ -167,13 +167,14 @@ impl ConnectBody {
                 refused("/connectionString", "give the connection string or its parts, not both")
             }
             (false, Some(text)) => {
-                Ok((NewDatabase::Brought(Target::from_url(&text, self.engine, tls, self.ca_pem)?), demo))
+                let target = Target::from_url(&text, self.engine, tls, self.ca_pem)?;
+                Ok((NewDatabase::Brought(target.for_store()?), demo))
             }
             (false, None) => {
                 let Self { engine, host, port, username, password, database, ca_pem, .. } = self;
                 let engine = engine.unwrap_or(Engine::Postgresql);
                 let fields = TargetFields { engine, host, port, username, password, database, tls, ca_pem };
-                Ok((NewDatabase::Brought(Target::from_fields(fields)?), demo))
+                Ok((NewDatabase::Brought(Target::from_fields(fields)?.for_store()?), demo))
             }
         }
     }
@@ -225,13 +226,33 @@ impl CredentialsBody {
     }
 }
 
-/// Why a step failed.
+/// Why a step failed. The connection's test says the same.
 #[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct StepErrorView {
     code: String,
     detail: String,
     /// What to do.
     advice: String,
+    /// What the database's server itself calls it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server_code: Option<String>,
+    /// Statements for an administrator of the database that help, ready to be copied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sql: Option<String>,
+}
+
+impl From<&StepError> for StepErrorView {
+    fn from(error: &StepError) -> Self {
+        let StepError { code, what, advice, server_code, sql, .. } = error;
+        Self {
+            code: (*code).to_owned(),
+            detail: what.clone(),
+            advice: advice.clone().into_owned(),
+            server_code: server_code.clone(),
+            sql: sql.clone(),
+        }
+    }
 }
 
 /// A step of a run.
@@ -276,6 +297,8 @@ impl From<RunWithSteps> for RunView {
                     code,
                     detail: step.error.unwrap_or_default(),
                     advice: step.advice.unwrap_or_default(),
+                    server_code: step.server_code,
+                    sql: step.sql,
                 }),
             })
             .collect();
@@ -331,7 +354,8 @@ async fn database_connect(
 ///
 /// For a database that you brought, when its password, login or address has changed after the store was prepared; before, it is
 /// connected again. They are tried at once and must lead to a database that holds this store, whose data is not touched. A
-/// refusal's `code` says why: `wrong-password`, `unreachable`, `other-database` and so on.
+/// refusal's `code` says why, as the connection's test does: `wrong-password`, `silent`, `other-database` and so on; beside it
+/// stand `advice`, the server's own `serverCode`, and in `sql` what an administrator of the database can run.
 ///
 /// They may lead to another database, too, on the same engine: to a whole copy of the store's, at the same version
 /// (`schema-too-old`, `schema-too-new`, `incomplete-copy`). The answer comes when the old database is left: requests that were

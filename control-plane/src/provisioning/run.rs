@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use super::StepError;
+use super::routes::StepErrorView;
 use super::steps::{Kept, STEP_TIMEOUT, StepCx};
 use super::{RunState, RunWithSteps, StepName, StepState, db};
 use crate::audit::{self, Actor, Subject};
@@ -23,6 +24,8 @@ const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(3);
 pub const MAX_ATTEMPTS: i32 = 50;
 /// How often a step is tried before the run counts as failed, when it says that waiting may help.
 const TRIES: u32 = 4;
+/// One slow try may be a database that has to wake up; the second shows whether it was.
+const CHECK_RETRY_LIMIT: Duration = Duration::from_secs(5);
 const LOCK_TRIES: u32 = 20;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -183,6 +186,14 @@ async fn begin_next(
     Ok(Next::Step(step.name))
 }
 
+/// How long a step may have taken before it is not tried again by itself: for what a connection is like, somebody waits.
+const fn retry_limit(name: StepName) -> Duration {
+    match name {
+        StepName::CheckConnection => CHECK_RETRY_LIMIT,
+        _ => STEP_TIMEOUT,
+    }
+}
+
 /// Does one step that was recorded as begun, with a pause and another try while it says that waiting may help.
 async fn perform(
     cx: &OpsCx,
@@ -195,7 +206,7 @@ async fn perform(
     let mut tries = 1;
     let outcome = loop {
         match attempt(cx, found, name, kept).await? {
-            Err(error) if error.is_transient && tries < TRIES => {
+            Err(error) if error.is_transient && tries < TRIES && started.elapsed() < retry_limit(name) => {
                 tracing::info!(error = chain(&error), "step {} failed and is tried again", name.as_str());
                 tokio::time::sleep(pause + Duration::from_millis(kernel::random::below(200))).await;
                 pause *= 2;
@@ -278,7 +289,6 @@ async fn end_step(
     state: StepState,
     error: Option<&StepError>,
 ) -> Result<(), sqlx::Error> {
-    let error = error.map(|error| (error.code, error.what.as_str(), error.advice));
     db::step_end(tx, found.run.id, name, &db::StepEnd { state, error }, cx.clock.now()).await?;
     step_event(cx, tx, found, name, state, error).await
 }
@@ -289,9 +299,9 @@ async fn step_event(
     found: &RunWithSteps,
     name: StepName,
     state: StepState,
-    error: Option<(&str, &str, &str)>,
+    error: Option<&StepError>,
 ) -> Result<(), sqlx::Error> {
-    let error = error.map(|(code, what, advice)| serde_json::json!({ "code": code, "detail": what, "advice": advice }));
+    let error = error.map(StepErrorView::from);
     let data = serde_json::json!({ "step": name, "state": state, "error": error });
     db::event_insert(tx, found.run.id, "step", data, cx.clock.now()).await
 }

@@ -1,10 +1,13 @@
 //! Why a step failed, in words for whoever waits for it.
 
+use std::borrow::Cow;
+
 use kernel::Engine;
 use sqlx::mysql::MySqlDatabaseError;
 use tenancy::{Cause, ConnectError};
 
-use super::refusal;
+use super::refusal::{self, Refusal};
+use super::remedy::Guest;
 
 /// Why a step failed: a stable code, what happened, and what to do. Never a secret, and of our own servers no address.
 #[derive(Debug, thiserror::Error)]
@@ -12,7 +15,11 @@ use super::refusal;
 pub struct StepError {
     pub code: &'static str,
     pub what: String,
-    pub advice: &'static str,
+    pub advice: Cow<'static, str>,
+    /// What the server itself calls it.
+    pub server_code: Option<String>,
+    /// Statements for an administrator of the database that help, ready to be copied.
+    pub sql: Option<String>,
     /// Whether doing it again in a moment may help without anybody doing anything.
     pub is_transient: bool,
     #[source]
@@ -20,11 +27,21 @@ pub struct StepError {
 }
 
 impl StepError {
-    pub fn new(code: &'static str, what: impl Into<String>, advice: &'static str) -> Self {
-        Self { code, what: what.into(), advice, is_transient: false, source: None }
+    pub fn new(code: &'static str, what: impl Into<String>, advice: impl Into<Cow<'static, str>>) -> Self {
+        let (what, advice) = (what.into(), advice.into());
+        Self { code, what, advice, server_code: None, sql: None, is_transient: false, source: None }
     }
 
-    pub(super) fn transient(mut self) -> Self {
+    pub fn sql(self, sql: impl Into<String>) -> Self {
+        Self { sql: Some(sql.into()), ..self }
+    }
+
+    /// The same of a server of ours: nobody else can do anything about it, and how it names things is not told.
+    pub(super) fn on_our_side(self) -> Self {
+        Self { advice: OURS.into(), sql: None, ..self }
+    }
+
+    pub fn transient(mut self) -> Self {
         self.is_transient = true;
         self
     }
@@ -40,7 +57,7 @@ pub const OURS: &str = "Nothing to do for you: this is on our side. Retry, and i
 /// What the code of a server's error means to whoever waits for the step.
 #[derive(Debug, Clone, Copy)]
 enum Said {
-    MissingPrivilege(Engine),
+    MissingPrivilege,
     DiskFull,
     StatementTimeout,
     /// Somebody else was in the way: locks, deadlocks, a template in use, the same thing made twice at once.
@@ -58,7 +75,7 @@ impl Said {
         };
         if let Some(mysql) = said.try_downcast_ref::<MySqlDatabaseError>() {
             return match mysql.number() {
-                1044 | 1142 | 1143 | 1227 | 1370 => Self::MissingPrivilege(Engine::Mysql),
+                1044 | 1142 | 1143 | 1227 | 1370 => Self::MissingPrivilege,
                 1021 | 1114 => Self::DiskFull,
                 1969 | 3024 => Self::StatementTimeout,
                 1007 | 1020 | 1062 | 1205 | 1213 => Self::Busy,
@@ -67,7 +84,7 @@ impl Said {
             };
         }
         match said.code().as_deref() {
-            Some("42501") => Self::MissingPrivilege(Engine::Postgresql),
+            Some("42501") => Self::MissingPrivilege,
             Some("53100") => Self::DiskFull,
             Some("57014") => Self::StatementTimeout,
             Some("55P03" | "55006" | "40001" | "40P01" | "42P04" | "42710" | "23505") => Self::Busy,
@@ -82,9 +99,11 @@ impl Said {
 impl From<sqlx::Error> for StepError {
     fn from(error: sqlx::Error) -> Self {
         let step = match Said::by(&error) {
-            Said::MissingPrivilege(engine) => {
-                Self::new("missing-privilege", "The login may not do what is needed.", grant_advice(engine))
-            }
+            Said::MissingPrivilege => Self::new(
+                "missing-privilege",
+                "The login may not do what is needed.",
+                "Give it what it lacks: the connection's test names it in its line privileges, with the statement.",
+            ),
             Said::DiskFull => Self::new("disk-full", "The database server's disk is full.", "Make room, then retry."),
             Said::StatementTimeout => {
                 Self::new("statement-timeout", "The database took too long.", "Look for load or locks, then retry.")
@@ -110,88 +129,34 @@ impl From<sqlx::Error> for StepError {
             .transient(),
             Said::Unexpected => Self::new("unexpected", "Something failed that should not.", OURS),
         };
-        step.because(error)
+        Self { server_code: server_code(&error), ..step }.because(error)
     }
 }
 
-/// What gives a login the rights that it needs.
-pub(super) const fn grant_advice(engine: Engine) -> &'static str {
-    match engine {
-        Engine::Mysql => "Grant it: GRANT ALL PRIVILEGES ON `<database>`.* TO '<login>'@'%';",
-        _ => "Grant it: GRANT CREATE ON DATABASE <database> TO <login>;",
+/// What the server itself calls its error: of MySQL's, whose SQLSTATEs say little, the number.
+fn server_code(error: &sqlx::Error) -> Option<String> {
+    let said = error.as_database_error()?;
+    match said.try_downcast_ref::<MySqlDatabaseError>() {
+        Some(said) => Some(said.number().to_string()),
+        None => said.code().map(Cow::into_owned),
     }
 }
 
 impl StepError {
-    /// Why no connection to a server of this engine came about.
-    pub fn connecting(engine: Engine, error: ConnectError) -> Self {
-        let (code, what, advice) = match error.cause {
-            Cause::Refused => (
-                "refused",
-                "Nothing listens at this host and port.",
-                "Check host and port, and that the server listens on a public address.",
-            ),
-            Cause::Unreachable => (
-                "unreachable",
-                "The server cannot be reached.",
-                "Check the host's name, and that a firewall lets us in.",
-            ),
-            Cause::PrivateAddress => (
-                "private-address",
-                "The host's name leads to a private, loopback or link-local address.",
-                "Connect again with a host that is public and resolves.",
-            ),
-            Cause::Timeout => {
-                ("timeout", "The server did not answer in time.", "Check that a firewall lets us in, then retry.")
-            }
-            Cause::WrongPassword => {
-                ("wrong-password", "The server refused the user or the password.", "Connect again with the right ones.")
-            }
-            Cause::Forbidden => (
-                "forbidden",
-                "This login may not enter this database.",
-                match engine {
-                    Engine::Mysql => "Let it in: GRANT ALL PRIVILEGES ON `<database>`.* TO '<login>'@'%';",
-                    _ => "Grant it: GRANT CONNECT ON DATABASE <database> TO <login>;",
-                },
-            ),
-            Cause::MissingDatabase => (
-                "missing-database",
-                "The server has no database of this name.",
-                "Create it, or connect again with the right name.",
-            ),
-            Cause::Tls => (
-                "tls",
-                "TLS could not be agreed on, or the certificate was not accepted.",
-                "Check the certificate's name and date; give its CA, or another TLS mode.",
-            ),
-            Cause::TooManyConnections => (
-                "too-many-connections",
-                "The server has no connection left.",
-                "Raise its limit or close others, then retry.",
-            ),
-            Cause::NotReady => {
-                ("not-ready", "The server is starting, stopping or recovering.", "Wait for it, then retry.")
-            }
-            Cause::TransactionPooler => transaction_pooler(),
-            Cause::Sealed => ("sealed", "The stored credential does not open.", OURS),
-            Cause::Protocol => {
-                let what = match engine {
-                    Engine::Mysql => "What answered is no MySQL or MariaDB that we can talk to.",
-                    _ => "What answered is no PostgreSQL that we can talk to.",
-                };
-                ("protocol", what, "Check host, port and engine.")
-            }
-        };
-        // The server's own code may say more.
-        let refusal = error.code.as_deref().and_then(|code| refusal::of_code(engine, code));
-        let mut step = match refusal {
-            Some(refusal) => Self::new(refusal.code, refusal.what, refusal.advice),
-            None => Self::new(code, what, advice),
-        };
-        step.is_transient =
+    /// Why no connection came about, for whoever knocked.
+    pub fn connecting<'a>(guest: impl Into<Guest<'a>>, error: ConnectError) -> Self {
+        Self { server_code: error.code.clone(), ..Self::refused(refusal::of(&guest.into(), &error), error) }
+    }
+
+    /// As [`StepError::connecting`], when the kind of trouble is all that is known.
+    pub fn of_cause(engine: Engine, cause: Cause) -> Self {
+        Self::refused(refusal::of_cause(engine, cause), ConnectError::new(cause))
+    }
+
+    fn refused(Refusal { code, what, advice, sql }: Refusal, error: ConnectError) -> Self {
+        let is_transient =
             matches!(error.cause, Cause::Unreachable | Cause::Timeout | Cause::TooManyConnections | Cause::NotReady);
-        step.because(error)
+        Self { sql, is_transient, ..Self::new(code, what, advice) }.because(error)
     }
 }
 

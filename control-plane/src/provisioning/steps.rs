@@ -1,27 +1,24 @@
 //! The steps of a run: what each does, and how it is undone.
 
-use std::pin::pin;
 use std::time::Duration;
 
 use kernel::{Engine, StoreStatus};
 use sqlx::PgConnection;
-use tenancy::{Cause, ConnectError, Credential, Reach, Session};
+use tenancy::{Cause, Credential, Reach, Session};
 use tenant_schema::{SchemaError, SchemaState};
-use tokio::time::timeout;
 
 use super::db::{self, StoreDatabase};
-use super::step_error::{OURS, StepError, grant_advice, transaction_pooler};
-use super::{DatabaseKind, Run, TargetError, engine, mysql, postgres};
+use super::remedy::Guest;
+use super::step_error::{OURS, StepError};
+use super::{DatabaseKind, Run, engine, mysql, postgres};
 use crate::cx::OpsCx;
-use crate::doctor::peer;
+use crate::doctor::entry;
 use crate::stores::{self, Store};
 use crate::{hostnames, identity, servers};
 
 /// How long a step may take before it counts as failed.
 pub const STEP_TIMEOUT: Duration = Duration::from_secs(120);
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a server may take to let us in before it is asked what it is.
-const PATIENCE: Duration = Duration::from_millis(700);
 
 /// The steps by name, in the order in which they are done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, sqlx::Type, utoipa::ToSchema)]
@@ -120,17 +117,17 @@ impl<'a> StepCx<'a> {
 
     async fn connect(&self) -> Result<Session, StepError> {
         let connected = self.credential.connect(self.reach(), CONNECT_TIMEOUT).await;
-        let mut session = connected.map_err(|error| StepError::connecting(self.credential.engine, error))?;
+        let mut session = connected.map_err(|error| self.of_ours(StepError::connecting(&self.credential, error)))?;
         engine::set_limits(&mut session).await?;
         Ok(session)
     }
 
-    /// The first connection to a database that was brought: what is no server of its engine is told to be none, instead of
-    /// waited for.
-    async fn connect_to_brought(&self) -> Result<Session, StepError> {
-        let mut session = connect_or_explain(&self.credential, self.reach()).await?;
-        engine::set_limits(&mut session).await?;
-        Ok(session)
+    /// Of a managed database nobody but us can mend anything.
+    fn of_ours(&self, error: StepError) -> StepError {
+        match self.run.kind {
+            DatabaseKind::Managed => error.on_our_side(),
+            DatabaseKind::Brought => error,
+        }
     }
 
     /// A connection with the rights of the server's administrator, at `database` of that server.
@@ -221,7 +218,7 @@ impl<'a> StepCx<'a> {
                     Ok(session) => session,
                     // The owner has taken it away themselves.
                     Err(error) if error.cause == Cause::MissingDatabase => return Ok(()),
-                    Err(error) => return Err(StepError::connecting(self.credential.engine, error)),
+                    Err(error) => return Err(StepError::connecting(&self.credential, error)),
                 };
                 engine::set_limits(&mut session).await?;
                 // Nor one that another store has begun to use since.
@@ -291,57 +288,33 @@ impl<'a> StepCx<'a> {
     }
 
     async fn check_connection(&self) -> Result<Session, StepError> {
-        if self.run.kind == DatabaseKind::Brought {
-            let found = self.reach().addresses(&self.credential.host, self.credential.port).await;
-            found.map_err(|error| {
-                let error = TargetError::from(error);
-                let advice = "Connect again with a host that is public and resolves.";
-                StepError::new(error.code(), error.to_string(), advice)
-            })?;
-        }
-        let mut first = match self.run.kind {
-            DatabaseKind::Managed => self.connect().await?,
-            DatabaseKind::Brought => self.connect_to_brought().await?,
-        };
         // What stands before a server of ours was looked at when ops registered it.
-        let checked = match self.run.kind {
-            DatabaseKind::Managed => Ok(()),
-            DatabaseKind::Brought => self.check_session_mode(&mut first).await,
-        };
-        let checked = match checked {
-            Ok(()) => self.check_server(&mut first).await,
-            Err(error) => Err(error),
-        };
-        match checked {
-            Ok(()) => Ok(first),
-            Err(error) => close(first, Err(error)).await,
+        if self.run.kind == DatabaseKind::Managed {
+            let mut session = self.connect().await?;
+            let checked = self.check_server(&mut session).await;
+            return keep(session, checked).await;
         }
+        let mut session = entry::enter(&self.credential, self.reach(), self.cx.clock.now()).await?;
+        let checked = async {
+            // Before it is known to be a session of ours alone, nothing is set that a pooler would leave to others.
+            entry::check_session_mode(&self.credential, self.reach(), &mut session).await?;
+            engine::set_limits(&mut session).await?;
+            self.check_server(&mut session).await
+        };
+        let checked = checked.await;
+        keep(session, checked).await
     }
 
-    async fn check_session_mode(&self, first: &mut Session) -> Result<(), StepError> {
-        let mut second = self.connect().await?;
-        let sides = async { Ok((engine::server_side(first).await?, engine::server_side(&mut second).await?)) }.await;
-        let (one, two) = close(second, sides).await?;
-        let (code, what, advice) = transaction_pooler();
-        if one == two { Err(StepError::new(code, what, advice)) } else { Ok(()) }
-    }
-
-    async fn check_server(&self, first: &mut Session) -> Result<(), StepError> {
-        let facts = engine::facts(first).await?;
+    async fn check_server(&self, session: &mut Session) -> Result<(), StepError> {
+        let facts = engine::facts(session).await?;
         facts.check()?;
-        match tenant_schema::inspect(first).await? {
-            SchemaState::Empty if !facts.may_create => Err(StepError::new(
-                "missing-privilege",
-                match facts.engine {
-                    Engine::Mysql => "The login may not create tables in this database, or not write to them.",
-                    _ => "The login may not create a schema in this database.",
-                },
-                grant_advice(facts.engine),
-            )),
+        let state = entry::inspect(&self.credential, session).await?;
+        entry::check_privileges(&self.credential, session, state).await.map_err(|error| self.of_ours(error))?;
+        match state {
             SchemaState::Empty => self.note_found_empty(true).await,
             // A schema that is marked for the store, and nothing in it, was made ready for this run.
             SchemaState::Ours { store, version } if store.is_none_or(|store| store == self.store.id) => {
-                let is_empty = store.is_some() && version == 0 && tenant_schema::is_bare(first).await?;
+                let is_empty = store.is_some() && version == 0 && tenant_schema::is_bare(session).await?;
                 self.note_found_empty(is_empty).await
             }
             SchemaState::Ours { .. } => Err(other_store()),
@@ -353,7 +326,7 @@ impl<'a> StepCx<'a> {
             SchemaState::Foreign if facts.engine == Engine::Mysql => Err(StepError::new(
                 "schema-in-use",
                 "The database holds tables, programs or events that are not ours.",
-                "Connect an empty one: CREATE DATABASE <name>; with rights on it. We do not touch this one.",
+                "Connect an empty one, since a store needs a whole database of MySQL's. We do not touch this one.",
             )),
             SchemaState::Foreign => Err(StepError::new(
                 "schema-in-use",
@@ -383,8 +356,9 @@ impl<'a> StepCx<'a> {
             SchemaError::NotOwner => StepError::new(
                 "missing-privilege",
                 "The schema tenantry in this database belongs to another login.",
-                "Make this login its owner: ALTER SCHEMA tenantry OWNER TO <login>;",
+                "Make this login the owner of it and of what is in it.",
             )
+            .sql(Guest::from(&self.credential).hand_over())
             .because(error),
             error => StepError::new("migration-failed", "The store's schema could not be brought up to date.", OURS)
                 .because(error),
@@ -400,7 +374,18 @@ impl<'a> StepCx<'a> {
                 .transient()
                 .because(error)
         })?;
-        self.cx.stores.lease_unserved(&route).await.map_err(|error| lease_refused(self.credential.engine, error))
+        self.cx.stores.lease_unserved(&route).await.map_err(|error| self.lease_refused(error))
+    }
+
+    fn lease_refused(&self, error: tenancy::LeaseError) -> StepError {
+        match error {
+            tenancy::LeaseError::Unavailable { cause, .. } => {
+                self.of_ours(StepError::of_cause(self.credential.engine, cause))
+            }
+            other => StepError::new("database-busy", "The store's database gave no connection.", OURS)
+                .transient()
+                .because(other),
+        }
     }
 
     async fn seed(&self) -> Result<tenancy::Lease, StepError> {
@@ -477,40 +462,6 @@ impl<'a> StepCx<'a> {
     }
 }
 
-/// Connects to a database that was brought. When that takes unusually long, what answers there is asked what it is meanwhile.
-async fn connect_or_explain(credential: &Credential, reach: Reach) -> Result<Session, StepError> {
-    let Credential { engine, host, port, .. } = credential;
-    let mut connecting = pin!(credential.connect(reach, CONNECT_TIMEOUT));
-    let connected = match timeout(PATIENCE, &mut connecting).await {
-        Ok(connected) => connected,
-        Err(_) => {
-            let mut explaining = pin!(peer::explain(*engine, host, *port, reach));
-            tokio::select! {
-                biased;
-                connected = &mut connecting => connected,
-                Some(wrong) = &mut explaining => return Err(wrong),
-            }
-        }
-    };
-    match connected {
-        Ok(session) => Ok(session),
-        Err(error) if error.cause == Cause::Protocol => Err(explained(credential, reach, error).await),
-        Err(error) => Err(StepError::connecting(*engine, error)),
-    }
-}
-
-/// Why a connection to a database that was brought failed: when it did as it would at something else than a server of this
-/// engine, what answers there is asked what it is.
-pub(super) async fn explained(credential: &Credential, reach: Reach, error: ConnectError) -> StepError {
-    let Credential { engine, host, port, .. } = credential;
-    if matches!(error.cause, Cause::Protocol | Cause::Timeout)
-        && let Some(wrong) = peer::explain(*engine, host, *port, reach).await
-    {
-        return wrong.because(error);
-    }
-    StepError::connecting(*engine, error)
-}
-
 fn other_store() -> StepError {
     StepError::new(
         "belongs-to-another-store",
@@ -519,21 +470,16 @@ fn other_store() -> StepError {
     )
 }
 
-fn lease_refused(engine: Engine, error: tenancy::LeaseError) -> StepError {
-    match error {
-        tenancy::LeaseError::Unavailable { cause, .. } => {
-            StepError::connecting(engine, ConnectError { cause, code: None })
-        }
-        other => {
-            StepError::new("database-busy", "The store's database gave no connection.", OURS).transient().because(other)
-        }
+/// Keeps the session for the next step when everything about it is right.
+async fn keep(session: Session, checked: Result<(), StepError>) -> Result<Session, StepError> {
+    match checked {
+        Ok(()) => Ok(session),
+        Err(error) => close(session, Err(error)).await,
     }
 }
 
-/// Says good-bye to the server in every outcome, so that no lock or session outlives the step.
+/// Says good-bye to the server in every outcome.
 async fn close<T>(session: Session, outcome: Result<T, StepError>) -> Result<T, StepError> {
-    if let Err(error) = session.close().await {
-        tracing::debug!(error = %error, "closing a connection failed");
-    }
+    engine::leave(session).await;
     outcome
 }

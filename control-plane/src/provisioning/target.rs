@@ -15,6 +15,10 @@ const PRIVATE_ADDRESS: &str =
 const UNRESOLVABLE: &str = "the host's name does not resolve; check its spelling";
 const PLAIN_REFUSED: &str = "a connection without TLS is not allowed; use require, verify-ca or verify-full";
 
+/// Databases that belong to a server itself. PostgreSQL's `postgres` is anybody's.
+const OF_MYSQL: [&str; 4] = ["mysql", "information_schema", "performance_schema", "sys"];
+const OF_POSTGRES: [&str; 2] = ["template0", "template1"];
+
 /// A database as it was typed. Whether its host may be called, and with how much of TLS, [`Target::resolve`] says.
 pub struct Target {
     pub(crate) engine: Engine,
@@ -123,6 +127,24 @@ impl Target {
         }
         let TargetFields { engine, tls, ca_pem, .. } = fields;
         Ok(Self { engine, host, port, username, password, database, tls, ca_pem, is_text: false })
+    }
+
+    /// The same for a store to live in: not a database that belongs to the server itself, in which nobody should be given
+    /// rights.
+    ///
+    /// # Errors
+    /// [`TargetError::Invalid`].
+    pub fn for_store(self) -> Result<Self, TargetError> {
+        let is_servers_own = match self.engine {
+            // The server's file system may tell capitals apart; for these names nobody has a use in either.
+            Engine::Mysql => OF_MYSQL.iter().any(|name| self.database.eq_ignore_ascii_case(name)),
+            _ => OF_POSTGRES.contains(&self.database.as_str()),
+        };
+        if !is_servers_own {
+            return Ok(self);
+        }
+        let pointer = if self.is_text { super::connection_string::AT } else { "/database" };
+        Err(invalid(pointer, "system-database", "the database belongs to the server itself; create one for the store"))
     }
 
     /// Looks up where the host is, refuses one that may not be called, and settles how much of TLS is asked for: without a

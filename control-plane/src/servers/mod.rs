@@ -149,9 +149,7 @@ async fn prove(credential: &Credential) -> Result<Option<String>, ServerError> {
         Ok::<_, sqlx::Error>((facts, may_provision, engine::system_identifier(&mut session).await))
     }
     .await;
-    if let Err(error) = session.close().await {
-        tracing::debug!(error = %error, "closing a connection failed");
-    }
+    engine::leave(session).await;
     let (facts, may_provision, system_identifier) = seen?;
     facts.check().map_err(|error| unusable(error.code, &format!("{} {}", error.what, error.advice)))?;
     if may_provision { Ok(system_identifier) } else { Err(unusable("missing-privilege", needed_rights(facts.engine))) }

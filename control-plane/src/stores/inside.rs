@@ -2,7 +2,7 @@
 
 use kernel::{Engine, StoreStatus, UserId};
 use problem::Problem;
-use tenancy::{Cause, ConnectError, Lease, LeaseError};
+use tenancy::{Cause, Lease, LeaseError};
 use tenant_schema::seed::{self, StoreCounts};
 use tenant_schema::settings::{self, SettingsError, StoreSettings, StoreSettingsPatch};
 
@@ -36,34 +36,34 @@ pub struct Trouble {
     pub code: String,
     pub detail: Option<String>,
     pub advice: Option<String>,
+    pub sql: Option<String>,
 }
 
 impl Trouble {
     fn of_cause(cause: Cause, (kind, engine): (DatabaseKind, Engine)) -> Self {
-        let error = ConnectError { cause, code: None };
-        let StepError { code, what, advice, .. } = StepError::connecting(engine, error);
+        let StepError { code, what, advice, .. } = StepError::of_cause(engine, cause);
         let advice = match (kind, cause) {
-            (DatabaseKind::Managed, _) => provisioning::OURS,
+            (DatabaseKind::Managed, _) => provisioning::OURS.into(),
             (DatabaseKind::Brought, Cause::WrongPassword) => {
-                "Give the right user and password: PUT /api/stores/{id}/database/credentials."
+                "Give the right user and password: PUT /api/stores/{id}/database/credentials.".into()
             }
             (DatabaseKind::Brought, Cause::MissingDatabase) => {
-                "Bring it back, or give its new name: PUT /api/stores/{id}/database/credentials."
+                "Bring it back, or give its new name: PUT /api/stores/{id}/database/credentials.".into()
             }
             (DatabaseKind::Brought, _) => advice,
         };
-        Self { code: code.to_owned(), detail: Some(what), advice: Some(advice.to_owned()) }
+        Self { code: code.to_owned(), detail: Some(what), advice: Some(advice.into_owned()), sql: None }
     }
 
     fn of_problem(problem: &Problem) -> Self {
-        Self { code: problem.code().to_owned(), detail: None, advice: None }
+        Self { code: problem.code().to_owned(), detail: None, advice: None, sql: None }
     }
 }
 
 impl From<&Step> for Trouble {
     fn from(step: &Step) -> Self {
         let code = step.error_code.clone().unwrap_or_else(|| "unexpected".to_owned());
-        Self { code, detail: step.error.clone(), advice: step.advice.clone() }
+        Self { code, detail: step.error.clone(), advice: step.advice.clone(), sql: step.sql.clone() }
     }
 }
 

@@ -160,6 +160,9 @@ pub struct DatabaseView {
     /// What to do.
     #[serde(skip_serializing_if = "Option::is_none")]
     advice: Option<String>,
+    /// Statements for an administrator of the database that help, ready to be copied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sql: Option<String>,
 }
 
 impl StoreDetailView {
@@ -173,10 +176,14 @@ impl StoreDetailView {
             I::Unavailable(trouble) => ("unavailable", None, Some(trouble)),
             I::Read { settings, counts } => ("available", Some((*settings, counts)), None),
         };
-        let (code, detail, advice) =
-            trouble.map_or((None, None, None), |trouble| (Some(trouble.code), trouble.detail, trouble.advice));
+        let database = match trouble {
+            None => DatabaseView { state, code: None, detail: None, advice: None, sql: None },
+            Some(inside::Trouble { code, detail, advice, sql }) => {
+                DatabaseView { state, code: Some(code), detail, advice, sql }
+            }
+        };
         let (settings, counts) = inside.unzip();
-        Self { store: store.into(), settings, counts, database: DatabaseView { state, code, detail, advice } }
+        Self { store: store.into(), settings, counts, database }
     }
 }
 

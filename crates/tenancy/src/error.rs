@@ -12,7 +12,7 @@ use crate::reach::AddressError;
 
 /// Why a database could not be reached or used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "kebab-case")]
 pub enum Cause {
     /// Nothing listens there.
     Refused,
@@ -43,21 +43,21 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// The name for logs and metrics.
+    /// The name for answers, logs and metrics: everywhere the same.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Refused => "refused",
             Self::Unreachable => "unreachable",
-            Self::PrivateAddress => "private_address",
+            Self::PrivateAddress => "private-address",
             Self::Timeout => "timeout",
-            Self::WrongPassword => "wrong_password",
+            Self::WrongPassword => "wrong-password",
             Self::Forbidden => "forbidden",
-            Self::MissingDatabase => "missing_database",
+            Self::MissingDatabase => "missing-database",
             Self::Tls => "tls",
-            Self::TooManyConnections => "too_many_connections",
-            Self::NotReady => "not_ready",
-            Self::TransactionPooler => "transaction_pooler",
+            Self::TooManyConnections => "too-many-connections",
+            Self::NotReady => "not-ready",
+            Self::TransactionPooler => "transaction-pooler",
             Self::Sealed => "sealed",
             Self::Protocol => "protocol",
         }
@@ -82,11 +82,26 @@ pub struct ConnectError {
     /// What the server itself calls it, when it said anything: PostgreSQL's five characters, MySQL's number. A pooler that
     /// has one of these for everything adds a name of its own: `XX000 EMAXCONNSESSION`.
     pub code: Option<String>,
+    /// What the server tells beside its code, when that matters.
+    pub particular: Option<Particular>,
+}
+
+/// What a refusal tells beside its code, read from what no server translates.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Particular {
+    /// The login itself may have no more connections, however many the server has left.
+    LoginLimit,
+    /// The database itself may have no more connections.
+    DatabaseLimit,
+    /// The host part of the account that MySQL took the login for: `%`, `10.0.0.%`.
+    AccountHost(String),
 }
 
 impl ConnectError {
-    pub(crate) const fn new(cause: Cause) -> Self {
-        Self { cause, code: None }
+    /// Trouble of a kind, of which nothing more is known.
+    #[must_use]
+    pub const fn new(cause: Cause) -> Self {
+        Self { cause, code: None, particular: None }
     }
 }
 
@@ -113,12 +128,38 @@ impl From<&sqlx::Error> for ConnectError {
             sqlx::Error::Database(database) => cause_of(database.as_ref()),
             _ => Cause::Protocol,
         };
-        let code = match error {
-            sqlx::Error::Database(database) => code_of(database.as_ref()),
+        let said = match error {
+            sqlx::Error::Database(database) => Some(database.as_ref()),
             _ => None,
         };
-        Self { cause, code }
+        Self { cause, code: said.and_then(code_of), particular: said.and_then(particular_of) }
     }
+}
+
+fn particular_of(error: &dyn DatabaseError) -> Option<Particular> {
+    if let Some(error) = error.try_downcast_ref::<MySqlDatabaseError>() {
+        // Only here is the account meant that has the rights; elsewhere it is where the client comes from.
+        return (error.number() == 1044).then(|| account_host(error.message()).map(Particular::AccountHost)).flatten();
+    }
+    let error = error.try_downcast_ref::<PgDatabaseError>().filter(|error| error.code() == "53300")?;
+    // Messages are translated, and poolers pass them on without the name of the place in the server's source.
+    let (message, routine) = (error.message(), error.routine().unwrap_or_default());
+    if routine.starts_with("InitializeSessionUserId") || message.starts_with("too many connections for role") {
+        Some(Particular::LoginLimit)
+    } else if routine == "CheckMyDatabase" || message.starts_with("too many connections for database") {
+        Some(Particular::DatabaseLimit)
+    } else {
+        None
+    }
+}
+
+/// The host part of the first account that a message names: `'ada'@'10.0.0.%'`.
+fn account_host(message: &str) -> Option<String> {
+    let (host, _) = message.split_once("'@'")?.1.split_once('\'')?;
+    let is_host = !host.is_empty()
+        && host.len() <= 255
+        && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".%_:-/".contains(&byte));
+    is_host.then(|| host.to_owned())
 }
 
 /// What the server itself calls its error: of MySQL's, whose SQLSTATEs say little, the number.
@@ -180,7 +221,8 @@ fn cause_of(error: &dyn DatabaseError) -> Cause {
     }
     match error.code().as_deref().unwrap_or_default() {
         "28P01" | "28000" => Cause::WrongPassword,
-        "42501" => Cause::Forbidden,
+        // Also a database that takes no connections at all.
+        "42501" | "55000" => Cause::Forbidden,
         "3D000" => Cause::MissingDatabase,
         "53300" => Cause::TooManyConnections,
         "57P01" | "57P02" | "57P03" => Cause::NotReady,
@@ -293,7 +335,21 @@ pub enum ResolveError {
 
 #[cfg(test)]
 mod tests {
-    use super::pooler_code;
+    use super::{account_host, pooler_code};
+
+    #[test]
+    fn the_account_is_read_in_whatever_language_it_is_named() {
+        for (message, host) in [
+            ("Access denied for user 'ada'@'%' to database 'shop'", Some("%")),
+            ("Benutzer 'ada'@'10.0.0.%' hat keine Zugriffsberechtigung auf Datenbank 'x'@'y'", Some("10.0.0.%")),
+            ("Access denied for user ''@'localhost' to database 'shop'", Some("localhost")),
+            ("Access denied for user 'ada'@'' to database 'shop'", None),
+            ("Access denied for user 'ada'@'; drop' to database", None),
+            ("Access denied", None),
+        ] {
+            assert_eq!(account_host(message).as_deref(), host, "{message}");
+        }
+    }
 
     #[test]
     fn a_poolers_own_name_is_found_and_nothing_else_is_taken_for_one() {

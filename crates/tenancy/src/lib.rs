@@ -27,7 +27,7 @@ mod unknown;
 pub use config::{BreakerConfig, DirectoryConfig, TenancyConfig};
 pub use connection::{Connection, Transaction};
 pub use credential::{APPLICATION_NAME, Credential, TlsMode};
-pub use error::{Cause, ConnectError, LeaseError, ResolveError};
+pub use error::{Cause, ConnectError, LeaseError, Particular, ResolveError};
 pub use lease::Lease;
 pub use query::Query;
 pub use reach::{AddressError, Reach};

@@ -1,0 +1,189 @@
+//! Statements that help, ready to be copied by an administrator of the database. Whatever an owner has called their things,
+//! the names in them are quoted.
+
+use kernel::Engine;
+use tenancy::Credential;
+
+/// Whoever knocks: a login, at a database.
+#[derive(Debug, Clone, Copy)]
+pub struct Guest<'a> {
+    pub engine: Engine,
+    pub database: &'a str,
+    pub login: &'a str,
+    pub has_password: bool,
+}
+
+impl<'a> From<&'a Credential> for Guest<'a> {
+    fn from(credential: &'a Credential) -> Self {
+        let has_password = !secrecy::ExposeSecret::expose_secret(&credential.password).is_empty();
+        let Credential { engine, database, username, .. } = credential;
+        Self { engine: *engine, database, login: username, has_password }
+    }
+}
+
+/// The host part of an account that is for every host.
+pub const ANY_HOST: &str = "%";
+
+impl Guest<'_> {
+    /// The login as an account of MySQL's at this host.
+    fn account(&self, host: &str) -> String {
+        account(self.login, host)
+    }
+
+    /// Lets the login into the database, and in MySQL work there.
+    pub fn let_in(&self, host: &str) -> String {
+        match self.engine {
+            Engine::Mysql => {
+                format!("GRANT ALL PRIVILEGES ON {}.* TO {};", mysql_pattern(self.database), self.account(host))
+            }
+            _ => format!("GRANT CONNECT ON DATABASE {} TO {};", pg_name(self.database), pg_name(self.login)),
+        }
+    }
+
+    /// Makes the database for the login. Where the server does not say whether it is there, one that is there is kept.
+    pub fn create(&self, host: &str) -> String {
+        match self.engine {
+            Engine::Mysql => format!(
+                "CREATE DATABASE IF NOT EXISTS {} CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;\n{}",
+                mysql_name(self.database),
+                self.let_in(host)
+            ),
+            _ => format!("CREATE DATABASE {} OWNER {};", pg_name(self.database), pg_name(self.login)),
+        }
+    }
+
+    /// Takes the limit off the connections of the login.
+    pub fn unlimit_login(&self, host: &str) -> String {
+        match self.engine {
+            Engine::Mysql => {
+                format!("ALTER USER {} WITH MAX_USER_CONNECTIONS 0 MAX_CONNECTIONS_PER_HOUR 0;", self.account(host))
+            }
+            _ => format!("ALTER ROLE {} CONNECTION LIMIT -1;", pg_name(self.login)),
+        }
+    }
+
+    /// Takes the limit off the connections to the database, in PostgreSQL.
+    pub fn unlimit_database(&self) -> String {
+        format!("ALTER DATABASE {} CONNECTION LIMIT -1;", pg_name(self.database))
+    }
+
+    /// Lets the database take connections, in PostgreSQL.
+    pub fn open_database(&self) -> String {
+        format!("ALTER DATABASE {} WITH ALLOW_CONNECTIONS true;", pg_name(self.database))
+    }
+
+    /// Unlocks the account, in MySQL.
+    pub fn unlock(&self, host: &str) -> String {
+        format!("ALTER USER {} ACCOUNT UNLOCK;", self.account(host))
+    }
+
+    /// Shows the statements that make the login, with its password and rights, one for every host, in MySQL. For which hosts it
+    /// is, the server tells its administrator alone.
+    pub fn rename_for_any_host(&self) -> String {
+        let name = text(self.login);
+        format!(
+            "SELECT CONCAT('RENAME USER ', QUOTE(user), '@', QUOTE(host), ' TO ', QUOTE(user), '@''%'';') AS run_this\n  \
+             FROM mysql.user WHERE user = {name};"
+        )
+    }
+
+    /// Gives the login rights on the database, in MySQL.
+    pub fn grant(&self, rights: &str, account: &str) -> String {
+        format!("GRANT {rights} ON {}.* TO {account};", mysql_pattern(self.database))
+    }
+
+    /// Lets the login make a schema in the database, in PostgreSQL.
+    pub fn grant_create(&self) -> String {
+        format!("GRANT CREATE ON DATABASE {} TO {};", pg_name(self.database), pg_name(self.login))
+    }
+
+    /// Lets the login's transactions write again, in PostgreSQL.
+    pub fn make_writable(&self) -> String {
+        let (database, login) = (pg_name(self.database), pg_name(self.login));
+        format!(
+            "ALTER DATABASE {database} RESET default_transaction_read_only;\n\
+             ALTER ROLE {login} RESET default_transaction_read_only;"
+        )
+    }
+
+    /// Makes the login the owner of the store's schema and of all that is in it, in PostgreSQL. Not by making it a member of
+    /// the owner that there is, which may be the server's administrator.
+    pub fn hand_over(&self) -> String {
+        let login = pg_name(self.login);
+        let quoted = login.replace('\'', "''");
+        format!(
+            "ALTER SCHEMA tenantry OWNER TO {login};\n\
+             DO $tenantry$ DECLARE one text; BEGIN\n  \
+               FOR one IN SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname = 'tenantry' LOOP\n    \
+                 EXECUTE format('ALTER TABLE %s OWNER TO %s', one, '{quoted}');\n  \
+               END LOOP;\nEND $tenantry$;"
+        )
+    }
+}
+
+/// Who has the connections of a PostgreSQL server.
+pub const WHO_IS_CONNECTED: &str =
+    "SELECT datname, usename, state, count(*) FROM pg_stat_activity GROUP BY 1, 2, 3 ORDER BY 4 DESC;";
+/// Gives a MySQL server more connections, until it is started anew.
+pub const MORE_CONNECTIONS: &str = "SET GLOBAL max_connections = @@GLOBAL.max_connections + 50;";
+/// Takes the limit off the connections of every login of a MySQL server that has none of its own.
+pub const UNLIMIT_LOGINS: &str = "SET GLOBAL max_user_connections = 0;";
+
+/// A login as MySQL's statements take it.
+pub fn account(user: &str, host: &str) -> String {
+    format!("{}@{}", text(user), text(host))
+}
+
+/// A text as MySQL takes it.
+fn text(text: &str) -> String {
+    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+}
+
+/// A name as PostgreSQL quotes it.
+fn pg_name(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A name as MySQL quotes it.
+fn mysql_name(name: &str) -> String {
+    format!("`{}`", name.replace('`', "``"))
+}
+
+/// A database's name as MySQL's grants take it, where an underscore or a percent sign stands for others.
+fn mysql_pattern(name: &str) -> String {
+    mysql_name(&name.replace('\\', "\\\\").replace('_', "\\_").replace('%', "\\%"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ANY_HOST, Guest, account};
+    use kernel::Engine;
+
+    fn guest<'a>(engine: Engine, database: &'a str, login: &'a str) -> Guest<'a> {
+        Guest { engine, database, login, has_password: true }
+    }
+
+    #[test]
+    fn statements_hold_whatever_names_there_are() {
+        assert_eq!(
+            guest(Engine::Postgresql, "the \"shop\"; x", "ada's").let_in(ANY_HOST),
+            "GRANT CONNECT ON DATABASE \"the \"\"shop\"\"; x\" TO \"ada's\";"
+        );
+        assert_eq!(
+            guest(Engine::Mysql, "my_shop`s", "a'da").let_in("10.0.0.%"),
+            "GRANT ALL PRIVILEGES ON `my\\_shop``s`.* TO 'a''da'@'10.0.0.%';"
+        );
+        assert_eq!(
+            guest(Engine::Postgresql, "shop", "ada").create(ANY_HOST),
+            "CREATE DATABASE \"shop\" OWNER \"ada\";"
+        );
+        let made = guest(Engine::Mysql, "my_shop", "ada").create(ANY_HOST);
+        assert!(made.starts_with("CREATE DATABASE IF NOT EXISTS `my_shop` CHARACTER SET utf8mb4"), "{made}");
+        assert_eq!(account("o\\'x", "10.0.0.%"), "'o\\\\''x'@'10.0.0.%'");
+        let handed = guest(Engine::Postgresql, "shop", "ada's \"x\"").hand_over();
+        assert!(
+            handed.contains("OWNER TO \"ada's \"\"x\"\"\";") && handed.contains("'\"ada''s \"\"x\"\"\"'"),
+            "{handed}"
+        );
+    }
+}

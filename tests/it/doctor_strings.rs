@@ -1,0 +1,78 @@
+//! Connection strings as they are pasted: what is understood leads to the database, what is not is refused by its part.
+
+use integration_tests::TestMariaDb;
+use serde_json::json;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
+
+use crate::doctor::{app, expect_failure, expect_ok, said, test_url};
+use crate::faults::run;
+
+/// With everything in it that means something in a string.
+const PASSWORD: &str = "p@ss:w/rd%? #&=+'\\x";
+const ENCODED: &str = "p%40ss%3Aw%2Frd%25%3F%20%23%26%3D%2B%27%5Cx";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_string_is_understood_whatever_it_is_pasted_with() {
+    let (app, owner) = app().await;
+    let database = app.cluster.brought().await;
+    let (name, port) = (&database.database, app.cluster.port());
+    let mut admin = database.admin().await;
+    run(&mut admin, &format!("alter role {name} password '{}'", PASSWORD.replace('\'', "''"))).await;
+    admin.close().await.unwrap();
+    let url = format!("postgres://{name}:{ENCODED}@127.0.0.1:{port}/{name}");
+    let quoted = PASSWORD.replace('\\', "\\\\").replace('\'', "\\'");
+    for text in [
+        format!("{url}\n"),
+        format!("DATABASE_URL={url}"),
+        format!("export DATABASE_URL=\"{url}\";\r\n"),
+        format!("DATABASE_URL: {url}"),
+        format!("\"url\": \"{url}\","),
+        format!("psql {url}"),
+        format!("psql \"{url}\""),
+        format!("jdbc:postgresql://127.0.0.1:{port}/{name}?user={name}&password={ENCODED}"),
+        format!("host=127.0.0.1 port={port} dbname={name} user={name} password='{quoted}'"),
+    ] {
+        expect_ok(&test_url(&owner, &text).await);
+    }
+
+    let mariadb = TestMariaDb::create().await;
+    let mut admin = mariadb.admin().await;
+    let literal = PASSWORD.replace('\\', "\\\\").replace('\'', "''");
+    let login = &mariadb.name;
+    admin.execute(AssertSqlSafe(format!("alter user {login}@'%' identified by '{literal}'"))).await.unwrap();
+    admin.close().await.unwrap();
+    let url = format!("{login}:{ENCODED}@127.0.0.1:{}/{login}", mariadb.port());
+    for scheme in ["mysql", "jdbc:mysql", "DB_URL: mysql2", "mariadb"] {
+        expect_ok(&test_url(&owner, &format!("{scheme}://{url}")).await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_understood_is_named_by_its_part_and_not_repeated() {
+    let (_app, owner) = app().await;
+    for (text, code, word) in [
+        ("psql -h h.example -U hunter1 hunter2", "shell-line", "one by one"),
+        ("PGPASSWORD=hunter2 psql -h h.example -U hunter1 d", "shell-line", "one by one"),
+        ("host=h.example dbname=d user=hunter1 password=hunter2 hunter3", "malformed", "quotes"),
+        ("host=/tmp dbname=d user=hunter1", "host", "socket"),
+        ("host=h1,h2 dbname=d user=hunter1", "host", "several"),
+        ("host=h.example port=hunter1 dbname=d user=a", "malformed", "port"),
+        ("host=h.example dbname=d user=a hunter1=x", "parameter", "no word"),
+        ("postgres://hunter1:${PW}@h.example/d", "placeholder", "password"),
+        ("postgres://hunter1:$PW@h.example/d", "placeholder", "password"),
+        ("postgres://hunter1:<password>@h.example/d", "placeholder", "password"),
+        ("postgres://hunter1:****@h.example/d", "placeholder", "password"),
+        ("postgres://hunter1:hunter2@<host>/d", "placeholder", "host"),
+        ("jdbc:postgresql://h.example/d?user=hunter1&password=hunter2%zz", "percent-encoding", "password"),
+        ("postgres://hunter1:hunter2%zz@h.example/d", "percent-encoding", "password"),
+        ("postgres://hunter1:hunter2@h.example/d?hunter3%zz", "percent-encoding", "behind the ?"),
+    ] {
+        let report = test_url(&owner, text).await;
+        expect_failure(&report, "parse", code);
+        assert!(said(&report, "parse", "detail").contains(word), "{text}: {report}");
+        assert!(!report.to_string().contains("hunter"), "{text}: {report}");
+    }
+    // Of another engine than the one that is said beside it.
+    let body = json!({ "engine": "mysql", "connectionString": "host=h.example dbname=d user=a password=b" });
+    expect_failure(&crate::doctor::test(&owner, body).await, "parse", "contradiction");
+}
