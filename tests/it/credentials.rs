@@ -1,7 +1,7 @@
 //! New credentials for a database that an owner brought.
 
 use http::Method;
-use integration_tests::{Brought, Owner, Response, TestApp, eventually};
+use integration_tests::{Brought, Client, Owner, Response, TestApp, eventually};
 use kernel::Engine;
 use serde_json::{Value, json};
 
@@ -12,6 +12,7 @@ on_each_engine! {
     credentials_that_lead_elsewhere_or_may_too_little_are_refused_and_nothing_changes
     a_suspended_stores_credentials_change_too_and_reach_other_nodes
     a_failed_run_is_told_with_its_cause
+    a_database_that_was_mended_is_served_at_once_when_a_test_finds_it_well
 }
 
 async fn give(owner: &Owner, store: &Value, url: &str) -> Response {
@@ -132,7 +133,7 @@ async fn a_suspended_stores_credentials_change_too_and_reach_other_nodes(engine:
 
     root.api.post(&format!("{suspend}/resume"), Value::Null).await.expect_status(200);
     for address in [app.address, other.address] {
-        let shop = integration_tests::Client::new(address, text(&store["hostname"]));
+        let shop = Client::new(address, text(&store["hostname"]));
         eventually("it is served", || async { (shop.get("/store/v1/products").await.status == 200).then_some(()) })
             .await;
     }
@@ -151,4 +152,32 @@ async fn a_failed_run_is_told_with_its_cause(engine: Engine) {
     let database = &detail["database"];
     assert_eq!((&database["state"], &database["code"]), (&json!("failed"), &json!("wrong-password")), "{detail}");
     assert!(database["advice"].is_string() && detail["settings"].is_null(), "{detail}");
+}
+
+async fn a_database_that_was_mended_is_served_at_once_when_a_test_finds_it_well(engine: Engine) {
+    let app = TestApp::start_on(engine).await;
+    let owner = app.owner("ada").await;
+    let (store, database) = brought_store(&app, &owner, "tea").await;
+    let other = app.other_node().await;
+    let shops = [app.address, other.address].map(|address| Client::new(address, text(&store["hostname"])));
+    change_password(&app, &database, "somebody-elses-idea").await;
+    for shop in &shops {
+        shop.get("/store/v1/products").await.expect_problem(503, "store-database-unavailable");
+    }
+    let test = store_path(&store, "/database/test");
+    let ill = owner.api.post(&test, json!({})).await.expect_status(200);
+    assert_eq!(ill["ok"], false, "{ill}");
+
+    // Nobody tells us that the old password is right again.
+    app.server().await.set_password(database.name(), &database.password()).await;
+    for shop in &shops {
+        shop.get("/store/v1/products").await.expect_problem(503, "store-database-unavailable");
+    }
+    let well = owner.api.post(&test, json!({})).await.expect_status(200);
+    assert_eq!(well["ok"], true, "{well}");
+    for shop in &shops {
+        eventually("it is served", || async { (shop.get("/store/v1/products").await.status == 200).then_some(()) })
+            .await;
+    }
+    other.stop().await;
 }

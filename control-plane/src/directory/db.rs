@@ -89,6 +89,14 @@ pub async fn store_change(conn: &mut PgConnection, seq: i64) -> Result<Option<St
     }))
 }
 
+/// Tells every node, when this is committed, that the database of a store was seen well.
+pub async fn store_recovery_tell(conn: &mut PgConnection, store: StoreId) -> Result<(), sqlx::Error> {
+    sqlx::query!("select pg_notify('tenantry_store_recoveries', $1::uuid::text)", store.as_uuid())
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
 /// Forgets changes that every node has heard of or has replaced by a full re-read, in a bounded batch.
 pub async fn store_changes_purge(
     conn: &mut PgConnection,

@@ -16,6 +16,8 @@ use crate::http::errors::chain;
 use crate::master::{self, MasterError};
 
 const STORE_CHANGES: &str = "tenantry_store_changes";
+/// Names a store whose database was seen well. Who misses it tries again when the breaker's pause is over.
+const STORE_RECOVERIES: &str = "tenantry_store_recoveries";
 const PROVISIONING: &str = "tenantry_provisioning";
 const RETRY: Duration = Duration::from_secs(1);
 /// How long nothing is heard before the connection is asked for a sign of life.
@@ -43,7 +45,7 @@ pub async fn run(cx: Cx) {
 }
 
 async fn listen(cx: &Cx) -> Result<(), MasterError> {
-    let mut listener = master::listen(&cx.master_args, &[STORE_CHANGES, PROVISIONING]).await?;
+    let mut listener = master::listen(&cx.master_args, &[STORE_CHANGES, STORE_RECOVERIES, PROVISIONING]).await?;
     cx.stores.forget_all();
     metrics::gauge!("tenantry_listener_connected").set(1.0);
     loop {
@@ -55,6 +57,11 @@ async fn listen(cx: &Cx) -> Result<(), MasterError> {
         let Some(notification) = heard? else { return Err(MasterError::Db(sqlx::Error::PoolClosed)) };
         match notification.channel() {
             STORE_CHANGES => hear_of_change(cx, notification.payload()).await,
+            STORE_RECOVERIES => {
+                if let Ok(id) = notification.payload().parse() {
+                    cx.stores.try_again(StoreId::from_uuid(id));
+                }
+            }
             PROVISIONING => {
                 if let Ok(id) = notification.payload().parse() {
                     // Nobody watching is no failure.

@@ -29,6 +29,7 @@ use problem::Problem;
 use tenancy::{Credential, Reach, TlsMode};
 
 use crate::cx::OpsCx;
+use crate::directory;
 use crate::provisioning::target::{Target, TargetError};
 use crate::provisioning::{self, DatabaseKind, OURS};
 use crate::stores;
@@ -97,7 +98,8 @@ pub async fn examine(cx: &OpsCx, target: Result<Target, TargetError>) -> Report 
     look(cx, Patient::Typed(target), Holder::Anybody).await
 }
 
-/// Looks at a store's own database, or at one that is to be it.
+/// Looks at a store's own database, or at one that is to be it. When the store's own is well, every node tries it again at once,
+/// though it was in trouble before.
 pub async fn examine_store(
     cx: &OpsCx,
     store: StoreId,
@@ -112,6 +114,7 @@ pub async fn examine_store(
     // As soon as it has been served, its data is there and nowhere else.
     let is_settled = matches!(store.status, StoreStatus::Active | StoreStatus::Suspended | StoreStatus::Maintenance);
     let holder = if is_settled { Holder::Of(store.id) } else { Holder::New(store.id) };
+    let is_own = candidate.is_none();
     let patient = match (candidate, known) {
         (Some(target), _) => Patient::Typed(target),
         (None, None) => return Err(DoctorError::NoDatabase { status: store.status }),
@@ -124,7 +127,11 @@ pub async fn examine_store(
             Ok(credential) => Patient::Brought(Box::new(credential)),
         },
     };
-    Ok(look(cx, patient, holder).await)
+    let report = look(cx, patient, holder).await;
+    if is_own && report.ok {
+        directory::db::store_recovery_tell(&mut *cx.master.acquire().await?, store.id).await?;
+    }
+    Ok(report)
 }
 
 async fn look(cx: &OpsCx, patient: Patient, holder: Holder) -> Report {

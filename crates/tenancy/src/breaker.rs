@@ -69,9 +69,15 @@ impl Breaker {
         }
     }
 
-    pub(crate) fn succeeded(&mut self) {
-        self.state = State::Closed;
-        self.strikes = 0;
+    /// A connect succeeded. Whether that counts: after a refusal that only a change can heal, one that had begun before it says
+    /// nothing of what is refused.
+    pub(crate) fn succeeded(&mut self) -> bool {
+        let counts = !matches!(self.state, State::Latched { .. });
+        if counts {
+            self.state = State::Closed;
+            self.strikes = 0;
+        }
+        counts
     }
 
     /// As [`Breaker::failed`], but only the last of `strikes` failures in a row opens it.
@@ -105,6 +111,13 @@ impl Breaker {
         let doubled = config.first_pause.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16)));
         let pause = jittered(doubled.min(config.longest_pause));
         self.state = State::Paused { cause, failures, until: now + pause };
+    }
+
+    /// Somebody saw the database well: whatever pause is left, the next to ask is the probe.
+    pub(crate) fn try_again(&mut self, now: Instant) {
+        if let State::Paused { cause, .. } | State::Latched { cause, .. } = self.state {
+            self.state = State::Paused { cause, failures: 0, until: now };
+        }
     }
 
     /// The route changed: what was true of the database may be no more.
@@ -187,7 +200,7 @@ mod tests {
         assert!(breaker.admit(now + pause, PROBE).is_ok());
         assert!(breaker.admit(now + pause, PROBE).is_err());
         assert!(breaker.refusal(now + pause).is_some());
-        breaker.succeeded();
+        assert!(breaker.succeeded());
         assert!(breaker.admit(now + pause, PROBE).is_ok() && breaker.admit(now + pause, PROBE).is_ok());
     }
 
@@ -218,11 +231,26 @@ mod tests {
     }
 
     #[test]
+    fn what_was_seen_well_is_tried_by_one_at_once() {
+        for cause in [Cause::WrongPassword, Cause::Refused] {
+            let (mut breaker, now) = (Breaker::new(), Instant::now());
+            failed(&mut breaker, cause, now);
+            assert!(breaker.admit(now, PROBE).is_err());
+            breaker.try_again(now);
+            assert!(breaker.admit(now, PROBE).is_ok(), "the probe");
+            breaker.try_again(now);
+            assert!(breaker.admit(now, PROBE).is_err(), "and nobody beside it");
+        }
+    }
+
+    #[test]
     fn a_wrong_password_is_not_tried_again_until_the_route_changes() {
         let (mut breaker, now) = (Breaker::new(), Instant::now());
         let pause = failed(&mut breaker, Cause::WrongPassword, now);
         assert_eq!(pause, Duration::from_secs(60));
         assert!(breaker.admit(now + pause - Duration::from_millis(1), PROBE).is_err());
+        assert!(!breaker.succeeded(), "of a connect that began before");
+        assert!(breaker.admit(now, PROBE).is_err());
         breaker.route_changed();
         assert!(breaker.admit(now, PROBE).is_ok());
     }

@@ -38,10 +38,25 @@ impl Gate {
         of_store.or_else(|| lock(self.server.as_ref()?).refusal(now))
     }
 
-    pub(crate) fn succeeded(&self) {
-        lock(&self.store).succeeded();
+    /// Whether the success counts: see [`Breaker::succeeded`].
+    pub(crate) fn succeeded(&self) -> bool {
+        self.server_answered();
+        lock(&self.store).succeeded()
+    }
+
+    /// If only with a refusal.
+    fn server_answered(&self) {
         if let Some(server) = &self.server {
+            // A server is never refused for good, so it always counts.
             lock(server).succeeded();
+        }
+    }
+
+    /// Somebody saw the database well, and so its server.
+    pub(crate) fn try_again(&self, now: Instant) {
+        lock(&self.store).try_again(now);
+        if let Some(server) = &self.server {
+            lock(server).try_again(now);
         }
     }
 
@@ -54,14 +69,11 @@ impl Gate {
     }
 
     pub(crate) fn failed(&self, error: ConnectError, now: Instant, config: &BreakerConfig) {
-        if let Some(server) = &self.server {
-            let mut server = lock(server);
-            if error.cause.is_of_server() {
-                server.failed_again(error.clone(), now, config, config.server_strikes);
-            } else {
-                // It answered, if only with a refusal.
-                server.succeeded();
+        match &self.server {
+            Some(server) if error.cause.is_of_server() => {
+                lock(server).failed_again(error.clone(), now, config, config.server_strikes);
             }
+            _ => self.server_answered(),
         }
         lock(&self.store).failed(error, now, config);
     }

@@ -130,16 +130,17 @@ fn hand_over(pool: &Arc<Pool>, session: Session, backend: Backend, permit: Permi
     let is_wanted = {
         let mut state = lock(&pool.state);
         state.opening -= 1;
-        state.is_pooled = false;
-        pool.gate.succeeded();
-        let is_wanted = state.phase == Phase::Open;
+        // Behind a pooler that was found out while this one was opened, it is no session of the server either.
+        let counts = pool.gate.succeeded();
+        state.is_pooled &= !counts;
+        let is_wanted = counts && state.phase == Phase::Open;
         state.established += usize::from(is_wanted);
         is_wanted
     };
     if is_wanted {
         pool.release(physical);
     } else {
-        // The route has changed while it was opened.
+        // The route has changed while it was opened, or it is refused by now.
         pool.finish(physical, Farewell::Polite);
     }
     let mut state = lock(&pool.state);

@@ -131,6 +131,16 @@ impl<D: Directory> Tenancy<D> {
         }
     }
 
+    /// Takes note that somebody saw the store's database well, after it was in trouble: the next request tries it, however
+    /// long nobody was to.
+    pub fn try_again(&self, store: StoreId) {
+        let Some(slot) = self.inner.node.stores.slot(store) else { return };
+        match slot.pools().0 {
+            Some(pool) => pool.gate.try_again(Instant::now()),
+            None => lock(&slot.breaker).try_again(Instant::now()),
+        }
+    }
+
     /// Takes note that changes may have been missed: every route is read again before it counts, while the directory
     /// answers.
     pub fn forget_all(&self) {
