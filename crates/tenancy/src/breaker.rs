@@ -1,7 +1,8 @@
-//! When to stop asking a database that does not answer.
+//! When to stop asking a database, or a server, that does not answer.
 //!
-//! A breaker belongs to a store and outlives its pools. Invariants:
-//! - after a failure nobody connects until a jittered pause is over; the pause doubles with each further failure;
+//! A breaker belongs to a store or to a server, and outlives the pools. Invariants:
+//! - after a failure nobody connects until a jittered pause is over; the pause doubles with each further failure. A server
+//!   has failed when several connects in a row have, of whichever stores: one database that hangs is not its server;
 //! - then one connect tries (the probe), and everybody else is still refused until it has an answer;
 //! - after a refusal that only a change can heal, nobody connects until the route changes or a long pause is over.
 
@@ -24,12 +25,14 @@ enum State {
 #[derive(Debug)]
 pub(crate) struct Breaker {
     state: State,
+    /// Failures in a row while it is closed.
+    strikes: u32,
     last_error: Option<(ConnectError, Instant)>,
 }
 
 impl Breaker {
     pub(crate) const fn new() -> Self {
-        Self { state: State::Closed, last_error: None }
+        Self { state: State::Closed, strikes: 0, last_error: None }
     }
 
     /// Whether a connect may start now. After a pause the first to ask is the probe; it must report, and is taken for
@@ -72,8 +75,19 @@ impl Breaker {
         let counts = !matches!(self.state, State::Latched { .. });
         if counts {
             self.state = State::Closed;
+            self.strikes = 0;
         }
         counts
+    }
+
+    /// As [`Breaker::failed`], but only the last of `strikes` failures in a row opens it.
+    pub(crate) fn failed_again(&mut self, error: ConnectError, now: Instant, config: &BreakerConfig, strikes: u32) {
+        self.strikes = self.strikes.saturating_add(1);
+        if self.is_closed() && self.strikes < strikes {
+            self.last_error = Some((error, now));
+        } else {
+            self.failed(error, now, config);
+        }
     }
 
     /// The connect came to nothing for a reason of ours: the next may try at once.
@@ -188,6 +202,22 @@ mod tests {
         assert!(breaker.refusal(now + pause).is_some());
         assert!(breaker.succeeded());
         assert!(breaker.admit(now + pause, PROBE).is_ok() && breaker.admit(now + pause, PROBE).is_ok());
+    }
+
+    #[test]
+    fn of_several_failures_in_a_row_the_last_opens_it() {
+        let (mut breaker, now) = (Breaker::new(), Instant::now());
+        let fail = |breaker: &mut Breaker| {
+            breaker.failed_again(ConnectError::new(Cause::Refused), now, &BreakerConfig::default(), 3)
+        };
+        fail(&mut breaker);
+        fail(&mut breaker);
+        breaker.succeeded();
+        fail(&mut breaker);
+        fail(&mut breaker);
+        assert!(breaker.admit(now, PROBE).is_ok() && breaker.explain(now).1.is_some());
+        fail(&mut breaker);
+        assert!(breaker.admit(now, PROBE).is_err());
     }
 
     #[test]

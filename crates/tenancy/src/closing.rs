@@ -33,7 +33,7 @@ impl Pool {
         let pool = Arc::clone(self);
         // Counted before the task runs, so that no second connection is given up for the same need. What is drained may
         // take long: nobody should count on it yet.
-        let at_once = (farewell != Farewell::Drain).then(|| self.node.budget.closing());
+        let at_once = (farewell != Farewell::Drain).then(|| self.server.budget.closing());
         self.node.spawn(async move {
             let Physical { mut session, backend, permit, .. } = *physical;
             let config = &pool.node.config;
@@ -41,7 +41,7 @@ impl Pool {
                 // The statement ends by itself or by `statement_timeout`; what it returns is read and thrown away.
                 session.ping(config.statement_timeout + config.query_margin).await;
             }
-            let closing = at_once.unwrap_or_else(|| pool.node.budget.closing());
+            let closing = at_once.unwrap_or_else(|| pool.server.budget.closing());
             // From the good-bye on a pooler in session mode may give the server's side to the next connection.
             pool.forget(&backend);
             session.close_within(config.close_timeout).await;

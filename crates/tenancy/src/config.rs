@@ -9,8 +9,13 @@ use crate::reach::Reach;
 /// How a node opens, keeps and closes connections to store databases.
 #[derive(Debug, Clone)]
 pub struct TenancyConfig {
-    /// Physical connections of this node, over all stores.
+    /// Physical connections of this node to databases that are at no server of ours, over all their stores.
     pub max_connections: usize,
+    /// Physical connections of this node to one server, over all its stores, until [`Tenancy::set_server_limit`] says
+    /// otherwise. Zero, where the servers' connections are dealt out among nodes: then nobody connects before.
+    ///
+    /// [`Tenancy::set_server_limit`]: crate::Tenancy::set_server_limit
+    pub max_connections_per_server: usize,
     /// Physical connections of one store on this node.
     pub max_connections_per_store: usize,
     /// Pools that are open at once; the least recently leased idle one makes room.
@@ -66,6 +71,9 @@ pub struct BreakerConfig {
     pub first_pause: Duration,
     /// The longest pause.
     pub longest_pause: Duration,
+    /// Connects that fail one after the other, of whichever stores, before a server counts as down. It answers for itself:
+    /// that it cannot be reached, does not answer in time, or is not ready.
+    pub server_strikes: u32,
     /// The pause after a refusal that only a change of the route can heal, such as a wrong password.
     pub latched_pause: Duration,
 }
@@ -98,6 +106,7 @@ impl Default for TenancyConfig {
         let ident = |name: &str| Ident::new(name).expect("a plain name is an identifier");
         Self {
             max_connections: 200,
+            max_connections_per_server: 200,
             max_connections_per_store: 8,
             max_pools: 1000,
             max_waiting_per_store: 1024,
@@ -130,6 +139,7 @@ impl Default for BreakerConfig {
         Self {
             first_pause: Duration::from_millis(500),
             longest_pause: Duration::from_secs(30),
+            server_strikes: 3,
             latched_pause: Duration::from_secs(60),
         }
     }

@@ -73,6 +73,13 @@ impl Cause {
     }
 }
 
+impl Cause {
+    /// Whether it speaks of the whole server, and not of one database or login.
+    pub(crate) const fn is_of_server(self) -> bool {
+        matches!(self, Self::Refused | Self::Unreachable | Self::Timeout | Self::NotReady)
+    }
+}
+
 /// Why a connection could not be opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the database could not be reached: {}", cause.as_str())]

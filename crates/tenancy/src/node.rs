@@ -7,16 +7,16 @@ use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 use vault::KeyRing;
 
-use crate::budget::Budget;
 use crate::config::TenancyConfig;
 use crate::registry::Stores;
+use crate::server::Servers;
 use crate::session::Setup;
 
 pub(crate) struct Node {
     pub(crate) config: TenancyConfig,
     pub(crate) keys: Arc<KeyRing>,
     pub(crate) setup: Setup,
-    pub(crate) budget: Arc<Budget>,
+    pub(crate) servers: Servers,
     pub(crate) tracker: TaskTracker,
     pub(crate) stores: Stores,
     runtime: Handle,
@@ -26,7 +26,7 @@ impl Node {
     pub(crate) fn new(keys: Arc<KeyRing>, config: TenancyConfig) -> Self {
         Self {
             setup: Setup::new(&config),
-            budget: Arc::new(Budget::new(config.max_connections)),
+            servers: Servers::new(&config),
             keys,
             config,
             tracker: TaskTracker::new(),

@@ -31,7 +31,7 @@ impl Drop for Place {
         let mut state = lock(&self.pool.state);
         state.open -= 1;
         state.opening -= 1;
-        lock(&self.pool.breaker).abandoned(now);
+        self.pool.gate.abandoned(now);
         self.pool.open_for_waiters(&mut state, now);
     }
 }
@@ -72,13 +72,15 @@ pub(crate) async fn open(pool: Arc<Pool>) {
 
 /// A permit, for as long as somebody waits for a connection.
 async fn wait_for_permit(pool: &Arc<Pool>) -> Option<Permit> {
-    let budget = &pool.node.budget;
+    let budget = &pool.server.budget;
     if let Some(permit) = budget.try_take() {
         return Some(permit);
     }
     loop {
         let deadline = Instant::now() + pool.node.config.acquire_timeout;
-        let make_room = || pool.node.stores.close_one_idle(pool);
+        let make_room = || {
+            pool.server.close_one_idle(Some(pool));
+        };
         let permit = budget.wait(&pool.line, deadline, make_room).await;
         if lock(&pool.state).waiters.iter().all(oneshot::Sender::is_closed) {
             return None;
@@ -129,7 +131,7 @@ fn hand_over(pool: &Arc<Pool>, session: Session, backend: Backend, permit: Permi
         let mut state = lock(&pool.state);
         state.opening -= 1;
         // Behind a pooler that was found out while this one was opened, it is no session of the server either.
-        let counts = lock(&pool.breaker).succeeded();
+        let counts = pool.gate.succeeded();
         state.is_pooled &= !counts;
         let is_wanted = counts && state.phase == Phase::Open;
         state.established += usize::from(is_wanted);
@@ -151,11 +153,8 @@ fn refuse(pool: &Arc<Pool>, error: ConnectError) {
     let is_pooler = error.cause == Cause::TransactionPooler;
     let mut state = lock(&pool.state);
     state.is_pooled |= is_pooler;
-    let mut breaker = lock(&pool.breaker);
-    breaker.failed(error, now, &pool.node.config.breaker);
-    let refusal = breaker.refusal(now);
-    drop(breaker);
-    if let Some(refusal) = refusal
+    pool.gate.failed(error, now, &pool.node.config.breaker);
+    if let Some(refusal) = pool.gate.refusal(now)
         && (is_pooler || state.established == 0 && state.opening == 1)
     {
         state.fail_waiters(refusal);

@@ -2,7 +2,7 @@
 //!
 //! Invariants, each kept under the one lock and never across an await:
 //! - `open` counts every physical connection from before its first packet until after its good-bye, and never passes
-//!   `max_connections_per_store`; each of them also holds a permit of the node's [`crate::budget`];
+//!   `max_connections_per_store`; each of them also holds a permit of its server's [`crate::budget`];
 //! - idle connections exist only while nobody waits, and who waits is served in order: nobody overtakes;
 //! - connections are opened by tasks of their own, for as many as wait: a request that goes away wastes no connect, and
 //!   one that comes back serves the first in line, whichever is sooner;
@@ -23,9 +23,11 @@ use crate::budget::Permit;
 use crate::closing::Farewell;
 use crate::connection::Connection;
 use crate::error::{Cause, LeaseError};
+use crate::gate::Gate;
 use crate::node::{Node, lock};
 use crate::opening;
 use crate::route::{DatabaseRoute, Route};
+use crate::server::Server;
 use crate::session::{Backend, Ping, Session};
 use crate::stats::PoolState;
 
@@ -68,10 +70,15 @@ pub(crate) struct Pool {
     pub(crate) node: Arc<Node>,
     pub(crate) store: StoreId,
     pub(crate) database: DatabaseRoute,
-    pub(crate) breaker: Arc<Mutex<Breaker>>,
+    /// Where the database is.
+    pub(crate) server: Arc<Server>,
+    /// Whether it is being asked.
+    pub(crate) gate: Gate,
     pub(crate) state: Mutex<State>,
-    /// This pool's places in the node's line for permits.
+    /// This pool's places in the server's line for permits.
     pub(crate) line: AtomicUsize,
+    /// Whether the server's list of idle connections knows of this pool.
+    pub(crate) is_listed: AtomicBool,
     created: Instant,
     leases: AtomicUsize,
     last_leased_ms: AtomicU64,
@@ -86,11 +93,13 @@ enum Taken {
 
 impl Pool {
     pub(crate) fn new(node: Arc<Node>, route: &Route, database: &DatabaseRoute, breaker: Arc<Mutex<Breaker>>) -> Self {
+        let server = node.servers.get(database.server);
         Self {
             node,
             store: route.store_id,
             database: database.clone(),
-            breaker,
+            gate: Gate::new(breaker, server.breaker.clone()),
+            server,
             state: Mutex::new(State {
                 idle: Vec::new(),
                 waiters: VecDeque::new(),
@@ -104,6 +113,7 @@ impl Pool {
                 suspect_before: None,
             }),
             line: AtomicUsize::new(0),
+            is_listed: AtomicBool::new(false),
             created: Instant::now(),
             leases: AtomicUsize::new(0),
             last_leased_ms: AtomicU64::new(0),
@@ -181,7 +191,7 @@ impl Pool {
         }
         if state.established == 0
             && state.opening > 0
-            && let Some(refusal) = lock(&self.breaker).refusal(now)
+            && let Some(refusal) = self.gate.refusal(now)
         {
             return Err(refusal);
         }
@@ -222,7 +232,7 @@ impl Pool {
         let wanted = if state.established == 0 { state.waiters.len().min(1) } else { state.waiters.len() };
         while state.opening < wanted && state.open < self.node.config.max_connections_per_store.max(1) {
             let probe_limit = self.node.config.acquire_timeout + self.node.config.connect_timeout * 2;
-            if let Err(refusal) = lock(&self.breaker).admit(now, probe_limit) {
+            if let Err(refusal) = self.gate.admit(now, probe_limit) {
                 if state.established == 0 && state.opening == 0 {
                     state.fail_waiters(refusal);
                 }
@@ -238,7 +248,7 @@ impl Pool {
     pub(crate) fn release(self: &Arc<Self>, mut physical: Box<Physical>) {
         let now = Instant::now();
         let config = &self.node.config;
-        let budget = &self.node.budget;
+        let budget = &self.server.budget;
         loop {
             let mut state = lock(&self.state);
             let is_over = match state.phase {
@@ -247,9 +257,10 @@ impl Pool {
                 Phase::Open => state.status != StoreStatus::Active && self.leases() == 0,
             };
             let is_lent_long = now.saturating_duration_since(physical.opened) >= config.tenure;
-            let is_for_others = budget.has_waiters()
-                && budget.others_lack(&self.line)
-                && (is_lent_long || state.waiters.iter().all(oneshot::Sender::is_closed));
+            let is_for_others = budget.is_pressed()
+                && (budget.excess() > 0
+                    || budget.others_lack(&self.line)
+                        && (is_lent_long || state.waiters.iter().all(oneshot::Sender::is_closed)));
             if is_over || is_for_others || state.is_pooled || now >= physical.expires {
                 state.established -= 1;
                 drop(state);
@@ -269,8 +280,9 @@ impl Pool {
                 _ => return,
             }
         }
+        self.server.list(self, now);
         // Somebody may have joined the line after we looked and before the connection was there to be found.
-        if budget.has_waiters() && budget.others_lack(&self.line) {
+        if budget.is_pressed() && (budget.excess() > 0 || budget.others_lack(&self.line)) {
             self.close_oldest_idle();
         }
     }

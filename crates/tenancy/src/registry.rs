@@ -163,26 +163,6 @@ impl Stores {
         }
     }
 
-    /// Closes the least recently used idle connection of any pool but `asking`.
-    pub(crate) fn close_one_idle(&self, asking: &Arc<Pool>) {
-        // A second look, when the first one found was taken meanwhile.
-        for _ in 0..2 {
-            let mut oldest: Option<(Instant, Arc<Pool>)> = None;
-            for slot in &self.slots {
-                for pool in lock(&slot.pools).iter().filter(|pool| !Arc::ptr_eq(pool, asking)) {
-                    let Some(since) = pool.oldest_idle() else { continue };
-                    if oldest.as_ref().is_none_or(|(known, _)| since < *known) {
-                        oldest = Some((since, Arc::clone(pool)));
-                    }
-                }
-            }
-            let Some((_, pool)) = oldest else { return };
-            if pool.close_oldest_idle() {
-                return count_evictions(Eviction::MadeRoom, 1);
-            }
-        }
-    }
-
     fn close_idlest_pool(&self) -> bool {
         let mut idlest: Option<(Instant, Arc<Slot>)> = None;
         for slot in &self.slots {
@@ -226,6 +206,8 @@ impl Stores {
             !pools.is_gone
         });
         count_evictions(Eviction::Reaped, reaped);
+        // What was owed while its last connections were lent.
+        node.servers.known().iter().for_each(|(_, server)| server.shrink());
     }
 
     /// Gives no more leases; those that are out may go on until [`Stores::close`].
@@ -255,7 +237,7 @@ impl Stores {
     }
 
     pub(crate) fn stats(&self, node: &Node) -> Stats {
-        let mut stats = Stats { open: node.budget.in_use(), limit: node.budget.limit(), ..Stats::default() };
+        let mut stats = Stats { open: node.servers.in_use(), limit: node.servers.limit(), ..Stats::default() };
         for slot in &self.slots {
             let pools = lock(&slot.pools);
             stats.pools += usize::from(pools.current.is_some());

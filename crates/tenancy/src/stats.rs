@@ -1,6 +1,6 @@
 //! What the connection manager tells about itself: numbers for dashboards, and one store's case for `explain`.
 
-use kernel::{StoreId, StoreStatus};
+use kernel::{ServerId, StoreId, StoreStatus};
 use serde::Serialize;
 
 use crate::error::Cause;
@@ -20,10 +20,25 @@ pub struct Stats {
     pub idle: usize,
     /// Requests that wait for a connection.
     pub waiting: usize,
-    /// The most physical connections that this node may have.
+    /// The most physical connections that this node may have, at all servers together.
     pub limit: usize,
     /// Hostnames and stores that are remembered.
     pub routes: u64,
+}
+
+/// What this node has to do with one database server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ServerLoad {
+    /// Which.
+    pub server_id: ServerId,
+    /// The most physical connections that this node may have there.
+    pub limit: usize,
+    /// Those that it has, with those being opened or closed.
+    pub open: usize,
+    /// Connects that wait for their turn.
+    pub waiting: usize,
+    /// The most that was open or waited for since the last look.
+    pub peak: usize,
 }
 
 /// One store as this node sees it, without a secret, a host or a user.
@@ -39,6 +54,8 @@ pub struct Explanation {
     pub draining: usize,
     /// Whether its database is being asked.
     pub breaker: BreakerState,
+    /// Whether its server is being asked at all; none without a pool, and for a database that is at no server of ours.
+    pub server_breaker: Option<BreakerState>,
     /// The last time that a connection could not be opened.
     pub last_error: Option<LastError>,
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kernel::{Hostname, StoreId};
+use kernel::{Hostname, ServerId, StoreId};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use tokio_util::sync::CancellationToken;
 use vault::KeyRing;
@@ -15,7 +15,7 @@ use crate::lease::Lease;
 use crate::meter;
 use crate::node::{Node, lock};
 use crate::route::{Directory, Route, StoreChange};
-use crate::stats::{BreakerState, Explanation, Stats};
+use crate::stats::{BreakerState, Explanation, ServerLoad, Stats};
 
 /// How often a lease looks again when the store changes under it.
 const ATTEMPTS: usize = 4;
@@ -134,8 +134,10 @@ impl<D: Directory> Tenancy<D> {
     /// Takes note that somebody saw the store's database well, after it was in trouble: the next request tries it, however
     /// long nobody was to.
     pub fn try_again(&self, store: StoreId) {
-        if let Some(slot) = self.inner.node.stores.slot(store) {
-            lock(&slot.breaker).try_again(Instant::now());
+        let Some(slot) = self.inner.node.stores.slot(store) else { return };
+        match slot.pools().0 {
+            Some(pool) => pool.gate.try_again(Instant::now()),
+            None => lock(&slot.breaker).try_again(Instant::now()),
         }
     }
 
@@ -152,6 +154,40 @@ impl<D: Directory> Tenancy<D> {
                 reconcile(&node, &stores, store).await;
             }
         });
+    }
+
+    /// What this node may have open at a server from now on. A higher limit serves those who wait at once; after a lower one
+    /// nothing is opened until what is open fits it, idle connections are closed at once, and those that are lent when they
+    /// come back: [`Tenancy::server_fits`] waits for that.
+    pub fn set_server_limit(&self, server: ServerId, limit: usize) {
+        let server = self.inner.node.servers.get(Some(server));
+        server.budget.set_limit(limit);
+        server.shrink();
+    }
+
+    /// Returns once this node has no more connections at a server than it may have.
+    pub async fn server_fits(&self, server: ServerId) {
+        let server = self.inner.node.servers.get(Some(server));
+        server.budget.at_most(server.budget.limit()).await;
+    }
+
+    /// What this node has open, and needs, at each server that it had to do with. What was needed most is counted from the
+    /// last time that this was asked, so there should be one who asks.
+    #[must_use]
+    pub fn server_loads(&self) -> Vec<ServerLoad> {
+        let load = |(server_id, server): (ServerId, Arc<crate::server::Server>)| ServerLoad {
+            server_id,
+            limit: server.budget.limit(),
+            open: server.budget.in_use(),
+            waiting: server.budget.waiting(),
+            peak: server.budget.take_peak(),
+        };
+        self.inner.node.servers.known().into_iter().map(load).collect()
+    }
+
+    /// Returns when somebody has had to wait for a connection to a server since this was last asked. For one who asks.
+    pub async fn server_wanted(&self) {
+        self.inner.node.servers.wanted.notified().await;
     }
 
     /// The whole node in numbers.
@@ -182,12 +218,17 @@ impl<D: Directory> Tenancy<D> {
                 pool: None,
                 draining: 0,
                 breaker,
+                server_breaker: None,
                 last_error: None,
             });
         };
         let (pool, draining) = slot.pools();
-        let (breaker, last_error) = lock(&slot.breaker).explain(Instant::now());
-        Some(Explanation { store_id, route, pool: pool.map(|pool| pool.explain()), draining, breaker, last_error })
+        let now = Instant::now();
+        let (breaker, last_error) = lock(&slot.breaker).explain(now);
+        let server_breaker =
+            pool.as_ref().and_then(|pool| pool.server.breaker.as_ref()).map(|of| lock(of).explain(now).0);
+        let pool = pool.map(|pool| pool.explain());
+        Some(Explanation { store_id, route, pool, draining, breaker, server_breaker, last_error })
     }
 
     /// Gives no more leases, waits up to `grace` for those that are out, then closes every connection for real.
@@ -204,12 +245,12 @@ impl<D: Directory> Tenancy<D> {
         node.stores.close();
         let config = &node.config;
         let last_words = Instant::now() + config.close_timeout + config.close_linger * 2 + Duration::from_millis(100);
-        let is_closed = timeout_at(deadline.max(last_words), node.budget.all_closed()).await.is_ok();
+        let is_closed = timeout_at(deadline.max(last_words), node.servers.all_closed()).await.is_ok();
         node.tracker.close();
         if is_closed {
             drop(timeout_at(last_words, node.tracker.wait()).await);
         }
-        node.budget.in_use()
+        node.servers.in_use()
     }
 }
 

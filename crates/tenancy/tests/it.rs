@@ -12,6 +12,8 @@ mod poolers;
 mod pools;
 #[path = "it/reach.rs"]
 mod reach;
+#[path = "it/servers.rs"]
+mod servers;
 #[path = "it/sessions.rs"]
 mod sessions;
 mod support;

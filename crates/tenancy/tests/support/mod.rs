@@ -7,7 +7,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kernel::{Engine, Hostname, StoreId, StoreStatus};
+use kernel::{Engine, Hostname, ServerId, StoreId, StoreStatus};
 use secrecy::SecretString;
 use sqlx::postgres::{PgArguments, PgConnection};
 use sqlx::{Arguments as _, AssertSqlSafe, Connection as _, Row as _};
@@ -77,10 +77,17 @@ impl World {
 
     /// A store in master, active, at version 1.
     pub(crate) fn add(&self, credential: &Credential) -> Store {
+        self.add_at(None, credential)
+    }
+
+    /// As [`World::add`], at a server of ours.
+    pub(crate) fn add_at(&self, server: Option<ServerId>, credential: &Credential) -> Store {
         let id = store_id();
         let host =
             Hostname::parse(&format!("{}.example", cluster::unique_name().replace('_', "-"))).expect("a hostname");
-        self.master.put(&host, self.route(id, credential, 1, 1));
+        let mut route = self.route(id, credential, 1, 1);
+        route.database.as_mut().expect("it has one").server = server;
+        self.master.put(&host, route);
         Store { id, host, credential: credential.clone() }
     }
 
