@@ -203,7 +203,8 @@ pub struct LimitArgs {
     /// The most connections to one store's database
     #[arg(long, env = "STORE_MAX_CONNECTIONS", default_value_t = 8)]
     pub store_max_connections: usize,
-    /// The most connections to all store databases together
+    /// The most connections of this node to the store databases at one database server, and to all those together that owners
+    /// brought
     #[arg(long, env = "NODE_MAX_CONNECTIONS", default_value_t = 200)]
     pub node_max_connections: usize,
     /// The most stores that have a pool at one time

@@ -157,6 +157,7 @@ pub fn pools(limits: &LimitArgs) -> TenancyConfig {
     TenancyConfig {
         max_connections_per_store: limits.store_max_connections,
         max_connections: limits.node_max_connections,
+        max_connections_per_server: limits.node_max_connections,
         max_pools: limits.max_open_pools,
         acquire_timeout: limits.store_acquire_timeout,
         connect_timeout: limits.store_connect_timeout,
