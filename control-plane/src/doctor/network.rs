@@ -5,7 +5,6 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use kernel::Engine;
-use kernel::address::is_public;
 use tenancy::Reach;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
@@ -32,8 +31,15 @@ pub(super) async fn resolve(place: &Place, reach: Reach) -> Outcome<Vec<SocketAd
             },
         ));
     };
-    let (public, others): (Vec<_>, Vec<_>) = addresses.iter().partition(|address| is_public(address.ip()));
-    if !others.is_empty() && reach == Reach::Public {
+    let (public, others): (Vec<_>, Vec<_>) = addresses.iter().partition(|address| reach.allows(address.ip()));
+    if !others.is_empty() && reach == Reach::Private {
+        return Err(Note::failed(
+            "private-address",
+            "The host is at a link-local, multicast, unspecified or metadata address.",
+            "Give the address of the database itself. This installation connects to none of these.",
+        ));
+    }
+    if !others.is_empty() {
         // Of the others not even the addresses: a name of our own network would tell them.
         let public = if public.is_empty() { String::new() } else { format!(" Public ones: {}.", shown(&public)) };
         return Err(Note::failed(
