@@ -71,6 +71,7 @@ mod storefront;
 mod stores;
 mod supabase;
 mod supabase_flow;
+mod supabase_secrets;
 mod supabase_tokens;
 mod tariffs;
 mod told;
