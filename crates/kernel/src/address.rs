@@ -61,8 +61,9 @@ pub fn is_off_limits(address: IpAddr) -> bool {
 /// The IPv4 address that an IPv6 one stands for.
 fn embedded(v6: Ipv6Addr) -> Option<Ipv4Addr> {
     let (high, low) = match v6.segments() {
-        // ::ffff:a.b.c.d, ::a.b.c.d and NAT64's 64:ff9b::a.b.c.d.
-        [0, 0, 0, 0, 0, 0xffff | 0, high, low] if (high, low) != (0, 0) && (high, low) != (0, 1) => (high, low),
+        // ::ffff:a.b.c.d, ::a.b.c.d (but not :: and ::1) and NAT64's 64:ff9b::a.b.c.d.
+        [0, 0, 0, 0, 0, 0xffff, high, low] => (high, low),
+        [0, 0, 0, 0, 0, 0, high, low] if (high, low) != (0, 0) && (high, low) != (0, 1) => (high, low),
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] => (high, low),
         // 6to4 carries its IPv4 in front.
         [0x2002, high, low, ..] => (high, low),

@@ -139,7 +139,7 @@ impl Session {
             Reach::Anywhere => unbroken(Self::login(credential, None)).await,
             Reach::Private | Reach::Public => {
                 let addresses = reach.addresses(&credential.host, credential.port).await?;
-                // An address leads where it says, and needs no way of its own. With a public one that costs nothing that counts.
+                // An address leads where it says. Nearby, the way's copy of every byte would be felt.
                 if reach == Reach::Private && credential.host.parse::<IpAddr>().is_ok() {
                     return unbroken(Self::login(credential, None)).await;
                 }
