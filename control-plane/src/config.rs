@@ -103,13 +103,13 @@ impl HostArgs {
 
 /// Where what owners name may be.
 pub const fn reach(allows_private: bool) -> Reach {
-    if allows_private { Reach::Anywhere } else { Reach::Public }
+    if allows_private { Reach::Private } else { Reach::Public }
 }
 
 /// How organizations are told of events at their endpoints.
 #[derive(Args, Clone, Debug)]
 pub struct WebhookArgs {
-    /// Lets owners register webhook endpoints at private, loopback and link-local addresses, and without TLS
+    /// Lets owners register webhook endpoints at private and loopback addresses, and without TLS
     #[arg(long, env = "ALLOW_PRIVATE_WEBHOOKS", default_value_t = false, action = clap::ArgAction::Set)]
     pub allow_private_webhooks: bool,
     /// How long one attempt to deliver a webhook may take, from the look-up of the name to the end of the answer, in
@@ -285,7 +285,7 @@ pub struct Config {
     /// How long a device stays signed in without being used, in seconds
     #[arg(long = "refresh-token-ttl-s", env = "REFRESH_TOKEN_TTL_S", default_value = "2592000", value_parser = seconds)]
     pub refresh_token_ttl: Duration,
-    /// Lets owners connect databases at private, loopback and link-local addresses, and without TLS
+    /// Lets owners connect databases at private and loopback addresses, and without TLS
     #[arg(long, env = "ALLOW_PRIVATE_DATABASES", default_value_t = false, action = clap::ArgAction::Set)]
     pub allow_private_databases: bool,
 }

@@ -20,5 +20,5 @@ pub mod upkeep;
 pub use field::FieldError;
 pub use migrate::{
     LATEST_VERSION, SCHEMA, SchemaError, SchemaState, drop_schema, inspect, is_bare, is_mark, is_marked_table, mark,
-    migrate, migrate_for, missing_tables,
+    migrate, migrate_for, missing_parts,
 };

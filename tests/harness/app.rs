@@ -229,10 +229,7 @@ impl TestApp {
 
     /// A connection of the administrator to the server of managed stores' databases.
     pub async fn server(&self) -> StoreSql {
-        match self.engine {
-            Engine::Mysql => StoreSql::MySql(shared_mariadb().await.connect(None).await.unwrap()),
-            _ => StoreSql::Postgres(self.cluster.admin().await),
-        }
+        StoreSql::server(self.engine, self.cluster).await
     }
 
     /// The port of the server of managed stores' databases.

@@ -117,6 +117,14 @@ impl OwnServer {
         }
     }
 
+    /// The administrator's way to it.
+    pub fn url(&self) -> String {
+        match self {
+            Self::Postgres(cluster) => cluster.url("postgres"),
+            Self::MariaDb(server) => server.url("mysql"),
+        }
+    }
+
     /// A database on it, as an owner brings it.
     pub async fn brought(&self) -> Brought {
         match self {

@@ -4,10 +4,24 @@ use std::collections::BTreeSet;
 
 use devkit::testing::shared_mariadb;
 use kernel::Engine;
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _, MySqlConnection, PgConnection};
+use sqlx::mysql::MySqlRow;
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, FromRow, MySqlConnection, PgConnection};
 
 use crate::cluster::Cluster;
 use crate::wait::eventually;
+
+/// What reads each table, row by row as one text.
+const EVERY_ROW: &str = "
+    select format('select t::text from %I.%I t', n.nspname, c.relname)
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where c.relkind in ('r', 'p', 'm') and n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast')";
+const EVERY_ROW_OF_MYSQL: &str = "
+    select concat('select concat_ws('','', ', group_concat(
+               if(data_type like '%blob' or data_type like '%binary', concat('lower(hex(`', column_name, '`))'),
+                  concat('convert(`', column_name, '` using utf8mb4)'))
+               order by ordinal_position separator ', '), ') from `', table_name, '`')
+    from information_schema.columns where table_schema = database() group by table_name";
 
 /// A connection of the administrator to one store's database, where the store's tables are.
 pub enum StoreSql {
@@ -24,6 +38,14 @@ impl StoreSql {
                 Self::MySql(connection.unwrap_or_else(|error| panic!("cannot connect to {database}: {error}")))
             }
             _ => Self::of_postgres(cluster.connect(database).await).await,
+        }
+    }
+
+    /// Connects to no store's database on the shared server of its engine; for PostgreSQL on `cluster`.
+    pub async fn server(engine: Engine, cluster: &Cluster) -> Self {
+        match engine {
+            Engine::Mysql => Self::MySql(shared_mariadb().await.connect(None).await.unwrap()),
+            _ => Self::Postgres(cluster.admin().await),
         }
     }
 
@@ -62,6 +84,37 @@ impl StoreSql {
             Self::MySql(connection) => drop(sql.execute(connection).await.unwrap()),
         }
     }
+
+    /// The first row that this query has, if it has any.
+    pub async fn row<T>(&mut self, sql: &str) -> Option<T>
+    where
+        T: for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, MySqlRow> + Send + Unpin,
+    {
+        let sql = AssertSqlSafe(sql.to_owned());
+        match self {
+            Self::Postgres(connection) => sqlx::query_as(sql).fetch_optional(connection).await.unwrap(),
+            Self::MySql(connection) => sqlx::query_as(sql).fetch_optional(connection).await.unwrap(),
+        }
+    }
+
+    /// Every row of every table of the database, as text, wherever it stands in it. Bytes show as hexadecimal digits.
+    pub async fn everything(&mut self) -> String {
+        let rows_of_tables = match self {
+            Self::Postgres(_) => self.texts(EVERY_ROW).await,
+            Self::MySql(connection) => {
+                // A list of so many columns is longer than the server puts together by default.
+                connection.execute("set session group_concat_max_len = 1000000").await.unwrap();
+                self.texts(EVERY_ROW_OF_MYSQL).await
+            }
+        };
+        assert!(rows_of_tables.len() > 5, "{rows_of_tables:?}");
+        let mut text = String::new();
+        for rows in rows_of_tables {
+            text.push_str(&format!("-- {rows}\n{}\n", self.texts(&rows).await.join("\n")));
+        }
+        text
+    }
+
     /// The one column of text that this query has, row by row.
     pub async fn texts(&mut self, sql: &str) -> Vec<String> {
         let sql = AssertSqlSafe(sql.to_owned());

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::{Output, Stdio};
 use std::sync::{Arc, Mutex};
 
+use kernel::Engine;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
@@ -132,10 +133,11 @@ impl Process {
         .await
     }
 
-    /// A store that is served: with a managed database and made-up products.
-    pub async fn active_store(&self, owner: &Owner, slug: &str) -> Value {
+    /// A store that is served: with a managed database of this engine and made-up products.
+    pub async fn active_store(&self, owner: &Owner, engine: Engine, slug: &str) -> Value {
         let store = owner.create_store(slug).await.expect_status(201);
-        owner.connect(&store, json!({ "managed": true, "demoProducts": true })).await.expect_status(202);
+        let managed = json!({ "managed": true, "engine": engine, "demoProducts": true });
+        owner.connect(&store, managed).await.expect_status(202);
         let run = self.run_ended(owner, &store).await;
         assert_eq!(run["state"], "succeeded", "{run}");
         store

@@ -1,9 +1,11 @@
 //! Databases that owners bring: what is wrong with them is said, and what is not ours is left as it is.
 
+use std::net::Ipv4Addr;
+
 use axum::body::Body;
 use control_plane::audit::Actor;
 use control_plane::provisioning::{self, NewDatabase, RunState, StepName, Target, db};
-use integration_tests::{StoreSql, TestApp, TestAppOptions, TestDatabase, database_name};
+use integration_tests::{ChaosProxy, StoreSql, TestApp, TestAppOptions, TestDatabase, database_name};
 use kernel::Engine;
 use serde_json::{Value, json};
 use sqlx::mysql::MySqlDatabaseError;
@@ -42,6 +44,7 @@ async fn corrects(app: &TestApp, wrong: Value, step: &str, code: &str, right: im
 on_each_engine! {
     a_wrong_connection_says_what_to_do_and_is_corrected_by_connecting_again
     the_database_of_another_store_is_refused
+    the_database_of_another_store_is_refused_by_every_address_that_it_has
     two_stores_that_connect_one_database_at_once_do_not_share_it
     undoing_a_run_leaves_alone_what_another_store_has_begun_in_the_same_database
     the_login_of_one_store_is_refused_everywhere_else
@@ -120,16 +123,50 @@ async fn the_database_of_another_store_is_refused(engine: Engine) {
     app.storefront_of(&theirs).get("/store/v1/products").await.expect_status(200);
 }
 
+async fn the_database_of_another_store_is_refused_by_every_address_that_it_has(engine: Engine) {
+    let app = TestApp::start_on(engine).await;
+    let owner = app.owner("ada").await;
+    let (database, own) = (app.brought().await, app.brought().await);
+    let proxy = ChaosProxy::to((Ipv4Addr::LOCALHOST, database.port()).into()).await;
+    for (slug, database) in [("theirs", &database), ("own", &own)] {
+        let store = owner.create_store(slug).await.expect_status(201);
+        owner.connect(&store, database.fields(&json!({ "demoProducts": slug == "theirs" }))).await.expect_status(202);
+        assert_eq!(app.run_ended(&owner, &store).await["state"], "succeeded");
+    }
+    let before = seeded(&mut database.inside().await).await;
+    let stores = owner.api.get("/api/stores").await.expect_status(200);
+    let has_own = stores["data"].as_array().unwrap().iter().find(|store| store["slug"] == "own").unwrap();
+
+    for (slug, other) in [("by-name", json!({ "host": "localhost" })), ("by-port", json!({ "port": proxy.port }))] {
+        let late = owner.create_store(slug).await.expect_status(201);
+        owner.connect(&late, database.fields(&other)).await.expect_status(202);
+        let run = app.run_ended(&owner, &late).await;
+        assert_eq!(failure(&run).1, "belongs-to-another-store", "{other}: {run}");
+        expect_not_ready(&app, &late).await;
+        // Nor is a store led there that has a database already.
+        let path = path_of(has_own, "/database/credentials");
+        let led = owner.api.send(http::Method::PUT, &path, Some(database.fields(&other))).await;
+        led.expect_field(409, "other-database", "/database");
+    }
+
+    assert_eq!(seeded(&mut database.inside().await).await, before);
+    let shop = app.storefront_of(has_own).get("/store/v1/products").await.expect_status(200);
+    assert_eq!(shop["data"], json!([]));
+}
+
 async fn two_stores_that_connect_one_database_at_once_do_not_share_it(engine: Engine) {
     let app = TestApp::start_on(engine).await;
     let database = app.brought().await;
+    // By two addresses, of which nobody can see that they are one.
+    let proxy = ChaosProxy::to((Ipv4Addr::LOCALHOST, database.port()).into()).await;
+    let other = database.fields(&json!({ "host": "localhost", "port": proxy.port }));
     let owner = app.owner("ada").await;
     let one = owner.create_store("one").await.expect_status(201);
     let two = owner.create_store("two").await.expect_status(201);
     // Both have seen the database empty and wait to migrate it.
     let holder = hold_migration(&database).await;
-    for store in [&one, &two] {
-        owner.connect(store, database.body()).await.expect_status(202);
+    for (store, body) in [(&one, database.body()), (&two, other)] {
+        owner.connect(store, body).await.expect_status(202);
         step_running(&owner, store, "migrate").await;
     }
     holder.close().await;
@@ -344,6 +381,46 @@ async fn private_addresses_and_plain_connections_are_refused_unless_allowed() {
     owner.api.get(&path_of(&store, "/provisioning")).await.expect_problem(404, "not-found");
     owner.connect(&store, json!({ "managed": true })).await.expect_status(202);
     assert_eq!(app.run_ended(&owner, &store).await["state"], "succeeded");
+}
+
+/// Of both engines at once, as above.
+#[tokio::test(flavor = "multi_thread")]
+async fn addresses_of_no_host_of_an_owners_are_refused_also_where_private_ones_are_allowed() {
+    let app = TestApp::start().await;
+    let owner = app.owner("ada").await;
+    let store = owner.create_store("tea").await.expect_status(201);
+    let hooks = owner.api.with("idempotency-key", "hook");
+    for host in [
+        "169.254.169.254",
+        "169.254.7.7",
+        "0.0.0.0",
+        "224.0.0.1",
+        "255.255.255.255",
+        "168.63.129.16",
+        "[::]",
+        "[fe80::1]",
+        "[ff02::1]",
+        "[fd00:ec2::254]",
+        "[::ffff:169.254.169.254]",
+    ] {
+        for url in [
+            format!("postgres://a:b@{host}/d"),
+            format!("postgres://a:b@{host}/d?sslmode=require"),
+            format!("mysql://a:b@{host}/d?ssl-mode=REQUIRED"),
+        ] {
+            let body = json!({ "connectionString": url });
+            let refused = owner.connect(&store, body.clone()).await;
+            let problem = refused.expect_field(422, "invalid-input", "/connectionString");
+            assert_eq!(problem["errors"][0]["code"], "private-address", "{url}: {problem}");
+            let report = owner.api.post("/api/databases/test", body).await.expect_status(200);
+            let line = report["checks"].as_array().unwrap().iter().find(|line| line["name"] == "dns").unwrap();
+            assert_eq!(line["code"], "private-address", "{url}: {report}");
+        }
+        let hook = hooks.post("/api/webhooks/endpoints", json!({ "url": format!("http://{host}/hook") })).await;
+        let problem = hook.expect_field(422, "invalid-input", "/url");
+        assert_eq!(problem["errors"][0]["code"], "private-address", "{host}: {problem}");
+    }
+    owner.api.get(&path_of(&store, "/provisioning")).await.expect_problem(404, "not-found");
 }
 
 async fn a_public_host_is_spoken_to_with_tls_also_where_private_ones_are_allowed(engine: Engine) {

@@ -8,6 +8,7 @@ use kernel::{Clock as _, StoreId};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+use crate::doctor::first_failure;
 use crate::scenes::{count, text};
 
 /// The last line on stderr, which is the refusal: those before it are the log.
@@ -56,7 +57,9 @@ async fn a_refusal_names_the_option_and_not_the_field_of_the_routes_body() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_understood_is_json_for_who_asks_for_json() {
-    let cases: [(&[&str], &str); 6] = [
+    let twice = ["doctor", "database", "--json", "--url", "postgres://u:hush-hush@h/d", "--url-stdin"];
+    let cases: [(&[&str], &str); 7] = [
+        (&twice, "'--url <URL>' cannot be used with '--url-stdin'"),
         (&["--json", "credits", "grant", "--amount", "5"], "--reason <REASON>"),
         (&["credits", "grant", "--org", "nobody", "--json"], "--org <ORG>"),
         (&["servers", "--json", "ad"], "unrecognized subcommand 'ad'"),
@@ -72,8 +75,14 @@ async fn what_is_not_understood_is_json_for_who_asks_for_json() {
         assert_eq!((output.status.code(), &said["code"]), (Some(2), &json!("not-understood")), "{arguments:?}");
         let error = text(&said["error"]);
         assert!(error.contains(says) && !error.contains('\n') && !error.starts_with("error"), "{arguments:?}: {error}");
-        assert!(output.stdout.is_empty());
+        assert!(output.stdout.is_empty() && !error.contains("hush-hush"));
     }
+    // What is piped in counts more than what is in the environment anyway: here it is nothing.
+    let variable = [("DATABASE_TEST_URL", Some("postgres://u:hush-hush@h/d"))];
+    let nowhere = "postgres://somebody:sesame@127.0.0.1:1/master";
+    let piped = Cli::run_in(nowhere, &variable, &["doctor", "database", "--url-stdin", "--json"]).await;
+    let report: Value = serde_json::from_slice(&piped.stdout).unwrap();
+    assert_eq!((piped.status.code(), first_failure(&report).0), (Some(3), "parse"), "{report}");
     let plain = Cli::run("unused", &["servers", "ad"]).await;
     assert_eq!(plain.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&plain.stderr).starts_with("error: unrecognized subcommand 'ad'"));

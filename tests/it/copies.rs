@@ -3,15 +3,24 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use chrono::{DateTime, Datelike as _, Duration, NaiveDate, Utc};
-use integration_tests::{ChaosProxy, Client, Owner, TestApp, TestAppOptions, eventually};
-use kernel::{Clock as _, StoreId};
+use integration_tests::{ChaosProxy, Client, Owner, StoreSql, TestApp, TestAppOptions, eventually};
+use kernel::{Clock as _, Engine, StoreId};
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tenant_schema::credit_copy::{self, CreditCopy, CreditState};
 
 use crate::credits::give;
 use crate::provisioning::store_id;
 use crate::scenes::{text, to_second_of_month};
+
+on_each_engine! {
+    the_copy_follows_spends_holds_budgets_and_months
+    a_clients_database_never_tells_what_the_agency_has
+    what_is_written_into_the_copy_decides_nothing_and_does_not_stay
+    an_older_copy_never_replaces_a_newer_one
+    nodes_share_the_stores_and_write_differences_alone
+    a_database_that_is_down_is_left_alone_for_longer_and_longer_and_costs_the_others_nothing
+    a_database_without_the_table_is_left_out_until_it_is_migrated
+}
 
 const VISITS: &[&str] = &["--store-visit-poll-ms", "50"];
 /// Tokens that outlive the days that these tests let pass.
@@ -31,9 +40,9 @@ struct Agency {
 }
 
 impl Agency {
-    async fn new() -> Self {
+    async fn new(engine: Engine) -> Self {
         let arguments = VISITS.iter().chain(LONG).map(|&text| text.to_owned()).collect();
-        let app = TestApp::start_with(TestAppOptions { arguments, without_server: false }).await;
+        let app = TestApp::start_on_with(engine, TestAppOptions { arguments, without_server: false }).await;
         to_second_of_month(&app);
         let owner = app.owner("ada").await;
         Self { app, owner }
@@ -72,8 +81,8 @@ impl Agency {
 struct Store {
     value: Value,
     id: StoreId,
+    engine: Engine,
     database: String,
-    url: String,
 }
 
 impl Store {
@@ -84,27 +93,23 @@ impl Store {
             .fetch_one(&mut app.master().await)
             .await
             .unwrap();
-        let url = app.cluster.url(&database);
-        Self { value, id, database, url }
+        Self { value, id, engine: app.engine, database }
     }
 
-    async fn inside(&self) -> PgConnection {
-        PgConnection::connect(&self.url).await.unwrap_or_else(|error| panic!("{}: {error}", self.database))
+    async fn inside(&self) -> StoreSql {
+        StoreSql::open(self.engine, integration_tests::cluster().await, &self.database).await
     }
 
-    async fn run(&self, statement: &str) {
+    async fn run(&self, statements: &str) {
         let mut inside = self.inside().await;
-        inside.execute(AssertSqlSafe(format!("set search_path = tenantry; {statement}"))).await.unwrap();
-        inside.close().await.unwrap();
+        inside.execute(statements).await;
+        inside.close().await;
     }
 
     async fn copy(&self) -> Option<Said> {
         let mut inside = self.inside().await;
-        let copy = sqlx::query_as("select state, spendable from tenantry.credit_copy")
-            .fetch_optional(&mut inside)
-            .await
-            .unwrap();
-        inside.close().await.unwrap();
+        let copy = inside.row("select state, spendable from credit_copy").await;
+        inside.close().await;
         copy
     }
 
@@ -116,25 +121,13 @@ impl Store {
         .await;
     }
 
-    /// Whether the text stands anywhere in the database: in any column of any table.
+    /// The rows of the database in which the text stands: in any column of any table.
     async fn tells(&self, word: &str) -> Vec<String> {
         let mut inside = self.inside().await;
-        let tables: Vec<String> = sqlx::query_scalar(
-            "select format('%I.%I', n.nspname, c.relname) from pg_class c join pg_namespace n on n.oid = c.relnamespace
-             where c.relkind in ('r', 'p', 'm') and n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast')",
-        )
-        .fetch_all(&mut inside)
-        .await
-        .unwrap();
-        assert!(tables.len() > 25, "{tables:?}");
-        let mut found = Vec::new();
-        for table in tables {
-            let statement = format!("select x::text from {table} x where x::text like '%{word}%'");
-            let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(statement)).fetch_all(&mut inside).await.unwrap();
-            found.extend(rows);
-        }
-        inside.close().await.unwrap();
-        found
+        let everything = inside.everything().await;
+        inside.close().await;
+        assert!(everything.lines().filter(|line| line.starts_with("-- ")).count() > 25, "{everything}");
+        everything.lines().filter(|line| line.contains(word)).map(str::to_owned).collect()
     }
 }
 
@@ -157,9 +150,8 @@ async fn visit_row(app: &TestApp, store: StoreId) -> VisitRow {
     .unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_copy_follows_spends_holds_budgets_and_months() {
-    let agency = Agency::new().await;
+async fn the_copy_follows_spends_holds_budgets_and_months(engine: Engine) {
+    let agency = Agency::new(engine).await;
     let tea = agency.store("tea").await;
     tea.expect("ended", Some(0)).await;
     give(&agency.app, &tea.value, 1000).await;
@@ -191,19 +183,15 @@ async fn the_copy_follows_spends_holds_budgets_and_months() {
     tea.expect("open", Some(40)).await;
     let mut inside = tea.inside().await;
     let (month, as_of, copied_at): (NaiveDate, DateTime<Utc>, DateTime<Utc>) =
-        sqlx::query_as("select month, as_of, copied_at from tenantry.credit_copy")
-            .fetch_one(&mut inside)
-            .await
-            .unwrap();
-    inside.close().await.unwrap();
+        inside.row("select month, as_of, copied_at from credit_copy").await.unwrap();
+    inside.close().await;
     let now = agency.app.clock.now();
     assert_eq!(month, now.date_naive().with_day(1).unwrap());
     assert!(as_of <= copied_at && copied_at <= now && as_of > now - Duration::hours(1), "{as_of} {copied_at} {now}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_clients_database_never_tells_what_the_agency_has() {
-    let agency = Agency::new().await;
+async fn a_clients_database_never_tells_what_the_agency_has(engine: Engine) {
+    let agency = Agency::new(engine).await;
     let (client, other) = (agency.store("client").await, agency.store("other").await);
     let balance = |amount: i64| amount.to_string();
     give(&agency.app, &client.value, 7_654_321).await;
@@ -230,26 +218,32 @@ async fn a_clients_database_never_tells_what_the_agency_has() {
     other.expect("ended", Some(0)).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_written_into_the_copy_decides_nothing_and_does_not_stay() {
-    let agency = Agency::new().await;
+async fn what_is_written_into_the_copy_decides_nothing_and_does_not_stay(engine: Engine) {
+    let agency = Agency::new(engine).await;
     let tea = agency.store("tea").await;
     give(&agency.app, &tea.value, 1000).await;
     agency.budget(&tea, 100, true).await;
     tea.expect("open", Some(100)).await;
+    // The latest and the earliest moment that the engine knows.
+    let (last, first) = match engine {
+        Engine::Mysql => ("9999-12-31 23:59:59", "1000-01-01"),
+        _ => ("infinity", "-infinity"),
+    };
+    let three_days = if engine == Engine::Mysql { "interval 3 day" } else { "interval '3 days'" };
     let nonsense = [
         // As its owner would have it, for ever.
-        "update credit_copy set state = 'open', spendable = 999999, as_of = 'infinity', copied_at = 'infinity'",
+        format!("update credit_copy set state = 'open', spendable = 999999, as_of = '{last}', copied_at = '{last}'"),
         // As a later moment than every one of ours.
-        "update credit_copy set state = 'open', spendable = 888888, as_of = as_of + interval '3 days'",
+        format!("update credit_copy set state = 'open', spendable = 888888, as_of = as_of + {three_days}"),
         // As of a backup.
-        "update credit_copy set state = 'ended', spendable = 0, month = '2020-01-01', as_of = '2020-01-01', copied_at = '2020-01-01'",
-        "update credit_copy set as_of = '-infinity', month = 'infinity'",
-        "delete from credit_copy",
+        "update credit_copy set state = 'ended', spendable = 0, month = '2020-01-01', as_of = '2020-01-01', copied_at = '2020-01-01'"
+            .to_owned(),
+        format!("update credit_copy set as_of = '{first}', month = '{last}'"),
+        "delete from credit_copy".to_owned(),
     ];
     let mut left = 100;
     for (number, statement) in nonsense.into_iter().enumerate() {
-        tea.run(statement).await;
+        tea.run(&statement).await;
         let body = json!({ "storeId": tea.value["id"], "amount": left + 1 });
         let key = format!("over-{number}");
         agency.keyed(&key).post("/api/credits/spend", body.clone()).await.expect_problem(403, "budget-exceeded");
@@ -260,15 +254,14 @@ async fn what_is_written_into_the_copy_decides_nothing_and_does_not_stay() {
         tea.expect("open", Some(left)).await;
     }
     // Without a difference it is put right within a day.
-    tea.run("update credit_copy set state = 'ended', spendable = 0, as_of = 'infinity'").await;
+    tea.run(&format!("update credit_copy set state = 'ended', spendable = 0, as_of = '{last}'")).await;
     agency.app.clock.advance(Duration::hours(24));
     tea.expect("open", Some(left)).await;
     assert_eq!(visit_row(&agency.app, tea.id).await.failures, 0);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_older_copy_never_replaces_a_newer_one() {
-    let agency = Agency::new().await;
+async fn an_older_copy_never_replaces_a_newer_one(engine: Engine) {
+    let agency = Agency::new(engine).await;
     let tea = agency.store("tea").await;
     tea.expect("ended", Some(0)).await;
     let route = agency.app.cx.stores.resolve_store(tea.id).await.unwrap();
@@ -297,28 +290,34 @@ async fn an_older_copy_never_replaces_a_newer_one() {
     assert_eq!(tea.copy().await, Some(said("open", Some(6))));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn nodes_share_the_stores_and_write_differences_alone() {
-    let agency = Agency::new().await;
+async fn nodes_share_the_stores_and_write_differences_alone(engine: Engine) {
+    let agency = Agency::new(engine).await;
     let other = agency.app.other_node_with(&[VISITS, LONG].concat()).await;
     let stores = [agency.store("tea").await, agency.store("coffee").await];
     give(&agency.app, &stores[0].value, 1000).await;
+    // The database keeps what was written over what.
+    let note = match engine {
+        Engine::Mysql => {
+            "create table written (old_as_of datetime(6), as_of datetime(6), is_same boolean);
+             create trigger note after update on credit_copy for each row
+                 insert into written values (old.as_of, new.as_of,
+                     old.state <=> new.state and old.spendable <=> new.spendable and old.month <=> new.month)"
+        }
+        _ => {
+            "create table written (old_as_of timestamptz, as_of timestamptz, is_same boolean);
+             create function note() returns trigger language plpgsql as $$ begin
+                 insert into tenantry.written values (old.as_of, new.as_of,
+                     (old.state, old.spendable, old.month) is not distinct from (new.state, new.spendable, new.month));
+                 return null;
+             end $$;
+             create trigger note after update on credit_copy for each row execute function note();
+             grant all on written to public"
+        }
+    };
     for store in &stores {
         agency.budget(store, 400, true).await;
         store.expect("open", Some(400)).await;
-        // The database keeps what was written over what.
-        store
-            .run(
-                "create table written (old_as_of timestamptz, as_of timestamptz, is_same boolean);
-                 create function note() returns trigger language plpgsql as $$ begin
-                     insert into tenantry.written values (old.as_of, new.as_of,
-                         (old.state, old.spendable, old.month) is not distinct from (new.state, new.spendable, new.month));
-                     return null;
-                 end $$;
-                 create trigger note after update on credit_copy for each row execute function note();
-                 grant all on written to public",
-            )
-            .await;
+        store.run(note).await;
     }
     for number in 1..=40 {
         for (at, store) in stores.iter().enumerate() {
@@ -328,31 +327,21 @@ async fn nodes_share_the_stores_and_write_differences_alone() {
     for store in &stores {
         store.expect("open", Some(200)).await;
         let mut inside = store.inside().await;
-        let (older, same, all): (i64, i64, i64) = sqlx::query_as(
-            "select count(*) filter (where as_of <= old_as_of), count(*) filter (where is_same), count(*)
-             from tenantry.written",
-        )
-        .fetch_one(&mut inside)
-        .await
-        .unwrap();
-        inside.close().await.unwrap();
+        let mut count = async |which: &str| inside.number(&format!("select count(*) from written where {which}")).await;
+        let (older, same, all) = (count("as_of <= old_as_of").await, count("is_same").await, count("true").await);
+        inside.close().await;
         assert_eq!((older, same), (0, 0), "of {all}");
         assert!((1..=40).contains(&all), "{all}");
     }
     other.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_is_down_is_left_alone_for_longer_and_longer_and_costs_the_others_nothing() {
-    let agency = Agency::new().await;
-    let brought = agency.app.cluster.brought().await;
-    let proxy = ChaosProxy::to(SocketAddr::from((Ipv4Addr::LOCALHOST, agency.app.cluster.port()))).await;
+async fn a_database_that_is_down_is_left_alone_for_longer_and_longer_and_costs_the_others_nothing(engine: Engine) {
+    let agency = Agency::new(engine).await;
+    let brought = agency.app.brought().await;
+    let proxy = ChaosProxy::to(SocketAddr::from((Ipv4Addr::LOCALHOST, brought.port()))).await;
     let value = agency.owner.create_store("ill").await.expect_status(201);
-    let body = json!({
-        "engine": "postgresql", "host": "127.0.0.1", "port": proxy.port, "username": brought.database,
-        "password": brought.password(), "database": brought.database,
-    });
-    agency.owner.connect(&value, body).await.expect_status(202);
+    agency.owner.connect(&value, brought.fields(&json!({ "port": proxy.port }))).await.expect_status(202);
     assert_eq!(agency.app.run_ended(&agency.owner, &value).await["state"], "succeeded");
     let ill = Store::of(value, &agency.app).await;
     let well = agency.store("well").await;
@@ -400,9 +389,8 @@ async fn a_database_that_is_down_is_left_alone_for_longer_and_longer_and_costs_t
     ill.expect("open", Some(90)).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_database_without_the_table_is_left_out_until_it_is_migrated() {
-    let agency = Agency::new().await;
+async fn a_database_without_the_table_is_left_out_until_it_is_migrated(engine: Engine) {
+    let agency = Agency::new(engine).await;
     let (old, new) = (agency.store("old").await, agency.store("new").await);
     old.expect("ended", Some(0)).await;
     let set_version = async |version: i64| {

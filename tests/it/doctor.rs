@@ -53,7 +53,7 @@ pub(crate) fn said<'r>(report: &'r Value, name: &str, member: &str) -> &'r str {
 }
 
 /// The line that failed first, with its code.
-fn first_failure(report: &Value) -> (&str, &str) {
+pub(crate) fn first_failure(report: &Value) -> (&str, &str) {
     let failed = report["checks"].as_array().unwrap().iter().find(|check| check["state"] == "failed");
     let failed = failed.unwrap_or_else(|| panic!("nothing failed: {report}"));
     (failed["name"].as_str().unwrap(), failed["code"].as_str().unwrap())

@@ -23,6 +23,8 @@ use crate::scenes::{Cart, checkout_body, join, send_raw, store_path, text};
 
 on_each_engine! {
     five_thousand_rows_go_in_once
+    #[ignore = "soak"]
+    fifty_thousand_rows_go_in_once
     a_classic_file_goes_in_as_it_is_written_and_only_once
     a_file_with_the_new_header_goes_in_as_well
     a_dry_run_says_the_same_and_writes_nothing
@@ -555,8 +557,6 @@ async fn five_thousand_rows_go_in_once(engine: Engine) {
     import_in_bulk(engine, 5000).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "soak"]
-async fn fifty_thousand_rows_go_in_once() {
-    import_in_bulk(Engine::Postgresql, 50_000).await;
+async fn fifty_thousand_rows_go_in_once(engine: Engine) {
+    import_in_bulk(engine, 50_000).await;
 }

@@ -3,15 +3,17 @@
 #![expect(clippy::unwrap_used, reason = "what cannot be unwrapped fails the test")]
 #![expect(clippy::disallowed_methods, reason = "what a test spawns lives as long as its runtime")]
 
-/// Runs each of these tests with stores on every engine.
+/// Runs each of these tests with stores on every engine. What stands before a name, such as `#[ignore = "soak"]`, is said of both.
 macro_rules! on_each_engine {
-    ($($test:ident)+) => {$(
+    ($($(#[$attribute:meta])* $test:ident)+) => {$(
         mod $test {
+            $(#[$attribute])*
             #[tokio::test(flavor = "multi_thread")]
             async fn postgresql() {
                 super::$test(kernel::Engine::Postgresql).await;
             }
 
+            $(#[$attribute])*
             #[tokio::test(flavor = "multi_thread")]
             async fn mariadb() {
                 super::$test(kernel::Engine::Mysql).await;
@@ -71,6 +73,7 @@ mod storefront;
 mod stores;
 mod supabase;
 mod supabase_flow;
+mod supabase_secrets;
 mod supabase_tokens;
 mod tariffs;
 mod told;

@@ -261,6 +261,36 @@ async fn what_is_no_whole_copy_of_the_store_at_its_version_is_refused(engine: En
     inside.close().await;
     let problem = moved.give(&emptied).await.expect_field(409, "incomplete-copy", "/database");
     assert!(text(&problem["detail"]).contains("prices"), "{problem}");
+    // Every table and row is there, and what keeps them quick and right is not.
+    let bare = moved.copy(&app).await;
+    let mut inside = bare.inside().await;
+    let (index, unique, reference) = match engine {
+        Engine::Mysql => {
+            ("drop index products_title_idx on products", "drop index products_handle_key", "drop foreign key")
+        }
+        _ => ("drop index products_title_idx", "drop constraint products_handle_key", "drop constraint"),
+    };
+    for change in [
+        index,
+        &format!("alter table products {unique}"),
+        &format!("alter table prices {reference} prices_variant_fk"),
+        "alter table products drop constraint products_price_max_minor_check",
+        "alter table products drop column subtitle",
+    ] {
+        inside.execute(change).await;
+    }
+    inside.close().await;
+    let problem = moved.give(&bare).await.expect_field(409, "incomplete-copy", "/database");
+    for part in [
+        "index products_title_idx of products: is_listed, title_sort, id",
+        "index products_handle_key of products: handle, unique",
+        "foreign key prices_variant_fk of prices: product_variants, on delete cascade",
+        "check products_price_max_minor_check of products",
+        "column subtitle of products: text(255)",
+    ] {
+        assert!(text(&problem["detail"]).contains(part), "{part}: {problem}");
+    }
+    assert_eq!(text(&problem["detail"]).matches("; ").count(), 4, "and nothing else: {problem}");
     let copy_of_other = app.brought().await;
     copy_of_other.copy_from(&others).await;
     for elsewhere in [&others, &copy_of_other] {

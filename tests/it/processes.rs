@@ -6,14 +6,15 @@ use std::time::{Duration, Instant};
 use control_plane::provisioning::managed_name;
 use devkit::testing::{TransactionPooler, shared_mariadb};
 use integration_tests::{
-    Cli, Cluster, Owner, Process, StoreSql, TestDatabase, TestMariaDb, cluster, database_name, eventually, own_cluster,
+    Brought, Cli, Cluster, OwnServer, Owner, Process, StoreSql, TestDatabase, cluster, database_name, eventually,
     within,
 };
 use kernel::Engine;
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+use sqlx::{Connection as _, Executor as _, PgConnection};
 
 use crate::provisioning::{seeded, store_id};
+use crate::visits::waiting_for_locks;
 
 fn id_of(store: &Value) -> &str {
     store["id"].as_str().unwrap()
@@ -21,26 +22,38 @@ fn id_of(store: &Value) -> &str {
 
 on_each_engine! {
     a_run_survives_kill_9_at_random_moments_and_nothing_is_doubled
+    the_program_registers_logs_in_and_serves_both_kinds_of_database
+    sigterm_lets_requests_finish_and_exits_with_0
+    a_suspension_by_command_reaches_running_nodes_and_a_resumption_too
+    servers_are_added_listed_and_drained
+    a_login_that_may_not_create_databases_is_no_server
+    stores_are_listed_shown_and_provisioned
+    a_command_provisions_through_the_node_that_serves_whichever_comes_first
+    a_host_is_explained
+    the_doctor_finds_what_was_left_behind_and_changes_nothing
+    products_are_imported_from_a_file_after_a_dry_run
 }
 
-/// A migrated master with the server that it is on registered for stores.
-pub(crate) async fn master_with_server(cluster: &Cluster) -> TestDatabase {
+/// How the administrator reaches the shared server of an engine; of PostgreSQL, `cluster`.
+pub(crate) async fn server_url(engine: Engine, cluster: &Cluster) -> String {
+    match engine {
+        Engine::Mysql => shared_mariadb().await.url("mysql"),
+        _ => cluster.url("postgres"),
+    }
+}
+
+/// A migrated master, with a server for stores of this engine registered.
+pub(crate) async fn master_with_server(engine: Engine, cluster: &Cluster) -> TestDatabase {
     let master = cluster.master().await;
-    Cli::add_server(&master.url(), "local", &cluster.url("postgres")).await;
+    Cli::add_server(&master.url(), "local", &server_url(engine, cluster).await).await;
     master
 }
 
 /// Works off `runs` runs, and kills the node `kills` times at random moments of each.
 pub(crate) async fn survive_kills(engine: Engine, cluster: &Cluster, runs: usize, kills: usize) -> usize {
-    let master = match engine {
-        Engine::Mysql => cluster.master().await,
-        _ => master_with_server(cluster).await,
-    };
+    let master = master_with_server(engine, cluster).await;
     let url = master.url();
     let managed = json!({ "managed": true, "engine": engine, "demoProducts": true });
-    if engine == Engine::Mysql {
-        Cli::add_server(&url, "local", &shared_mariadb().await.url("mysql")).await;
-    }
     let mut node = Process::serve(&url, &[]).await;
     let mut owner = node.owner("ada").await;
     let model = owner.create_store("model").await.expect_status(201);
@@ -50,17 +63,14 @@ pub(crate) async fn survive_kills(engine: Engine, cluster: &Cluster, runs: usize
     let (mut hits, mut keep) = (0, Vec::new());
     for at in 0..runs {
         let store = owner.create_store(&format!("store-{at}")).await.expect_status(201);
-        let (mut postgres, mut mariadb) = (None, None);
-        let (name, body) = match engine {
-            _ if at % 2 == 0 => (database_name(&store), managed.clone()),
-            Engine::Mysql => {
-                let database = mariadb.insert(TestMariaDb::create().await);
-                (database.name.clone(), json!({ "connectionString": database.url(), "demoProducts": true }))
-            }
-            _ => {
-                let database = postgres.insert(cluster.brought().await);
-                (database.database.clone(), json!({ "connectionString": database.url(), "demoProducts": true }))
-            }
+        let (name, body) = if at % 2 == 0 {
+            (database_name(&store), managed.clone())
+        } else {
+            let database = Brought::create(engine, cluster).await;
+            let body = json!({ "connectionString": database.url(), "demoProducts": true });
+            let name = database.name().to_owned();
+            keep.push(database);
+            (name, body)
         };
         let accepted = owner.connect(&store, body).await.expect_status(202);
 
@@ -95,7 +105,6 @@ pub(crate) async fn survive_kills(engine: Engine, cluster: &Cluster, runs: usize
         .await
         .unwrap();
         assert_eq!(counts, (1, 1, 1, 1));
-        keep.push((postgres, mariadb));
     }
     assert_eq!(node.terminate().await, Some(0));
     hits
@@ -149,10 +158,9 @@ async fn a_run_survives_kill_9_at_random_moments_and_nothing_is_doubled(engine: 
     survive_kills(engine, cluster().await, 2, 2).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_program_registers_logs_in_and_serves_both_kinds_of_database() {
+async fn the_program_registers_logs_in_and_serves_both_kinds_of_database(engine: Engine) {
     let cluster = cluster().await;
-    let master = master_with_server(cluster).await;
+    let master = master_with_server(engine, cluster).await;
     let node = Process::serve(&master.url(), &[]).await;
     let register = json!({ "email": "ada@example.com", "password": "correct horse", "firstName": "Ada", "lastName": "L", "storeName": "Tea" });
     let registered = node.api().post("/api/auth/register", register).await.expect_status(201);
@@ -161,13 +169,10 @@ async fn the_program_registers_logs_in_and_serves_both_kinds_of_database() {
     assert_eq!(registered["store"]["status"], "pending_database");
 
     let owner = node.owner("bob").await;
-    let managed = node.active_store(&owner, "managed-shop").await;
-    let brought = cluster.brought().await;
+    let managed = node.active_store(&owner, engine, "managed-shop").await;
+    let brought = Brought::create(engine, cluster).await;
     let store = owner.create_store("brought-shop").await.expect_status(201);
-    owner
-        .connect(&store, json!({ "engine": "postgresql", "connectionString": brought.url() }))
-        .await
-        .expect_status(202);
+    owner.connect(&store, brought.body()).await.expect_status(202);
     assert_eq!(node.run_ended(&owner, &store).await["state"], "succeeded");
 
     let full = node.storefront_of(&managed).get("/store/v1/products").await.expect_status(200);
@@ -179,54 +184,38 @@ async fn the_program_registers_logs_in_and_serves_both_kinds_of_database() {
     assert_eq!(node.terminate().await, Some(0));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn sigterm_lets_requests_finish_and_exits_with_0() {
+async fn sigterm_lets_requests_finish_and_exits_with_0(engine: Engine) {
     let cluster = cluster().await;
-    let master = master_with_server(cluster).await;
+    let master = master_with_server(engine, cluster).await;
     let node = Process::serve(&master.url(), &[]).await;
     let owner = node.owner("ada").await;
-    let store = node.active_store(&owner, "tea").await;
-    let mut inside = cluster.connect(&database_name(&store)).await;
-    let mut lock = inside.begin().await.unwrap();
-    lock.execute("lock table tenantry.products in access exclusive mode").await.unwrap();
+    let store = node.active_store(&owner, engine, "tea").await;
+    let database = database_name(&store);
+    let mut inside = StoreSql::open(engine, cluster, &database).await;
+    inside.lock_table("products").await;
     let shop = node.storefront_of(&store);
     let asking = tokio::task::spawn(async move { shop.get("/store/v1/products").await });
-    eventually("the request's wait for the lock", || async {
-        let waiting: i64 =
-            sqlx::query_scalar("select count(*) from pg_stat_activity where datname = $1 and wait_event_type = 'Lock'")
-                .bind(database_name(&store))
-                .fetch_one(&mut cluster.admin().await)
-                .await
-                .unwrap();
-        (waiting > 0).then_some(())
-    })
-    .await;
+    waiting_for_locks(&mut StoreSql::server(engine, cluster).await, &database, 1).await;
 
     let (address, log) = (node.address, node.log_handle());
     let ending = tokio::task::spawn(node.terminate());
     eventually("the closed door", || async { tokio::net::TcpStream::connect(address).await.is_err().then_some(()) })
         .await;
     assert!(!ending.is_finished());
-    lock.rollback().await.unwrap();
+    inside.unlock().await;
 
     asking.await.unwrap().expect_status(200);
     assert_eq!(ending.await.unwrap(), Some(0), "{}", log.lock().unwrap());
-    let left: i64 = sqlx::query_scalar("select count(*) from pg_stat_activity where usename = $1")
-        .bind(database_name(&store))
-        .fetch_one(&mut inside)
-        .await
-        .unwrap();
-    assert_eq!(left, 0);
+    assert_eq!(inside.sessions(&database).await.len(), 0);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_suspension_by_command_reaches_running_nodes_and_a_resumption_too() {
+async fn a_suspension_by_command_reaches_running_nodes_and_a_resumption_too(engine: Engine) {
     let cluster = cluster().await;
-    let master = master_with_server(cluster).await;
+    let master = master_with_server(engine, cluster).await;
     let url = master.url();
     let (one, two) = tokio::join!(Process::serve(&url, &[]), Process::serve(&url, &[]));
     let owner = one.owner("ada").await;
-    let store = one.active_store(&owner, "tea").await;
+    let store = one.active_store(&owner, engine, "tea").await;
     let shops = [one.storefront_of(&store), two.storefront_of(&store)];
     for shop in &shops {
         shop.get("/store/v1/products").await.expect_status(200);
@@ -254,12 +243,12 @@ async fn a_suspension_by_command_reaches_running_nodes_and_a_resumption_too() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn servers_are_added_listed_and_drained() {
+async fn servers_are_added_listed_and_drained(engine: Engine) {
     let cluster = cluster().await;
     let master = cluster.master().await;
     let url = master.url();
-    let added = Cli::add_server(&url, "eu-1", &cluster.url("postgres")).await;
+    let server = server_url(engine, cluster).await;
+    let added = Cli::add_server(&url, "eu-1", &server).await;
     assert_eq!((&added["name"], &added["status"], &added["stores"]), (&json!("eu-1"), &json!("active"), &json!(0)));
 
     let listed = Cli::json(&url, &["servers", "list"]).await;
@@ -278,12 +267,12 @@ async fn servers_are_added_listed_and_drained() {
     let refused = Cli::run_in(&url, &add, &["servers", "add", "eu-9"]).await;
     assert!(String::from_utf8_lossy(&refused.stderr).contains("ENCRYPTION_KEY"));
 
-    let password = cluster.url("postgres").split(':').nth(2).unwrap().split('@').next().unwrap().to_owned();
-    let again = Cli::run_in(&url, &[("SERVER_URL", Some(&cluster.url("postgres")))], &["servers", "add", "eu-1"]).await;
-    let wrong = cluster.url("postgres").replace(&password, "wrong-password-here");
+    let password = server.split(':').nth(2).unwrap().split('@').next().unwrap().to_owned();
+    let again = Cli::run_in(&url, &[("SERVER_URL", Some(&server))], &["servers", "add", "eu-1"]).await;
+    let wrong = server.replace(&password, "wrong-password-here");
     let refused = Cli::run_in(&url, &[("SERVER_URL", Some(&wrong))], &["servers", "add", "eu-2"]).await;
     let missing = Cli::run(&url, &["servers", "drain", "nowhere"]).await;
-    let twin = cluster.url("postgres").replace("127.0.0.1", "localhost");
+    let twin = server.replace("127.0.0.1", "localhost");
     let twin = Cli::run_in(&url, &[("SERVER_URL", Some(&twin))], &["servers", "add", "eu-1-again"]).await;
     let says_twin = "registered already, as server eu-1";
     for (output, says) in
@@ -297,15 +286,15 @@ async fn servers_are_added_listed_and_drained() {
     assert!(String::from_utf8_lossy(&human.stdout).contains("eu-1"));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_login_that_may_not_create_databases_is_no_server() {
+async fn a_login_that_may_not_create_databases_is_no_server(engine: Engine) {
     let cluster = cluster().await;
     let master = cluster.master().await;
-    let weak = cluster.brought().await;
+    let weak = Brought::create(engine, cluster).await;
+    let needed = if engine == Engine::Mysql { "CREATE USER" } else { "CREATEDB" };
     let refused = Cli::run_in(&master.url(), &[("SERVER_URL", Some(&weak.url()))], &["servers", "add", "weak"]).await;
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(1));
-    assert!(text.contains("CREATEDB") && !text.contains(&weak.password()), "{text}");
+    assert!(text.contains(needed) && !text.contains(&weak.password()), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -322,10 +311,9 @@ async fn a_server_behind_a_transaction_pooler_is_refused_with_what_to_register_i
     assert_eq!(Cli::json(&master.url(), &["servers", "list"]).await["data"], json!([]));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn stores_are_listed_shown_and_provisioned() {
+async fn stores_are_listed_shown_and_provisioned(engine: Engine) {
     let cluster = cluster().await;
-    let master = master_with_server(cluster).await;
+    let master = master_with_server(engine, cluster).await;
     let url = master.url();
     let node = Process::serve(&url, &[]).await;
     let owner = node.owner("ada").await;
@@ -345,7 +333,7 @@ async fn stores_are_listed_shown_and_provisioned() {
     assert_eq!(slugs, ["three", "two", "one"]);
     assert!(second["meta"]["nextCursor"].is_null());
 
-    let run = Cli::json(&url, &["stores", "provision", id_of(&ids[0])]).await;
+    let run = Cli::json(&url, &["stores", "provision", id_of(&ids[0]), "--engine", engine.as_str()]).await;
     assert_eq!(run["kind"], "managed");
     assert_eq!(node.run_ended(&owner, &ids[0]).await["state"], "succeeded");
     let shown = Cli::json(&url, &["stores", "show", id_of(&ids[0])]).await;
@@ -353,7 +341,7 @@ async fn stores_are_listed_shown_and_provisioned() {
     let by_slug = Cli::json(&url, &["stores", "show", "one"]).await;
     assert_eq!(by_slug["id"], ids[0]["id"]);
     Cli::json(&url, &["servers", "drain", "local"]).await;
-    let full = Cli::run(&url, &["stores", "provision", "two", "--json"]).await;
+    let full = Cli::run(&url, &["stores", "provision", "two", "--engine", engine.as_str(), "--json"]).await;
     let said = String::from_utf8_lossy(&full.stderr).into_owned();
     let said: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
     assert!(said["error"].as_str().unwrap().contains("local is draining"), "{said}");
@@ -369,15 +357,14 @@ async fn stores_are_listed_shown_and_provisioned() {
     assert_eq!(nonsense.status.code(), Some(2));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_command_provisions_through_the_node_that_serves_whichever_comes_first() {
+async fn a_command_provisions_through_the_node_that_serves_whichever_comes_first(engine: Engine) {
     let cluster = cluster().await;
-    let master = master_with_server(cluster).await;
+    let master = master_with_server(engine, cluster).await;
     let node = Process::serve(&master.url(), &[]).await;
     let owner = node.owner("ada").await;
     let store = owner.create_store("tea").await.expect_status(201);
     assert_eq!(node.terminate().await, Some(0));
-    Cli::json(&master.url(), &["stores", "provision", id_of(&store)]).await;
+    Cli::json(&master.url(), &["stores", "provision", id_of(&store), "--engine", engine.as_str()]).await;
 
     let node = Process::serve(&master.url(), &[]).await;
 
@@ -408,14 +395,13 @@ async fn the_granted_role_opens_the_ops_routes() {
     owner.api.get("/api/ops/stores").await.expect_problem(404, "not-found");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_host_is_explained() {
+async fn a_host_is_explained(engine: Engine) {
     let cluster = cluster().await;
-    let master = master_with_server(cluster).await;
+    let master = master_with_server(engine, cluster).await;
     let url = master.url();
     let node = Process::serve(&url, &[]).await;
     let owner = node.owner("ada").await;
-    let store = node.active_store(&owner, "tea").await;
+    let store = node.active_store(&owner, engine, "tea").await;
     let decision = async |name: &str| Cli::json(&url, &["explain", "host", name]).await;
 
     let served = decision("TEA.Stores.Localhost.:8080").await;
@@ -429,9 +415,8 @@ async fn a_host_is_explained() {
     Cli::json(&url, &["stores", "suspend", id_of(&store), "--reason", "unpaid"]).await;
     let closed = decision("tea.stores.localhost").await;
     assert_eq!((&closed["decision"], &closed["store"]["statusReason"]), (&json!("closed"), &json!("unpaid")));
-    let mut admin = cluster.admin().await;
     let name = database_name(&store);
-    admin.execute(AssertSqlSafe(format!("alter role {name} password 'another'"))).await.unwrap();
+    StoreSql::server(engine, cluster).await.set_password(&name, "another").await;
     let broken = decision("tea.stores.localhost").await;
     assert_eq!(
         broken["database"],
@@ -451,37 +436,43 @@ async fn a_host_is_explained() {
         "{sick}"
     );
 
-    let wrong = cluster.brought().await;
+    let wrong = Brought::create(engine, cluster).await;
     let failed = owner.create_store("coffee").await.expect_status(201);
-    let wrong = wrong.url().replace(&wrong.password(), "nonsense");
-    owner.connect(&failed, json!({ "engine": "postgresql", "connectionString": wrong })).await.expect_status(202);
+    owner.connect(&failed, wrong.fields(&json!({ "password": "nonsense" }))).await.expect_status(202);
     node.run_ended(&owner, &failed).await;
     let not_ready = decision("coffee.stores.localhost").await;
     assert_eq!(not_ready["decision"], "not-ready");
     assert_eq!(not_ready["store"]["lastRunError"], "check_connection: wrong-password");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_doctor_finds_what_was_left_behind_and_changes_nothing() {
-    let cluster: &Cluster = own_cluster("doctor").await;
-    let master = master_with_server(cluster).await;
+async fn the_doctor_finds_what_was_left_behind_and_changes_nothing(engine: Engine) {
+    // Of the shared servers it would tell what other tests have there.
+    let server = OwnServer::start(engine, &format!("left-behind-{engine}")).await;
+    let cluster: &Cluster = match &server {
+        OwnServer::Postgres(cluster) => cluster,
+        OwnServer::MariaDb(_) => cluster().await,
+    };
+    let master = cluster.master().await;
     let url = master.url();
+    Cli::add_server(&url, "local", &server.url()).await;
     let node = Process::serve(&url, &[]).await;
     let owner = node.owner("ada").await;
-    let store = node.active_store(&owner, "tea").await;
+    let store = node.active_store(&owner, engine, "tea").await;
     let clean = Cli::run(&url, &["doctor"]).await;
     assert_eq!(clean.status.code(), Some(0), "{}", String::from_utf8_lossy(&clean.stdout));
 
     let nobody = managed_name("sto_01JD8Q6X5MFKV9T3R0WZ2H4C7N".parse().unwrap());
     let nobody = nobody.as_str();
-    let mut admin = cluster.admin().await;
-    admin.execute(AssertSqlSafe(format!("create database {nobody}"))).await.unwrap();
-    admin.execute(AssertSqlSafe(format!("create role {nobody} login"))).await.unwrap();
+    let mut admin = server.admin().await;
+    admin.execute(&format!("create database {nobody}")).await;
+    let login = if engine == Engine::Mysql { "create user" } else { "create role" };
+    admin.execute(&format!("{login} {nobody}")).await;
     let failed = owner.create_store("coffee").await.expect_status(201);
-    let refused = json!({ "engine": "postgresql", "connectionString": cluster.url("no_such_database") });
+    let missing = server.brought().await;
+    let refused = missing.fields(&json!({ "database": "no_such_database" }));
     owner.connect(&failed, refused).await.expect_status(202);
     node.run_ended(&owner, &failed).await;
-    let before = state_of(cluster, &master).await;
+    let before = state_of(&mut admin, &master).await;
 
     let sick = Cli::run(&url, &["doctor", "--json"]).await;
 
@@ -495,19 +486,22 @@ async fn the_doctor_finds_what_was_left_behind_and_changes_nothing() {
     assert!(says("orphans", &format!("database {nobody}")) && says("orphans", &format!("role {nobody}")), "{findings}");
     assert!(says("runs", id_of(&failed)), "{findings}");
     assert_eq!(bad.len(), 3, "{findings}");
-    assert_eq!(state_of(cluster, &master).await, before);
+    assert_eq!(state_of(&mut admin, &master).await, before);
     node.storefront_of(&store).get("/store/v1/products").await.expect_status(200);
 
-    // Registered twice, as it could be once: what is a store's is no orphan by its other name.
-    (&mut master.admin().await)
-        .execute("update database_servers set host = 'elsewhere.example', system_identifier = null")
-        .await
-        .unwrap();
-    Cli::add_server(&url, "twin", &cluster.url("postgres")).await;
-    let twice = Cli::run(&url, &["doctor", "--json"]).await;
-    let text = String::from_utf8_lossy(&twice.stdout).into_owned();
-    assert!(!text.contains(&database_name(&store)), "{text}");
-    assert!(text.contains(&format!("server twin has a database {nobody}")), "{text}");
+    // Registered twice, as it could be once: what is a store's is no orphan by its other name. A server of MySQL's is known by what
+    // it does, and cannot be disguised.
+    if engine == Engine::Postgresql {
+        (&mut master.admin().await)
+            .execute("update database_servers set host = 'elsewhere.example', system_identifier = null")
+            .await
+            .unwrap();
+        Cli::add_server(&url, "twin", &server.url()).await;
+        let twice = Cli::run(&url, &["doctor", "--json"]).await;
+        let text = String::from_utf8_lossy(&twice.stdout).into_owned();
+        assert!(!text.contains(&database_name(&store)), "{text}");
+        assert!(text.contains(&format!("server twin has a database {nobody}")), "{text}");
+    }
 
     let other_key = "b3RoZXIta2V5LW9mLXRoZS10ZXN0cy0zMi1ieXRlcyE=";
     let locked = Cli::run_in(&url, &[("ENCRYPTION_KEY", Some(other_key))], &["doctor", "--json"]).await;
@@ -516,15 +510,19 @@ async fn the_doctor_finds_what_was_left_behind_and_changes_nothing() {
     assert!(text.contains("does not open") && text.contains(id_of(&store)) && !text.contains(other_key), "{text}");
 }
 
-/// Every database, every role, and every row of master that the doctor could have changed.
-async fn state_of(cluster: &Cluster, master: &TestDatabase) -> Vec<String> {
-    let mut lines: Vec<String> = sqlx::query_scalar(
-        "select datname || coalesce(shobj_description(oid, 'pg_database'), '') from pg_database
-         union all select rolname from pg_roles order by 1",
-    )
-    .fetch_all(&mut cluster.admin().await)
-    .await
-    .unwrap();
+/// Every database and every login of the server, and every row of master that the doctor could have changed.
+async fn state_of(server: &mut StoreSql, master: &TestDatabase) -> Vec<String> {
+    let there = match server {
+        StoreSql::Postgres(_) => {
+            "select datname || coalesce(shobj_description(oid, 'pg_database'), '') from pg_database
+             union all select rolname from pg_roles order by 1"
+        }
+        StoreSql::MySql(_) => {
+            "select concat_ws('.', table_schema, table_name) from information_schema.tables
+             union all select schema_name from information_schema.schemata union all select user from mysql.user order by 1"
+        }
+    };
+    let mut lines = server.texts(there).await;
     let rows: Vec<String> = sqlx::query_scalar(
         "select s::text from stores s union all select d::text from store_databases d
          union all select r::text from provisioning_runs r union all select v::text from database_servers v
@@ -537,15 +535,14 @@ async fn state_of(cluster: &Cluster, master: &TestDatabase) -> Vec<String> {
     lines
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn products_are_imported_from_a_file_after_a_dry_run() {
+async fn products_are_imported_from_a_file_after_a_dry_run(engine: Engine) {
     let cluster = cluster().await;
-    let master = master_with_server(cluster).await;
+    let master = master_with_server(engine, cluster).await;
     let url = master.url();
     let node = Process::serve(&url, &[]).await;
     let owner = node.owner("ada").await;
     let store = owner.create_store("tea").await.expect_status(201);
-    owner.connect(&store, json!({ "managed": true })).await.expect_status(202);
+    owner.connect(&store, json!({ "managed": true, "engine": engine })).await.expect_status(202);
     node.run_ended(&owner, &store).await;
     let mut file = tempfile::NamedTempFile::new().unwrap();
     write!(

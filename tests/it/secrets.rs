@@ -8,32 +8,41 @@ use control_plane::servers;
 use devkit::payments::{ApiFault, Checkout, TestPayments, TestPaymentsOptions, sign};
 use http::Method;
 use integration_tests::{
-    Cli, Cluster, ENCRYPTION_KEY, JWT_SECRET, Owner, Process, Receiver, TestDatabase, database_name, eventually,
-    own_cluster,
+    Brought, Cli, Cluster, ENCRYPTION_KEY, JWT_SECRET, OwnServer, Owner, Process, Receiver, StoreSql, TestApp,
+    TestDatabase, database_name, eventually, own_cluster,
 };
+use kernel::Engine;
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tenancy::Credential;
 
-use crate::processes::master_with_server;
+use crate::processes::server_url;
 use crate::provisioning::store_id;
 use crate::purchases::Order;
 use crate::scenes::text;
 use crate::top_ups::{CARD, DECLINED, GOOD, RULE};
 
+on_each_engine! {
+    no_secret_is_found_anywhere_after_a_day_of_work
+    a_registered_servers_password_is_sealed_at_once
+}
+
+/// As loud as it gets.
+pub(crate) const LOUD: &str =
+    "trace,sqlx::query=trace,sqlx::postgres=trace,sqlx::pool=trace,graphile_worker::runner=trace";
+
 /// What must not be found, by what it is.
 #[derive(Default)]
-struct Secrets(BTreeMap<String, String>);
+pub(crate) struct Secrets(BTreeMap<String, String>);
 
 impl Secrets {
-    fn add(&mut self, what: &str, secret: &str) {
+    pub(crate) fn add(&mut self, what: &str, secret: &str) {
         assert!(secret.len() >= 8, "{what} is too short to be looked for");
         self.0.insert(format!("{what} {}", self.0.len()), secret.to_owned());
     }
 
     /// The secrets that are in `text`, as they are or in another common writing.
-    fn found_in(&self, text: &str) -> Vec<&str> {
+    pub(crate) fn found_in(&self, text: &str) -> Vec<&str> {
         let mut found = Vec::new();
         for (what, secret) in &self.0 {
             let hex = hex::encode(secret);
@@ -45,33 +54,11 @@ impl Secrets {
     }
 }
 
-/// Every row of every table of a database, as text. Bytes show as hexadecimal digits.
-async fn everything(connection: &mut PgConnection) -> String {
-    let tables: Vec<(String, String)> = sqlx::query_as(
-        "select n.nspname::text, c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
-         where c.relkind in ('r', 'p', 'm') and n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast')",
-    )
-    .fetch_all(&mut *connection)
-    .await
-    .unwrap();
-    assert!(tables.len() > 5);
-    let mut text = String::new();
-    for (schema, table) in tables {
-        let rows: Vec<String> =
-            sqlx::query_scalar(AssertSqlSafe(format!("select t::text from \"{schema}\".\"{table}\" t")))
-                .fetch_all(&mut *connection)
-                .await
-                .unwrap();
-        text.push_str(&format!("-- {schema}.{table}\n{}\n", rows.join("\n")));
-    }
-    text
-}
-
 fn password_of(url: &str) -> &str {
     url.split(':').nth(2).unwrap().split('@').next().unwrap()
 }
 
-async fn credential(master: &TestDatabase, store: &Value) -> Credential {
+pub(crate) async fn credential(master: &TestDatabase, store: &Value) -> Credential {
     let ring =
         KeyArgs { encryption_key: Some(ENCRYPTION_KEY.to_owned().into()), encryption_keys: None }.ring().unwrap();
     let id = store_id(store);
@@ -171,26 +158,93 @@ async fn top_up_by_itself(node: &Process, owner: &Owner, provider: &TestPayments
     answers
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn no_secret_is_found_anywhere_after_a_day_of_work() {
-    let cluster: &Cluster = own_cluster("secrets").await;
-    // A server that writes everything down, as an administrator in trouble may set it.
-    let mut admin = cluster.admin().await;
-    for setting in ["log_statement = 'all'", "log_min_error_statement = 'error'"] {
-        admin.execute(AssertSqlSafe(format!("alter role all set {setting}"))).await.unwrap();
+/// Servers that write every statement down, as an administrator in trouble may set them.
+struct Talkative {
+    /// Master's.
+    cluster: &'static Cluster,
+    /// That of stores' databases; none when they are on master's.
+    mariadb: Option<OwnServer>,
+}
+
+impl Talkative {
+    async fn start(engine: Engine) -> Self {
+        let cluster: &Cluster = own_cluster(&format!("secrets-{engine}")).await;
+        let mut admin = StoreSql::Postgres(cluster.admin().await);
+        for setting in ["log_statement = 'all'", "log_min_error_statement = 'error'"] {
+            admin.execute(&format!("alter role all set {setting}")).await;
+        }
+        admin.close().await;
+        if engine != Engine::Mysql {
+            return Self { cluster, mariadb: None };
+        }
+        let mariadb = OwnServer::start(engine, "secrets").await;
+        mariadb.admin().await.execute("set global general_log_file = 'statements.log', general_log = 1").await;
+        Self { cluster, mariadb: Some(mariadb) }
     }
-    let master = master_with_server(cluster).await;
+
+    /// How the administrator reaches the server of stores' databases.
+    fn url(&self) -> String {
+        self.mariadb.as_ref().map_or_else(|| self.cluster.url("postgres"), OwnServer::url)
+    }
+
+    async fn admin(&self) -> StoreSql {
+        match &self.mariadb {
+            Some(mariadb) => mariadb.admin().await,
+            None => StoreSql::Postgres(self.cluster.admin().await),
+        }
+    }
+
+    async fn brought(&self) -> Brought {
+        match &self.mariadb {
+            Some(mariadb) => mariadb.brought().await,
+            None => Brought::Postgres(self.cluster.brought().await),
+        }
+    }
+
+    async fn inside(&self, store: &Value) -> StoreSql {
+        let name = database_name(store);
+        match &self.mariadb {
+            Some(OwnServer::MariaDb(server)) => StoreSql::MySql(server.connect(Some(&name)).await.unwrap()),
+            _ => StoreSql::Postgres(self.cluster.connect(&name).await),
+        }
+    }
+
+    /// What the servers have written down, and what runs on them or ran last, which everybody sees who may look at them.
+    async fn seen(&self) -> Vec<(&'static str, String)> {
+        let log = std::fs::read_to_string(self.cluster.log_file()).unwrap();
+        assert!(log.contains("statement: ") || log.contains("execute "), "the server wrote statements down");
+        let mut master = StoreSql::Postgres(self.cluster.admin().await);
+        let activity = master.texts("select coalesce(query, '') from pg_stat_activity").await;
+        let mut seen = vec![("PostgreSQL's log", log), ("PostgreSQL's activity", activity.join("\n"))];
+        if let Some(mariadb) = &self.mariadb {
+            let mut admin = mariadb.admin().await;
+            let file = admin.texts("select concat(@@datadir, @@general_log_file)").await.remove(0);
+            // Of what is bytes, it writes the bytes.
+            let log = String::from_utf8_lossy(&std::fs::read(file).unwrap()).into_owned();
+            assert!(log.contains("Execute\t"), "the server wrote statements down: {log}");
+            let activity = admin.texts("select coalesce(info, '') from information_schema.processlist").await;
+            seen.extend([("MariaDB's log", log), ("MariaDB's activity", activity.join("\n"))]);
+        }
+        seen
+    }
+}
+
+async fn no_secret_is_found_anywhere_after_a_day_of_work(engine: Engine) {
+    let servers = Talkative::start(engine).await;
+    let mut admin = servers.admin().await;
+    let master = servers.cluster.master().await;
     let url = master.url();
-    let log = "trace,sqlx::query=trace,sqlx::postgres=trace,sqlx::pool=trace,graphile_worker::runner=trace";
+    Cli::add_server(&url, "local", &servers.url()).await;
     let mut secrets = Secrets::default();
     let provider = provider(&mut secrets).await;
     let payments = environment_of(&provider);
-    let more = [("LOG", log), ("ALLOW_PRIVATE_WEBHOOKS", "true"), ("TOP_UP_POLL_MS", "100")];
+    let more = [("LOG", LOUD), ("ALLOW_PRIVATE_WEBHOOKS", "true"), ("TOP_UP_POLL_MS", "100")];
     let node = Process::serve(&url, &[&payments[..], &more].concat()).await;
     provider.set_webhook_url(&format!("http://{}/api/webhooks/stripe", node.address));
     secrets.add("encryption key", ENCRYPTION_KEY);
     secrets.add("signing secret", JWT_SECRET);
     secrets.add("administrator's password", password_of(&url));
+    secrets.add("administrator's password", password_of(&servers.url()));
     let mut answers = String::new();
 
     // People come, sign in, come back, and mistype.
@@ -213,13 +267,13 @@ async fn no_secret_is_found_anywhere_after_a_day_of_work() {
     secrets.add("made-up token", "made-up-token-1");
 
     // Stores get databases of both kinds, some at the second try.
-    let managed = node.active_store(&owner, "managed-shop").await;
+    let managed = node.active_store(&owner, engine, "managed-shop").await;
     let brought = owner.create_store("brought-shop").await.expect_status(201);
-    let database = cluster.brought().await;
+    let database = servers.brought().await;
     secrets.add("brought password", &database.password());
     let wrong = database.url().replace(&database.password(), "wrong-database-password");
     secrets.add("wrong password", "wrong-database-password");
-    let connection = |url: &str| json!({ "engine": "postgresql", "connectionString": url });
+    let connection = |url: &str| json!({ "engine": engine, "connectionString": url });
     owner.connect(&brought, connection(&wrong)).await.expect_status(202);
     let failed = node.run_ended(&owner, &brought).await;
     assert_eq!(failed["state"], "failed");
@@ -248,7 +302,7 @@ async fn no_secret_is_found_anywhere_after_a_day_of_work() {
     owner.connect(&brought, connection(&database.url())).await.expect_status(202);
     assert_eq!(node.run_ended(&owner, &brought).await["state"], "succeeded");
     let given_up = owner.create_store("given-up").await.expect_status(201);
-    node.active_store(&owner, "second-shop").await;
+    node.active_store(&owner, engine, "second-shop").await;
     owner.connect(&given_up, connection(&wrong)).await.expect_status(202);
     node.run_ended(&owner, &given_up).await;
     owner.api.post(&format!("/api/stores/{}/provisioning/retry", given_up["id"].as_str().unwrap()), json!({})).await;
@@ -299,14 +353,13 @@ async fn no_secret_is_found_anywhere_after_a_day_of_work() {
     }
 
     // Something breaks, and ops look at it.
-    admin.execute(AssertSqlSafe(format!("alter role {} connection limit 0", database_name(&managed)))).await.unwrap();
-    admin
-        .execute(AssertSqlSafe(format!(
-            "select pg_terminate_backend(pid) from pg_stat_activity where usename = '{}'",
-            database_name(&managed)
-        )))
-        .await
-        .unwrap();
+    let login = database_name(&managed);
+    let none_comes_in = match engine {
+        Engine::Mysql => format!("alter user '{login}'@'%' with max_user_connections -1"),
+        _ => format!("alter role {login} connection limit 0"),
+    };
+    admin.execute(&none_comes_in).await;
+    admin.end_sessions(&login).await;
     answers += &node.storefront_of(&managed).get("/store/v1/products").await.text();
     Cli::json(&url, &["admin", "grant", &owner.email]).await;
     for path in [
@@ -324,8 +377,8 @@ async fn no_secret_is_found_anywhere_after_a_day_of_work() {
     let compared = owner.api.send(Method::POST, "/api/ops/payments/reconcile", None).await;
     compared.expect_status(200);
     answers += &compared.text();
-    let more =
-        json!({ "name": "more", "url": cluster.url("postgres").replace(password_of(&url), "wrong-admin-password") });
+    let wrong = servers.url().replace(password_of(&servers.url()), "wrong-admin-password");
+    let more = json!({ "name": "more", "url": wrong });
     secrets.add("wrong administrator's password", "wrong-admin-password");
     answers += &owner.api.post("/api/ops/servers", more).await.text();
     for arguments in [&["doctor"][..], &["servers", "list"], &["explain", "host", "managed-shop.stores.localhost"]] {
@@ -342,77 +395,63 @@ async fn no_secret_is_found_anywhere_after_a_day_of_work() {
     assert_eq!(node.terminate().await, Some(0));
     let program = program.lock().unwrap().clone();
     assert!(program.contains("TRACE") && program.contains("provisioning"), "the log was as loud as it gets");
-    let server = std::fs::read_to_string(cluster.log_file()).unwrap();
-    assert!(
-        server.to_lowercase().contains("statement: ") || server.contains("execute "),
-        "the server wrote statements down"
-    );
-    let in_master = everything(&mut master.admin().await).await;
+    let in_master = StoreSql::Postgres(master.admin().await).everything().await;
     assert!(in_master.contains("graphile_worker."), "the job queue was read, too");
-    // Statements that still run, or ran last, are seen by everybody who may look at the server.
-    let activity: Vec<String> =
-        sqlx::query_scalar("select coalesce(query, '') from pg_stat_activity").fetch_all(&mut admin).await.unwrap();
     let mut places = vec![
         ("answers", answers),
         ("metrics", metrics),
         ("the program's log", program),
-        ("the server's log", server),
         ("master", in_master),
-        ("activity", activity.join("\n")),
+        ("a managed store's database", servers.inside(&managed).await.everything().await),
+        ("a brought database", database.inside().await.everything().await),
     ];
-    for store in [&managed, &brought] {
-        let name = if store == &managed { database_name(store) } else { database.database.clone() };
-        places.push(("a store's database", everything(&mut cluster.connect(&name).await).await));
-    }
+    places.extend(servers.seen().await);
 
     for (place, text) in &places {
         let mut found = secrets.found_in(text);
         // The test made this login itself, in the open.
-        if *place == "the server's log" {
-            found.retain(|what| !what.starts_with("brought password"));
-            let by_us = text.lines().filter(|line| line.contains(&database.password()));
-            assert!(
-                by_us.clone().all(|line| line.contains("create role it_brought")),
-                "{:?}",
-                by_us.collect::<Vec<_>>()
-            );
-            found.retain(|what| !what.starts_with("store's password") || secrets.0[*what] != database.password());
+        if place.ends_with("'s log") && *place != "the program's log" {
+            let is_by_us = |line: &&str| line.contains("create role it_brought") || line.contains("create user 'it_my");
+            let by_others: Vec<_> =
+                text.lines().filter(|line| line.contains(&database.password()) && !is_by_us(line)).collect();
+            assert!(by_others.is_empty(), "{place}: {by_others:?}");
+            found.retain(|what| secrets.0[*what] != database.password());
         }
         assert!(found.is_empty(), "{place} holds: {found:?}\n{}", lines_with(&secrets, text));
     }
-    proves_that_it_finds(&secrets, &master, &database).await;
+    let in_master = StoreSql::Postgres(master.admin().await);
+    for place in [in_master, database.inside().await] {
+        proves_that_it_finds(&secrets, place).await;
+    }
 }
 
-fn lines_with(secrets: &Secrets, text: &str) -> String {
+pub(crate) fn lines_with(secrets: &Secrets, text: &str) -> String {
     let lines = text.lines().filter(|line| !secrets.found_in(line).is_empty());
     lines.take(5).map(|line| line.chars().take(600).collect::<String>() + "\n").collect()
 }
 
 /// Plants secrets where they must not be, and finds them.
-async fn proves_that_it_finds(secrets: &Secrets, master: &TestDatabase, store: &TestDatabase) {
+async fn proves_that_it_finds(secrets: &Secrets, mut place: StoreSql) {
     let (what, secret) = secrets.0.iter().next().unwrap();
-    for database in [master, store] {
-        let mut connection = database.admin().await;
-        let mut tx = connection.begin().await.unwrap();
-        tx.execute("create table planted (plain text, bytes bytea)").await.unwrap();
-        for column in ["plain", "bytes"] {
-            let statement = format!("truncate planted; insert into planted ({column}) values ('{secret}')");
-            tx.execute(AssertSqlSafe(statement)).await.unwrap();
-            assert_eq!(secrets.found_in(&everything(&mut tx).await), [what.as_str()]);
-        }
+    let bytes = if matches!(place, StoreSql::MySql(_)) { "blob" } else { "bytea" };
+    place.execute(&format!("create table planted (plain text, bytes {bytes})")).await;
+    for column in ["plain", "bytes"] {
+        place.execute(&format!("delete from planted; insert into planted ({column}) values ('{secret}')")).await;
+        assert_eq!(secrets.found_in(&place.everything().await), [what.as_str()]);
     }
+    place.execute("drop table planted").await;
+    place.close().await;
     assert_eq!(secrets.found_in(&format!("a line with {secret} in it")), [what.as_str()]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_registered_servers_password_is_sealed_at_once() {
-    let app = integration_tests::TestApp::start().await;
-    let password = password_of(&app.cluster.url("postgres")).to_owned();
+async fn a_registered_servers_password_is_sealed_at_once(engine: Engine) {
+    let app = TestApp::start_on(engine).await;
+    let password = password_of(&server_url(engine, app.cluster).await).to_owned();
     let admin = app.admin().await;
     let listed = admin.api.get("/api/ops/servers").await;
     listed.expect_status(200);
     assert!(!listed.text().contains(&password));
-    let rows = everything(&mut app.master().await).await;
+    let rows = StoreSql::Postgres(app.master().await).everything().await;
     assert!(!rows.contains(&password) && !rows.contains(&hex::encode(&password)));
     // It is there all the same, for who has the key.
     let servers = servers::list(&app.cx).await.unwrap();

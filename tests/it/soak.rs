@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use control_plane::audit::Actor;
-use integration_tests::{Cli, TestApp, TestAppOptions, own_cluster};
+use integration_tests::{Cli, TestApp, own_cluster};
 use kernel::Engine;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -12,14 +12,20 @@ use tokio::task::JoinSet;
 use crate::processes::survive_kills;
 use crate::provisioning::{seeded, store_id};
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "soak"]
-async fn runs_survive_ten_kills_each() {
-    let cluster = own_cluster("kills").await;
-    let hits =
-        survive_kills(Engine::Postgresql, cluster, 6, 10).await + survive_kills(Engine::Mysql, cluster, 6, 10).await;
-    println!("{hits} of 120 kills hit an unfinished run");
-    assert!(hits >= 40, "too few kills hit anything: {hits}");
+on_each_engine! {
+    #[ignore = "soak"]
+    runs_survive_ten_kills_each
+    #[ignore = "soak"]
+    a_minute_of_connecting_cancelling_and_suspending_leaves_every_store_whole
+    #[ignore = "soak"]
+    fifty_thousand_rows_are_imported_while_the_storefront_answers
+}
+
+async fn runs_survive_ten_kills_each(engine: Engine) {
+    let cluster = own_cluster(&format!("kills-{engine}")).await;
+    let hits = survive_kills(engine, cluster, 6, 10).await;
+    println!("{hits} of 60 kills hit an unfinished run");
+    assert!(hits >= 20, "too few kills hit anything: {hits}");
 }
 
 #[test]
@@ -38,11 +44,9 @@ fn path(store: &Value, rest: &str) -> String {
     format!("/api/stores/{}{rest}", store["id"].as_str().unwrap())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "soak"]
-async fn a_minute_of_connecting_cancelling_and_suspending_leaves_every_store_whole() {
+async fn a_minute_of_connecting_cancelling_and_suspending_leaves_every_store_whole(engine: Engine) {
     const STORES: usize = 12;
-    let app = TestApp::start_with(TestAppOptions::default()).await;
+    let app = TestApp::start_on(engine).await;
     let owner = app.owner("ada").await;
     let mut stores = Vec::new();
     for at in 0..STORES {
@@ -52,12 +56,13 @@ async fn a_minute_of_connecting_cancelling_and_suspending_leaves_every_store_who
     let mut hammers = JoinSet::new();
     for store in &stores {
         let (store, owner, cx) = (store.clone(), owner.clone(), app.cx.clone());
+        let managed = app.managed_body(false);
         let shop = app.storefront_of(&store);
         hammers.spawn(async move {
             let mut done = 0_usize;
             while Instant::now() < until {
                 let answer = match kernel::random::below(24) {
-                    0..=3 => owner.connect(&store, json!({ "managed": true })).await,
+                    0..=3 => owner.connect(&store, managed.clone()).await,
                     4 => owner.api.post(&path(&store, "/provisioning/cancel"), json!({})).await,
                     5 => owner.api.post(&path(&store, "/provisioning/retry"), json!({})).await,
                     _ => shop.get("/store/v1/products").await,
@@ -92,7 +97,7 @@ async fn a_minute_of_connecting_cancelling_and_suspending_leaves_every_store_who
             _ => panic!("a run failed: {run}"),
         }
         if status == "pending_database" {
-            owner.connect(store, json!({ "managed": true })).await.expect_status(202);
+            owner.connect(store, app.managed_body(false)).await.expect_status(202);
             let run = app.run_ended(&owner, store).await;
             assert_eq!(run["state"], "succeeded", "{run}");
         }
@@ -103,14 +108,12 @@ async fn a_minute_of_connecting_cancelling_and_suspending_leaves_every_store_who
     println!("{done} calls on {STORES} stores; ends: {ends:?}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "soak"]
-async fn fifty_thousand_rows_are_imported_while_the_storefront_answers() {
+async fn fifty_thousand_rows_are_imported_while_the_storefront_answers(engine: Engine) {
     const PRODUCTS: usize = 25_000;
-    let app = TestApp::start().await;
+    let app = TestApp::start_on(engine).await;
     let owner = app.owner("ada").await;
     let store = owner.create_store("tea").await.expect_status(201);
-    owner.connect(&store, json!({ "managed": true })).await.expect_status(202);
+    owner.connect(&store, app.managed_body(false)).await.expect_status(202);
     assert_eq!(app.run_ended(&owner, &store).await["state"], "succeeded");
     let mut csv = "Handle,Title,Option1 Name,Option1 Value,Variant SKU,Variant Price\n".to_owned();
     for at in 0..PRODUCTS {
@@ -138,13 +141,11 @@ async fn fifty_thousand_rows_are_imported_while_the_storefront_answers() {
     assert_eq!((&report["rows"], &report["productsCreated"]), (&json!(2 * PRODUCTS), &json!(PRODUCTS)), "{report}");
     let again = send(csv).await;
     assert_eq!((&again["productsCreated"], &again["productsUnchanged"]), (&json!(0), &json!(PRODUCTS)), "{again}");
-    let counts: (i64, i64) = sqlx::query_as(
-        "select (select count(*) from tenantry.products), (select count(*) from tenantry.product_variants)",
-    )
-    .fetch_one(&mut app.store_database(&store).await)
-    .await
-    .unwrap();
-    assert_eq!(counts, (PRODUCTS as i64, 2 * PRODUCTS as i64));
+    let mut inside = app.inside(&store).await;
+    for (table, wanted) in [("products", PRODUCTS), ("product_variants", 2 * PRODUCTS)] {
+        assert_eq!(inside.number(&format!("select count(*) from {table}")).await, wanted as i64, "{table}");
+    }
+    inside.close().await;
     assert!(Cli::run("unused", &["openapi"]).await.status.success());
 }
 

@@ -15,7 +15,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::scenes::{join, store_path, text};
 
-const CLIENT_ID: &str = "66666666-6666-4666-8666-666666666666";
+pub(crate) const CLIENT_ID: &str = "66666666-6666-4666-8666-666666666666";
 pub(crate) const CLIENT_SECRET: &str = "sba_secret_of_our_app";
 
 /// Where a project's own host is, and whether anybody listens there.
@@ -56,7 +56,7 @@ pub(crate) struct Scene {
 }
 
 /// Supabase, and what leads a node to it.
-async fn supabase() -> (TestSupabase, Vec<String>, NamedTempFile) {
+pub(crate) async fn supabase() -> (TestSupabase, Vec<String>, NamedTempFile) {
     let (tls, pem) = tls();
     let options = TestSupabaseOptions { client_id: CLIENT_ID.to_owned(), client_secret: CLIENT_SECRET.to_owned(), tls };
     let supabase = TestSupabase::start(options).await.unwrap();
@@ -150,15 +150,7 @@ impl Scene {
 
     /// Goes there and presses a button; what Supabase leads back to.
     pub(crate) async fn press(&self, authorize_url: &str, button: &str) -> String {
-        // Prism would follow where it leads, so nobody stands between here.
-        let url = url::Url::parse(authorize_url).unwrap();
-        let supabase = url::Url::parse(self.supabase.url()).unwrap();
-        let address = supabase.socket_addrs(|| None).unwrap()[0];
-        let answer =
-            Client::new(address, "localhost").get(&format!("{}?{}{button}", url.path(), url.query().unwrap())).await;
-        assert_eq!(answer.status, 302, "{}", answer.text());
-        let back = url::Url::parse(answer.header("location")).unwrap();
-        format!("{}?{}", back.path(), back.query().unwrap())
+        press(&self.supabase, authorize_url, button).await
     }
 
     /// Begins and consents; what Supabase leads back to.
@@ -217,7 +209,20 @@ pub(crate) async fn add_project(supabase: &TestSupabase, database: &TestDatabase
     })
 }
 
-fn code_of(page: &Response) -> String {
+/// Goes to where somebody consents and presses a button; what Supabase leads back to.
+pub(crate) async fn press(supabase: &TestSupabase, authorize_url: &str, button: &str) -> String {
+    // Prism would follow where it leads, so nobody stands between here.
+    let url = url::Url::parse(authorize_url).unwrap();
+    let supabase = url::Url::parse(supabase.url()).unwrap();
+    let address = supabase.socket_addrs(|| None).unwrap()[0];
+    let answer =
+        Client::new(address, "localhost").get(&format!("{}?{}{button}", url.path(), url.query().unwrap())).await;
+    assert_eq!(answer.status, 302, "{}", answer.text());
+    let back = url::Url::parse(answer.header("location")).unwrap();
+    format!("{}?{}", back.path(), back.query().unwrap())
+}
+
+pub(crate) fn code_of(page: &Response) -> String {
     page.text().split("<code>").nth(1).unwrap().split("</code>").next().unwrap().to_owned()
 }
 
@@ -235,14 +240,15 @@ async fn without_an_app_at_supabase_it_is_said_so() {
     let store = owner.create_store("tea").await.expect_status(201);
     let path = store_path(&store, "/supabase");
     owner.api.post(&format!("{path}/authorize"), json!({})).await.expect_problem(503, "supabase-not-configured");
-    assert_eq!(owner.api.get(&path).await.expect_status(200)["state"], "none");
+    let shown = owner.api.get(&path).await.expect_status(200);
+    assert_eq!((&shown["isConfigured"], &shown["state"]), (&json!(false), &json!("none")));
     owner.api.delete(&path).await.expect_status(204);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_consent_is_completed_by_whoever_began_it_and_once() {
     let scene = Scene::set().await;
-    assert_eq!(scene.state().await, json!({ "state": "none", "since": null, "project": null }));
+    assert_eq!(scene.state().await, json!({ "isConfigured": true, "state": "none", "since": null, "project": null }));
     scene.projects().await.expect_problem(409, "supabase-not-connected");
     let back = scene.consent().await;
     let page = scene.app.api().get(&back).await;

@@ -275,6 +275,50 @@ async fn another_project_may_be_chosen_while_nothing_is_prepared_and_the_first_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn disconnecting_leaves_neither_our_login_nor_our_schema_in_the_projects_database() {
+    // The certificate is for 127.0.0.1 alone, so that nothing is prepared with what was made there.
+    let scene = Scene::with("localhost", &[]).await;
+    let role = control_plane::supabase::role::name(text(&scene.store["id"]).parse().unwrap());
+    let mut admin = scene.database.admin().await;
+    // Our login, our schema, and whether the database's own list of rights names the login.
+    let mut ours = async || -> (bool, bool, bool) {
+        sqlx::query_as(
+            "select exists (select from pg_roles where rolname = $1), to_regnamespace('tenantry') is not null,
+                    coalesce(datacl::text like '%' || $1 || '%', false)
+             from pg_database where datname = current_database()",
+        )
+        .bind(role.as_str())
+        .fetch_one(&mut admin)
+        .await
+        .unwrap()
+    };
+    scene.sign_in().await;
+    scene.connect().await.expect_status(202);
+    assert_eq!(scene.app.run_ended(&scene.owner, &scene.store).await["state"], "failed");
+    assert_eq!(ours().await, (true, true, true));
+    // While the run can go on, it needs them.
+    scene.owner.api.delete(&scene.path("")).await.expect_problem(409, "database-in-use");
+    assert_eq!(ours().await, (true, true, true));
+    scene.owner.api.post(&store_path(&scene.store, "/provisioning/cancel"), json!({})).await.expect_status(202);
+    assert_eq!(scene.app.run_ended(&scene.owner, &scene.store).await["state"], "cancelled");
+
+    // Supabase fails at first: what was made goes when it answers again, and only then our access to it.
+    scene.supabase.fail_next("/database/query", Fault::Status(500));
+    scene.owner.api.delete(&scene.path("")).await.expect_status(204);
+    assert!(ours().await.0 && scene.supabase.consents() == 1 && scene.pending().await == [1]);
+    scene.advance(60);
+    jobs::revoke(&scene.app.cx).await.unwrap();
+
+    assert_eq!(ours().await, (false, false, false));
+    assert_eq!((scene.supabase.consents(), scene.pending().await), (0, vec![]));
+    let note: String = sqlx::query_scalar("select string_agg(line, ',') from public.notes")
+        .fetch_one(&mut scene.database.admin().await)
+        .await
+        .unwrap();
+    assert_eq!(note, "mine");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_login_is_dropped_with_the_access_when_the_store_does_not_live_there() {
     let scene = Scene::set().await;
     scene.sign_in().await;

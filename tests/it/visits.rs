@@ -58,7 +58,7 @@ async fn held(mut connection: PgConnection, lock: &str) -> PgConnection {
 }
 
 /// Waits until so many wait for locks in the database of this name that the connection's server has.
-async fn waiting_for_locks(server: &mut StoreSql, database: &str, wanted: i64) {
+pub(crate) async fn waiting_for_locks(server: &mut StoreSql, database: &str, wanted: i64) {
     let waiting = match server {
         StoreSql::Postgres(_) => {
             format!("select count(*) from pg_stat_activity where datname = '{database}' and wait_event_type = 'Lock'")

@@ -51,6 +51,12 @@ pub(super) struct DevArgs {
     /// Where the test payment provider answers that stands in for Stripe while STRIPE_SECRET_KEY is not set; loopback only
     #[arg(long, env = "DEV_PAYMENTS_LISTEN", default_value = "127.0.0.1:0")]
     payments_listen: SocketAddr,
+    /// Lets owners connect databases at private and loopback addresses, and without TLS
+    #[arg(long, env = "ALLOW_PRIVATE_DATABASES", default_value_t = true, action = clap::ArgAction::Set)]
+    allow_private_databases: bool,
+    /// Lets owners register webhook endpoints at private and loopback addresses, and without TLS
+    #[arg(long, env = "ALLOW_PRIVATE_WEBHOOKS", default_value_t = true, action = clap::ArgAction::Set)]
+    allow_private_webhooks: bool,
 }
 
 /// What is made up once for this machine and kept.
@@ -110,7 +116,7 @@ async fn serve_demo(
     }
     let served = async {
         let store = prepare(&node.cx, secrets, admin_url).await?;
-        let environment = write_environment(data, secrets, &master_url, test_payments.as_ref())?;
+        let environment = write_environment(args, data, secrets, &master_url, test_payments.as_ref())?;
         announce(&node, &store, secrets, &environment, provider.as_ref())?;
         std::future::pending().await
     };
@@ -146,6 +152,7 @@ async fn payments(args: &DevArgs, config: &mut Config) -> Result<Option<TestPaym
 
 fn config(args: &DevArgs, secrets: &Secrets, master_url: &SecretString) -> Result<Config, anyhow::Error> {
     let command = Config::augment_args(clap::Command::new("dev"));
+    let [databases, webhooks] = [args.allow_private_databases, args.allow_private_webhooks].map(|is| is.to_string());
     // In one word with its name: a secret may begin with a dash.
     let arguments = [
         ("master-db-url", master_url.expose_secret()),
@@ -153,8 +160,8 @@ fn config(args: &DevArgs, secrets: &Secrets, master_url: &SecretString) -> Resul
         ("jwt-secret", &secrets.jwt_secret),
         ("listen", &args.listen),
         ("internal-listen", &args.internal_listen),
-        ("allow-private-databases", "true"),
-        ("allow-private-webhooks", "true"),
+        ("allow-private-databases", &databases),
+        ("allow-private-webhooks", &webhooks),
     ];
     let words = arguments.iter().map(|(name, value)| format!("--{name}={value}"));
     let matches = command.try_get_matches_from(std::iter::once("dev".to_owned()).chain(words))?;
@@ -185,17 +192,19 @@ fn write_private(path: &Path, text: &str) -> Result<(), std::io::Error> {
 
 /// What the other commands need to act on this machine's master database, and at the test payment provider, for a shell.
 fn write_environment(
+    args: &DevArgs,
     data: &Path,
     secrets: &Secrets,
     master_url: &SecretString,
     test_payments: Option<&PaymentArgs>,
 ) -> Result<PathBuf, anyhow::Error> {
     let path = data.join("dev.env");
+    let allow_private_databases = args.allow_private_databases.to_string();
     let mut lines = vec![
         ("MASTER_DB_URL", master_url.expose_secret()),
         ("ENCRYPTION_KEY", &secrets.encryption_key),
         ("JWT_SECRET", &secrets.jwt_secret),
-        ("ALLOW_PRIVATE_DATABASES", "true"),
+        ("ALLOW_PRIVATE_DATABASES", &allow_private_databases),
     ];
     if let Some(payments) = test_payments {
         lines.push(("STRIPE_API_URL", &payments.stripe_api_url));
@@ -338,17 +347,36 @@ mod tests {
 
     use super::{DevArgs, Secrets, config};
 
+    fn args(words: &[&str]) -> DevArgs {
+        let command = DevArgs::augment_args(clap::Command::new("dev"));
+        let matches = command.try_get_matches_from([&["dev"], words].concat()).expect("they are understood");
+        DevArgs::from_arg_matches(&matches).expect("they are understood")
+    }
+
+    fn secrets() -> Secrets {
+        Secrets {
+            encryption_key: vault::generate_key().expose_secret().to_owned(),
+            jwt_secret: "a-secret-that-is-long-enough-to-sign-with".to_owned(),
+            demo_password: "demo".to_owned(),
+        }
+    }
+
+    #[test]
+    fn private_networks_are_open_to_owners_unless_it_is_said_otherwise() {
+        let allowed = |words: &[&str]| {
+            let config = config(&args(words), &secrets(), &"postgres://localhost/master".into()).expect("it is usable");
+            (config.allow_private_databases, config.limits.webhooks.allow_private_webhooks)
+        };
+        assert_eq!(allowed(&[]), (true, true));
+        assert_eq!(allowed(&["--allow-private-databases=false"]), (false, true));
+        assert_eq!(allowed(&["--allow-private-webhooks=false"]), (true, false));
+    }
+
     #[test]
     fn a_made_up_secret_may_begin_with_a_dash() {
-        let matches = DevArgs::augment_args(clap::Command::new("dev")).try_get_matches_from(["dev"]).expect("defaults");
-        let args = DevArgs::from_arg_matches(&matches).expect("defaults");
         let secret = "-2_a-secret-that-is-long-enough-to-sign-with";
-        let secrets = Secrets {
-            encryption_key: vault::generate_key().expose_secret().to_owned(),
-            jwt_secret: secret.to_owned(),
-            demo_password: "demo".to_owned(),
-        };
-        let config = config(&args, &secrets, &"postgres://localhost/master".into()).expect("it is usable");
+        let secrets = Secrets { jwt_secret: secret.to_owned(), ..secrets() };
+        let config = config(&args(&[]), &secrets, &"postgres://localhost/master".into()).expect("it is usable");
         assert_eq!(config.jwt_secret.expose_secret(), secret);
     }
 }

@@ -3,6 +3,8 @@
 use std::io::{IsTerminal as _, Read as _};
 use std::path::PathBuf;
 
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command, FromArgMatches, Subcommand};
 use kernel::StoreId;
 use secrecy::SecretString;
@@ -28,7 +30,13 @@ pub(super) enum Doctor {
 // By hand: derived, the options of the whole would be needed beside those of a part.
 impl FromArgMatches for Doctor {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        if matches.subcommand_name().is_some() {
+        if let Some((_, of_database)) = matches.subcommand() {
+            // One that stands in the environment anyway gives way to the one that is piped in.
+            let is_typed = of_database.value_source("url") == Some(ValueSource::CommandLine);
+            if is_typed && of_database.get_flag("url_stdin") {
+                let what = "the argument '--url <URL>' cannot be used with '--url-stdin'\n";
+                return Err(clap::Error::raw(ErrorKind::ArgumentConflict, what));
+            }
             let What::Database(args) = What::from_arg_matches(matches)?;
             return Ok(Self::Database(args));
         }
@@ -67,7 +75,7 @@ pub(super) struct DatabaseArgs {
     /// show in the list of processes
     #[arg(long, env = "DATABASE_TEST_URL", hide_env_values = true)]
     url: Option<SecretString>,
-    /// Read the connection string from standard input
+    /// Read the connection string from standard input, whatever the variable says
     #[arg(long)]
     url_stdin: bool,
     /// The CA that signed the server's certificate, as a file of PEM

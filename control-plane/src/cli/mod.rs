@@ -118,7 +118,7 @@ pub struct OpsArgs {
     hosts: HostArgs,
     #[command(flatten, next_help_heading = "Limits")]
     limits: LimitArgs,
-    /// Lets owners connect databases at private addresses and without TLS
+    /// Lets owners connect databases at private and loopback addresses, and without TLS
     #[arg(long, env = "ALLOW_PRIVATE_DATABASES", default_value_t = false, action = clap::ArgAction::Set)]
     allow_private_databases: bool,
 }

@@ -13,6 +13,7 @@ use super::entry::{self, Sides};
 use super::report::{CheckName, Course, Note, Outcome};
 use super::{Holder, LINE_LIMIT, LOGIN_LIMIT, mysql, postgres};
 use crate::cx::{self, OpsCx};
+use crate::provisioning::credentials::parts_in_words;
 use crate::provisioning::engine::{self, Facts};
 use crate::provisioning::remedy::Guest;
 use crate::provisioning::transaction_pooler;
@@ -64,7 +65,8 @@ pub(super) async fn look(
     let missing = match (&state, holder) {
         // Of an older version something is missing by nature.
         (Ok(SchemaState::Ours { version: tenant_schema::LATEST_VERSION, .. }), Holder::Of(_)) => {
-            let asked = timeout(course.left(LINE_LIMIT), tenant_schema::missing_tables(session)).await;
+            let parts = tenant_schema::missing_parts(session, tenant_schema::LATEST_VERSION);
+            let asked = timeout(course.left(LINE_LIMIT), parts).await;
             asked.ok().and_then(Result::ok).unwrap_or_default()
         }
         _ => Vec::new(),
@@ -214,7 +216,10 @@ fn schema(engine: Engine, state: SchemaState, holder: Holder, missing: &[&str]) 
         match (store, holder) {
             (Some(found), Holder::Of(store)) if found == store && !missing.is_empty() => Note::failed(
                 "incomplete-copy",
-                format!("It holds this store, but these tables are not there: {}.", missing.join(", ")),
+                format!(
+                    "It holds this store, but these parts of it are missing or changed: {}.",
+                    parts_in_words(missing)
+                ),
                 "Copy the whole schema with all its tables and rows, and try again.",
             ),
             (Some(found), Holder::Of(store) | Holder::New(store)) if found == store => {

@@ -5,7 +5,6 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use kernel::Engine;
-use kernel::address::is_public;
 use tenancy::{Cause, Reach};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
@@ -33,9 +32,9 @@ pub(super) async fn resolve(place: &Place, reach: Reach) -> Outcome<Vec<SocketAd
             },
         ));
     };
-    let (public, others): (Vec<_>, Vec<_>) = addresses.iter().partition(|address| is_public(address.ip()));
-    if !others.is_empty() && reach == Reach::Public {
+    if addresses.iter().any(|address| !reach.allows(address.ip())) {
         // Of the others not even the addresses: a name of our own network would tell them.
+        let public: Vec<_> = addresses.iter().filter(|address| Reach::Public.allows(address.ip())).collect();
         let note = Note::from(StepError::of_cause(place.engine, Cause::PrivateAddress));
         return Err(match public.as_slice() {
             [] => note,

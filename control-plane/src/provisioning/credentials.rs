@@ -299,6 +299,14 @@ async fn check_inside(
     entry::check_privileges(credential, session, state).await
 }
 
+/// The parts that a schema lacks. Of one that lost many of them, the rest says no more than the first ones do.
+pub(crate) fn parts_in_words(missing: &[&str]) -> String {
+    const NAMED: usize = 8;
+    let (first, others) = missing.split_at(missing.len().min(NAMED));
+    let others = if others.is_empty() { String::new() } else { format!("; and {} more", others.len()) };
+    format!("{}{others}", first.join("; "))
+}
+
 /// Whether a copy is one that the store can go on from without a line of it being changed.
 async fn check_copy(session: &mut Session, version: i64, wanted: i64) -> Result<(), StepError> {
     if version < wanted {
@@ -315,12 +323,13 @@ async fn check_copy(session: &mut Session, version: i64, wanted: i64) -> Result<
             "It was upgraded after it was copied: copy the store's database as it is now, and give that one.",
         ));
     }
-    match tenant_schema::missing_tables(session).await?.as_slice() {
-        [] => Ok(()),
-        missing => Err(StepError::new(
-            "incomplete-copy",
-            format!("In this copy these tables of the store are missing: {}.", missing.join(", ")),
-            "Copy the store's database whole, with every table and row, and give that one.",
-        )),
+    let missing = tenant_schema::missing_parts(session, version).await?;
+    if missing.is_empty() {
+        return Ok(());
     }
+    Err(StepError::new(
+        "incomplete-copy",
+        format!("In this copy these parts of the store are missing or changed: {}.", parts_in_words(&missing)),
+        "Copy the store's database whole, with every table, index, constraint and row, and give that one.",
+    ))
 }

@@ -123,6 +123,21 @@ pub async fn is_same_database(one: &mut Session, two: &mut Session) -> Result<bo
     Ok(is_locked && !is_locked_again)
 }
 
+/// Whether two sessions are at one and the same server, whatever addresses and databases they were given, as far as the server
+/// itself knows: of what the one holds the other is told. What is held goes with its session.
+pub async fn is_same_server(one: &mut Session, two: &mut Session) -> Result<bool, sqlx::Error> {
+    let key = kernel::random::below(1 << 62);
+    match (one, two) {
+        (Session::Postgres(one), Session::Postgres(two)) => {
+            Ok(postgres::try_lock(one, key).await? && postgres::is_locked_by_anybody(two, key).await?)
+        }
+        (Session::MySql(one), Session::MySql(two)) => {
+            Ok(mysql::try_lock_server(one, key).await? && mysql::is_server_locked(two, key).await?)
+        }
+        _ => Ok(false),
+    }
+}
+
 /// Lets a session wait for nobody's locks: in MySQL, which counts in seconds, for one.
 pub async fn wait_little(session: &mut Session) -> Result<(), sqlx::Error> {
     match session {

@@ -118,6 +118,18 @@ pub async fn try_lock(connection: &mut MySqlConnection, key: u64) -> Result<bool
     Ok(got == 1)
 }
 
+pub async fn try_lock_server(connection: &mut MySqlConnection, key: u64) -> Result<bool, sqlx::Error> {
+    let got: i64 =
+        sqlx::query_scalar("select coalesce(get_lock(concat('s', ?), 0), 0)").bind(key).fetch_one(connection).await?;
+    Ok(got == 1)
+}
+
+pub async fn is_server_locked(connection: &mut MySqlConnection, key: u64) -> Result<bool, sqlx::Error> {
+    let is_free: i64 =
+        sqlx::query_scalar("select is_free_lock(concat('s', ?))").bind(key).fetch_one(connection).await?;
+    Ok(is_free == 0)
+}
+
 pub async fn wait_little(connection: &mut MySqlConnection) -> Result<(), sqlx::Error> {
     connection.execute("set lock_wait_timeout = 1, innodb_lock_wait_timeout = 1").await.map(drop)
 }

@@ -74,6 +74,18 @@ pub async fn try_lock(connection: &mut PgConnection, key: u64) -> Result<bool, s
     sqlx::query_scalar("select pg_try_advisory_lock($1)").bind(key.cast_signed()).fetch_one(connection).await
 }
 
+/// Whether anybody holds it, in whichever database of the server.
+pub async fn is_locked_by_anybody(connection: &mut PgConnection, key: u64) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        "select exists (
+             select from pg_catalog.pg_locks
+             where locktype = 'advisory' and objsubid = 1 and (classid::int8 << 32) | objid::int8 = $1)",
+    )
+    .bind(key.cast_signed())
+    .fetch_one(connection)
+    .await
+}
+
 pub async fn wait_little(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     connection.execute("set lock_timeout = 200").await.map(drop)
 }

@@ -69,8 +69,8 @@ pub(super) fn of_cause(engine: Engine, cause: Cause) -> Refusal {
         ),
         Cause::PrivateAddress => refusal(
             "private-address",
-            "The host is at a private, loopback or link-local address.",
-            "Give a host that is public. This installation connects to no private address.",
+            "The host is at a private, loopback, link-local or other special address that this installation does not connect to.",
+            "Give the database's own address; a public one is always connected to.",
         ),
         Cause::Timeout => {
             refusal("timeout", "The server did not answer in time.", "Check that a firewall lets us in, then retry.")

@@ -186,7 +186,7 @@ impl Target {
         let is_private = || !addresses.iter().any(|address| is_public(address.ip()));
         let tls = if let Some(tls) = self.tls {
             tls
-        } else if reach == Reach::Anywhere && self.ca_pem.is_none() && is_private() {
+        } else if reach != Reach::Public && self.ca_pem.is_none() && is_private() {
             TlsMode::Disable
         } else {
             TlsMode::VerifyFull

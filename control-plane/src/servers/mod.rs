@@ -2,15 +2,18 @@
 
 pub mod db;
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, Utc};
 use kernel::{Engine, ServerId, text};
 use problem::Problem;
 use secrecy::SecretString;
-use tenancy::{Cause, ConnectError, Credential, Reach};
+use tenancy::{Cause, ConnectError, Credential, Reach, Session};
 use vault::{Aad, OpenError, Purpose, Sealed};
 
 use crate::audit::{self, Actor, Subject};
 use crate::cx::OpsCx;
+use crate::http::errors::chain;
 use crate::provisioning::{Target, TargetError, engine};
 
 /// Whether new stores are placed on a server.
@@ -109,11 +112,32 @@ pub async fn add(cx: &OpsCx, actor: Actor, new: NewServer) -> Result<Server, Ser
         sealed: credential.seal_at(&cx.keys, &Aad::for_server(id, Purpose::ServerCredential, version)),
         credential_version: version,
     };
-    let mut tx = cx.master.begin().await?;
-    let twin = db::server_twin_lock(&mut tx, &server.host, server.port, system_identifier.as_deref()).await?;
-    if let Some(name) = twin.filter(|name| *name != server.name) {
-        return Err(ServerError::Registered { name });
-    }
+    let mut apart = HashSet::new();
+    let mut tx = loop {
+        let mut others = match &system_identifier {
+            Some(_) => Vec::new(),
+            None => db::servers_all(&mut *cx.master.acquire().await?).await?,
+        };
+        others.retain(|other| other.engine == server.engine && !apart.contains(&other.id));
+        // Asked before master is locked: one that does not answer must keep nobody waiting.
+        if let Some(twin) = find_twin(cx, &credential, &others).await?
+            && twin.name != server.name
+        {
+            return Err(ServerError::Registered { name: twin.name.clone() });
+        }
+        apart.extend(others.iter().map(|other| other.id));
+        let mut tx = cx.master.begin().await?;
+        let twin = db::server_twin_lock(&mut tx, &server.host, server.port, system_identifier.as_deref()).await?;
+        if let Some(name) = twin.filter(|name| *name != server.name) {
+            return Err(ServerError::Registered { name });
+        }
+        let is_asked = |other: &Server| other.engine != server.engine || apart.contains(&other.id);
+        if system_identifier.is_some() || db::servers_all(&mut tx).await?.iter().all(is_asked) {
+            break tx;
+        }
+        // Somebody has registered one meanwhile, and it might be this.
+        tx.rollback().await?;
+    };
     db::server_insert(&mut tx, &server, system_identifier.as_deref(), now).await?;
     audit::record(
         &mut tx,
@@ -126,6 +150,48 @@ pub async fn add(cx: &OpsCx, actor: Actor, new: NewServer) -> Result<Server, Ser
     .await?;
     tx.commit().await?;
     Ok(server)
+}
+
+/// Which of these servers the credential leads to as well, for servers that have no name of their own: two sessions at one server
+/// see what the other holds. One that cannot be asked is taken for another, as what leads nowhere.
+async fn find_twin<'a>(
+    cx: &OpsCx,
+    credential: &Credential,
+    others: &'a [Server],
+) -> Result<Option<&'a Server>, ServerError> {
+    if others.is_empty() {
+        return Ok(None);
+    }
+    let unreachable =
+        |error: ConnectError| ServerError::Unusable { code: error.cause.as_str(), what: error.to_string() };
+    let mut session = credential.connect(Reach::Anywhere, CONNECT_TIMEOUT).await.map_err(unreachable)?;
+    let mut twin = None;
+    for other in others {
+        match is_same_server(cx, &mut session, other).await {
+            Ok(false) => {}
+            Ok(true) => {
+                twin = Some(other);
+                break;
+            }
+            Err(why) => {
+                tracing::warn!(
+                    "server {} could not be asked whether it is the one that is being added: {why}",
+                    other.name
+                );
+            }
+        }
+    }
+    engine::leave(session).await;
+    Ok(twin)
+}
+
+async fn is_same_server(cx: &OpsCx, session: &mut Session, other: &Server) -> Result<bool, String> {
+    let credential = open_credential(cx, other).map_err(|error| error.to_string())?;
+    let connected = credential.connect(Reach::Anywhere, CONNECT_TIMEOUT).await;
+    let mut there = connected.map_err(|error| error.cause.as_str().to_owned())?;
+    let is_same = engine::is_same_server(session, &mut there).await;
+    engine::leave(there).await;
+    is_same.map_err(|error| chain(&error))
 }
 
 /// Connects as the administrator and asks whether it may do what provisioning needs, and whether its sessions are its own. Returns

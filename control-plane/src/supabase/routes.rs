@@ -126,16 +126,20 @@ pub struct ChosenProjectView {
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SupabaseView {
+    /// Whether this installation has an app at Supabase; without one, nobody can sign in there, and a project is connected by its
+    /// connection string.
+    is_configured: bool,
     state: SupabaseState,
     /// When somebody signed in.
     since: Option<DateTime<Utc>>,
     project: Option<ChosenProjectView>,
 }
 
-impl From<Option<Connection>> for SupabaseView {
-    fn from(connection: Option<Connection>) -> Self {
+impl SupabaseView {
+    fn of(cx: &Cx, connection: Option<Connection>) -> Self {
+        let is_configured = cx.supabase.is_some();
         let Some(connection) = connection else {
-            return Self { state: SupabaseState::None, since: None, project: None };
+            return Self { is_configured, state: SupabaseState::None, since: None, project: None };
         };
         let state = match connection.state {
             ConnectionState::Connected => SupabaseState::Connected,
@@ -144,7 +148,7 @@ impl From<Option<Connection>> for SupabaseView {
         };
         let project = connection.project_ref.zip(connection.project_name);
         let project = project.map(|(r#ref, name)| ChosenProjectView { r#ref, name });
-        Self { state, since: Some(connection.connected_at), project }
+        Self { is_configured, state, since: Some(connection.connected_at), project }
     }
 }
 
@@ -162,7 +166,7 @@ async fn supabase_complete(
     Json(body): Json<CompleteBody>,
 ) -> Result<Json<SupabaseView>, Problem> {
     let connection = super::complete(&cx, owner.by.user.id, owner.store.id, &body.completion_code).await?;
-    Ok(Json(Some(connection).into()))
+    Ok(Json(SupabaseView::of(&cx, Some(connection))))
 }
 
 /// The connection to Supabase
@@ -170,7 +174,8 @@ async fn supabase_complete(
     params(("id" = StoreId, Path)),
     responses((status = 200, body = SupabaseView), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody)))]
 async fn supabase_get(member: MemberOf<Store>, State(cx): State<Cx>) -> Result<Json<SupabaseView>, Problem> {
-    Ok(Json(super::find(&cx, member.store.id).await?.into()))
+    let connection = super::find(&cx, member.store.id).await?;
+    Ok(Json(SupabaseView::of(&cx, connection)))
 }
 
 /// How a project is, as Supabase says it.

@@ -230,7 +230,7 @@ async fn check_url(cx: &OpsCx, text: &str) -> Result<String, WebhookError> {
     let url = Url::parse(text.trim()).map_err(|_| invalid(AT, "malformed", "expected https://host/path"))?;
     match url.scheme() {
         "https" => {}
-        "http" if reach == Reach::Anywhere => {}
+        "http" if reach != Reach::Public => {}
         _ => return Err(invalid(AT, "scheme", "the scheme must be https://")),
     }
     if !url.username().is_empty() || url.password().is_some() {

@@ -113,7 +113,7 @@ impl Outbound {
         let host = host_of(url).ok_or(SendError::Url)?;
         let is_tls = match url.scheme() {
             "https" => true,
-            "http" if self.reach == Reach::Anywhere => false,
+            "http" if self.reach != Reach::Public => false,
             _ => return Err(SendError::Url),
         };
         let head = OnceLock::new();

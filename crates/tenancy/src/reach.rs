@@ -1,17 +1,17 @@
 //! Where connections may lead, and the way there.
 //!
 //! A name that leads to a public address when it is looked at may lead into our own network a moment later. So whoever may
-//! reach public addresses only is connected to the very addresses that were looked at. The drivers take a name, which is
+//! not reach every address is connected to the very addresses that were looked at. The drivers take a name, which is
 //! also what the certificate must be for, and resolve it themselves; but they speak TLS over a local socket too. The way of
 //! such a connection is therefore a socket in a folder that only we may enter, and a task that carries bytes between it and
 //! the address. It costs a copy of every byte, which beside the public internet is nothing.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kernel::address::is_public;
+use kernel::address::{is_off_limits, is_public};
 use tokio::io::{AsyncWriteExt as _, copy};
 use tokio::net::{TcpStream, UnixListener, UnixStream, lookup_host};
 use tokio::time::timeout;
@@ -24,8 +24,11 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Where connections may lead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
-    /// Wherever the name says: for servers that ops registered, and installations that allow private databases.
+    /// Wherever the name says: for servers that ops registered.
     Anywhere,
+    /// To private and loopback addresses as well, but to no link-local, multicast, unspecified or metadata address: for what
+    /// owners bring to installations that allow private databases.
+    Private,
     /// To addresses of the public internet only: for what owners bring.
     Public,
 }
@@ -33,8 +36,8 @@ pub enum Reach {
 /// Why a host is not connected to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
-    /// One of its addresses is a private, loopback or link-local one.
-    #[error("the host is at a private, loopback or link-local address")]
+    /// One of its addresses is a private, loopback, link-local or other special one that may not be called.
+    #[error("the host is at a private, loopback, link-local or other special address")]
     Private,
     /// No address was found in time.
     #[error("the host's name does not resolve")]
@@ -42,6 +45,16 @@ pub enum AddressError {
 }
 
 impl Reach {
+    /// Whether a connection may lead to `address`.
+    #[must_use]
+    pub fn allows(self, address: IpAddr) -> bool {
+        match self {
+            Self::Anywhere => true,
+            Self::Private => !is_off_limits(address),
+            Self::Public => is_public(address) && !is_off_limits(address),
+        }
+    }
+
     /// The addresses of `host`, at least one and every one allowed: who connects to one of these connects to what was looked
     /// at, whatever the name says a moment later.
     ///
@@ -54,7 +67,7 @@ impl Reach {
         if addresses.is_empty() {
             return Err(AddressError::Unresolvable);
         }
-        if self == Self::Anywhere || addresses.iter().all(|address| is_public(address.ip())) {
+        if addresses.iter().all(|address| self.allows(address.ip())) {
             Ok(addresses)
         } else {
             Err(AddressError::Private)

@@ -7,9 +7,11 @@
 //! itself, so a file holds one there, and one that was begun is taken up again.
 
 mod mysql;
+mod parts;
 mod postgres;
 
 pub use mysql::is_marked_table;
+pub use parts::{PARTS, found_parts, missing_parts};
 
 use std::time::Duration;
 
@@ -96,24 +98,16 @@ pub async fn inspect(session: &mut Session) -> Result<SchemaState, sqlx::Error> 
     }
 }
 
-/// The tables of [`LATEST_VERSION`] that are not there: a copy of a store's database may have been made of a part of it.
-///
-/// # Errors
-/// What the server or the connection says.
-pub async fn missing_tables(session: &mut Session) -> Result<Vec<&'static str>, sqlx::Error> {
-    let there = match session {
-        Session::Postgres(conn) => postgres::tables(conn).await?,
-        Session::MySql(conn) => mysql::tables(conn).await?,
-    };
-    Ok(mysql::our_tables().filter(|ours| !there.iter().any(|table| table == ours)).collect())
-}
-
 /// Whether none of our tables is there that a store keeps anything in.
 ///
 /// # Errors
 /// What the server or the connection says.
 pub async fn is_bare(session: &mut Session) -> Result<bool, sqlx::Error> {
-    Ok(missing_tables(session).await?.len() == mysql::our_tables().count())
+    let there = match session {
+        Session::Postgres(conn) => postgres::tables(conn).await?,
+        Session::MySql(conn) => mysql::tables(conn).await?,
+    };
+    Ok(!mysql::our_tables().any(|ours| there.iter().any(|table| table == ours)))
 }
 
 /// Brings the database to [`LATEST_VERSION`]. Safe to run twice and by several at once.

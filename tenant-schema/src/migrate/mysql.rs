@@ -80,6 +80,44 @@ pub(super) async fn tables(conn: &mut MySqlConnection) -> Result<Vec<String>, sq
         .await
 }
 
+/// In the words of `parts.txt`; what differs from what our files say of engine and collation is said beside it, and so is no part
+/// of ours.
+pub(super) async fn parts(conn: &mut MySqlConnection) -> Result<Vec<String>, sqlx::Error> {
+    const PARTS: [&str; 5] = [
+        "select concat('table ', table_name, if(engine = 'InnoDB', '', concat(' in ', coalesce(engine, 'no engine'))))
+         from information_schema.tables
+         where table_schema = database() and table_type = 'BASE TABLE' and table_name <> '_migrations'",
+        // MariaDB writes json as longtext and says of a column without a default that it is 'NULL', and booleans both write as tinyint.
+        "select concat('column ', column_name, ' of ', table_name, ': ',
+             case data_type when 'varchar' then concat('text(', character_maximum_length, ')') when 'mediumtext' then 'text'
+                 when 'datetime' then 'time' when 'longtext' then 'json' when 'int' then 'integer' when 'tinyint' then 'boolean'
+                 else data_type end,
+             if(coalesce(collation_name, 'utf8mb4_bin') in ('utf8mb4_bin', 'ascii_bin'), '', concat(' ', collation_name)),
+             if(is_nullable = 'NO', ', not null', ''),
+             case when extra like '%GENERATED%' and extra not like '%DEFAULT_GENERATED%' then ', generated'
+                 when coalesce(column_default, 'NULL') <> 'NULL' then ', with a default' else '' end)
+         from information_schema.columns where table_schema = database() and table_name <> '_migrations'",
+        "select concat(if(index_name = 'PRIMARY', 'primary key', concat('index ', index_name)), ' of ', table_name, ': ',
+             group_concat(coalesce(column_name, '(an expression)') order by seq_in_index separator ', '),
+             if(min(non_unique) = 0, ', unique', ''))
+         from information_schema.statistics where table_schema = database() and table_name <> '_migrations'
+         group by table_name, index_name",
+        "select concat('foreign key ', constraint_name, ' of ', table_name, ': ', referenced_table_name,
+             case delete_rule when 'CASCADE' then ', on delete cascade' when 'SET NULL' then ', on delete set null' else '' end)
+         from information_schema.referential_constraints where constraint_schema = database()",
+        // MariaDB makes one for each json column, which bears the column's name.
+        "select concat('check ', constraint_name, ' of ', table_name)
+         from information_schema.table_constraints
+         where table_schema = database() and constraint_type = 'CHECK' and constraint_name like '%\\_check'",
+    ];
+    let mut found = Vec::new();
+    for parts in PARTS {
+        let parts: Vec<String> = sqlx::query_scalar(parts).fetch_all(&mut *conn).await?;
+        found.extend(parts);
+    }
+    Ok(found)
+}
+
 /// Whether a database without a table holds procedures, functions or events of somebody's.
 async fn has_programs(conn: &mut MySqlConnection) -> Result<bool, sqlx::Error> {
     let count: i64 = sqlx::query_scalar(

@@ -27,6 +27,8 @@ mod import;
 #[cfg(test)]
 mod parity;
 #[cfg(test)]
+mod parts;
+#[cfg(test)]
 mod schema;
 #[cfg(test)]
 mod support;

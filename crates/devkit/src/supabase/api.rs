@@ -43,8 +43,11 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     let Ok(body) = axum::body::to_bytes(body, MAX_BODY).await else {
         return respond(refused(413, "Payload Too Large"), 0, 60);
     };
+    // Also of a call that goes wrong.
+    let verifier = std::str::from_utf8(&body).ok().and_then(|body| pairs(body).remove("code_verifier"));
     let (fault, calls) = {
         let mut world = shared.world();
+        world.verifiers.extend(verifier);
         world.calls.push(format!("{} {path}", parts.method));
         (world.fault(&path), world.calls.len())
     };

@@ -180,6 +180,12 @@ impl TestSupabase {
         self.shared.world().given.clone()
     }
 
+    /// Every verifier that it was told with a code.
+    #[must_use]
+    pub fn verifiers(&self) -> Vec<String> {
+        self.shared.world().verifiers.clone()
+    }
+
     /// How many consents are good.
     #[must_use]
     pub fn consents(&self) -> usize {

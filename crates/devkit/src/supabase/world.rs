@@ -73,6 +73,8 @@ pub(super) struct World {
     pub(super) access: HashMap<String, (usize, Duration)>,
     refresh: HashMap<String, Refresh>,
     pub(super) given: Vec<String>,
+    /// What codes were exchanged with.
+    pub(super) verifiers: Vec<String>,
     pub(super) faults: Vec<(String, Fault)>,
     pub(super) calls: Vec<String>,
     pub(super) queries: Vec<String>,
@@ -92,6 +94,7 @@ impl Default for World {
             access: HashMap::new(),
             refresh: HashMap::new(),
             given: Vec::new(),
+            verifiers: Vec::new(),
             faults: Vec::new(),
             calls: Vec::new(),
             queries: Vec::new(),

@@ -41,6 +41,26 @@ async fn what_an_owner_brought_is_not_looked_for_in_private_networks() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_private_networks_are_allowed_link_local_and_metadata_addresses_are_not() {
+    let world = World::start(TenancyConfig { owners_reach: Reach::Private, ..quick() }).await;
+    let credential = world.store().await.credential;
+    for host in ["127.0.0.1", "localhost"] {
+        let there = Credential { host: host.to_owned(), ..credential.clone() };
+        let session = there.connect(Reach::Private, LIMIT).await.expect(host);
+        session.close().await.expect("closed");
+    }
+    for host in ["169.254.169.254", "fe80::1", "0.0.0.0", "::", "224.0.0.1", "fd00:ec2::254", "::ffff:169.254.1.1"] {
+        let there = Credential { host: host.to_owned(), ..credential.clone() };
+        let refused = there.connect(Reach::Private, LIMIT).await.err().map(|error| error.cause);
+        assert_eq!(refused, Some(Cause::PrivateAddress), "{host}");
+        let refused = world.lease(&world.add(&there)).await.acquire().await.err();
+        assert!(matches!(refused, Some(LeaseError::Unavailable { cause: Cause::PrivateAddress, .. })), "{host}");
+        assert_eq!(Reach::Private.addresses(host, 5432).await, Err(AddressError::Private), "{host}");
+    }
+    assert_eq!(Reach::Public.addresses("168.63.129.16", 5432).await, Err(AddressError::Private));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_leads_to_the_address_that_was_looked_at() {
     let world = World::start(quick()).await;
     let store = world.store().await;
