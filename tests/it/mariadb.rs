@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use devkit::testing::own_mariadb;
-use integration_tests::{Owner, StoreSql, TestApp, TestAppOptions, TestMariaDb};
+use integration_tests::{Cli, OwnServer, Owner, StoreSql, TestApp, TestAppOptions, TestMariaDb};
+use kernel::Engine;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, MySqlConnection};
 
@@ -82,6 +83,23 @@ async fn a_read_only_server_and_one_without_connections_are_told() {
     server.stop().await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_judges_passwords_is_shown_those_of_managed_stores() {
+    let server = OwnServer::start(Engine::Mysql, "judging").await;
+    let mut admin = server.admin().await;
+    admin
+        .execute("install soname 'simple_password_check'; set global simple_password_check_other_characters = 0")
+        .await;
+    let options = TestAppOptions { without_server: true, ..TestAppOptions::default() };
+    let app = TestApp::start_on_with(Engine::Mysql, options).await;
+    Cli::add_server(&app.master.url(), "judging", &server.url()).await;
+    let owner = app.owner("ada").await;
+
+    let store = app.active_store(&owner, "tea").await;
+
+    app.storefront_of(&store).get("/store/v1/products").await.expect_status(200);
+}
+
 /// A shop of the owner's, with what old shops have: triggers, views, programs and odd names.
 const OLD_SHOP: &str = "
     create table `order` (id int primary key auto_increment, total decimal(10,2) not null, note text);
@@ -130,7 +148,7 @@ async fn a_database_that_is_not_empty_is_refused_and_left_as_it_was() {
 /// A managed store's login reaches its own database and nothing else of the server's.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_managed_stores_login_sees_no_other_store() {
-    let app = TestApp::start_on(kernel::Engine::Mysql).await;
+    let app = TestApp::start_on(Engine::Mysql).await;
     let owner = app.owner("ada").await;
     let one = app.active_store(&owner, "one").await;
     let two = app.active_store(&owner, "two").await;

@@ -7,6 +7,7 @@
 use kernel::ident::quote_literal;
 use kernel::{Engine, Ident, StoreId};
 use secrecy::{ExposeSecret as _, SecretString};
+use sha1::{Digest as _, Sha1};
 use sqlx::mysql::MySqlDatabaseError;
 use sqlx::{AssertSqlSafe, Executor as _, MySqlConnection, Row as _};
 
@@ -165,19 +166,42 @@ pub async fn ensure_database(
     store: StoreId,
 ) -> Result<(), StepError> {
     check_holder(admin, name, store).await?;
-    let unusable = || StepError::new("unexpected", "The made-up password is not usable.", "Retry.");
-    let password = quote_literal(password.expose_secret()).ok_or_else(unusable)?;
     let (database, login, pattern) = (quoted(name), account(name), quoted_pattern(name));
-    for statement in [
-        format!("create database if not exists {database} character set utf8mb4 collate utf8mb4_bin"),
-        format!("create user if not exists {login} identified by {password}"),
-        // An earlier attempt may have made it with another one.
-        format!("alter user {login} identified by {password}"),
-        format!("grant {} on {pattern}.* to {login}", NEEDED.join(", ")),
-    ] {
-        admin.execute(AssertSqlSafe(statement)).await?;
+    let create = format!("create database if not exists {database} character set utf8mb4 collate utf8mb4_bin");
+    admin.execute(AssertSqlSafe(create)).await?;
+    ensure_login(admin, &login, password).await?;
+    admin.execute(AssertSqlSafe(format!("grant {} on {pattern}.* to {login}", NEEDED.join(", ")))).await?;
+    Ok(())
+}
+
+/// The login with this password. MySQL leaves passwords out when it writes statements down; MariaDB does not, and so is told
+/// what it keeps of one, unless it insists on judging how good it is.
+async fn ensure_login(admin: &mut MySqlConnection, login: &str, password: &SecretString) -> Result<(), StepError> {
+    /// The server has an option that forbids the statement.
+    const FORBIDDEN_BY_OPTION: u16 = 1290;
+    let unusable = || StepError::new("unexpected", "The made-up password is not usable.", "Retry.");
+    let plain = quote_literal(password.expose_secret()).ok_or_else(unusable)?;
+    let version: String = sqlx::query_scalar("select version()").fetch_one(&mut *admin).await?;
+    // An earlier attempt may have made it with another password.
+    for verb in ["create user if not exists", "alter user"] {
+        if version.contains("MariaDB") {
+            let kept = kept_of(password);
+            match admin.execute(AssertSqlSafe(format!("{verb} {login} identified by password '{kept}'"))).await {
+                Ok(_) => continue,
+                Err(error) if number(&error) == Some(FORBIDDEN_BY_OPTION) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        admin.execute(AssertSqlSafe(format!("{verb} {login} identified by {plain}"))).await?;
     }
     Ok(())
+}
+
+/// What MariaDB keeps of a password (mysql_native_password): the SHA-1 of its SHA-1. Of one that is as long and random as ours
+/// that gives nothing away.
+fn kept_of(password: &SecretString) -> String {
+    let hash = Sha1::digest(Sha1::digest(password.expose_secret()));
+    format!("*{}", hex::encode_upper(hash))
 }
 
 /// Drops the database and the login of a store, if what is in it is the store's. Connections of ours are closed first by the
@@ -257,7 +281,13 @@ fn account(name: &Ident) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{MIN_MARIADB, MIN_MYSQL, read_version};
+    use super::{MIN_MARIADB, MIN_MYSQL, kept_of, read_version};
+
+    #[test]
+    fn of_a_password_the_same_is_kept_as_by_the_server_itself() {
+        // What `select password('password')` says.
+        assert_eq!(kept_of(&"password".to_owned().into()), "*2470C0C06DEE42FD1618BB99005ADCA2EC9D1E19");
+    }
 
     #[test]
     fn versions_are_read_as_their_makers_write_them() {
