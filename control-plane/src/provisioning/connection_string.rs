@@ -352,7 +352,8 @@ fn check_authority(rest: &str) -> Result<(), TargetError> {
     if place.contains(',') {
         return Err(several_hosts());
     }
-    let host = if place.starts_with('[') { place } else { place.split(':').next().unwrap_or_default() };
+    let end = if place.starts_with('[') { place.find(']').map(|at| at + 1) } else { place.find(':') };
+    let host = end.map_or(place, |end| &place[..end]);
     if is_gap(host) {
         return Err(placeholder("host"));
     }

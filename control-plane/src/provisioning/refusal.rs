@@ -263,7 +263,7 @@ fn of_supavisor(name: &str) -> Refusal {
             "unknown-project",
             "Supabase's pooler knows no such project or user at this host.",
             "Copy the Session pooler string anew (Connect, Session pooler): its host is not the same for every project of a \
-             region, its user is postgres.<project>, and a paused project has to be resumed first.",
+             region, its user is postgres, a dot and the project, and a paused project has to be resumed first.",
         ),
         "EMAXCONNSESSION" => refusal(
             "too-many-connections",
