@@ -103,9 +103,10 @@ async fn server(credential: &Credential, session: &mut Session) -> Outcome<Go> {
             let (why, sql) = match (is_replica, credential.engine) {
                 (true, _) => ("is a replica that follows another server", None),
                 (false, Engine::Mysql) => ("is set to read only, as replicas are", None),
-                (false, _) => {
-                    ("begins every transaction of this login read-only", Some(Guest::from(credential).make_writable()))
-                }
+                (false, _) => (
+                    "begins every transaction of this login read-only",
+                    Some(Guest::from(credential).make_writable().into()),
+                ),
             };
             let note = Note { detail: format!("{server}; it {why}."), ..note };
             (Note { sql, ..note }, Go::On)

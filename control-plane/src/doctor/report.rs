@@ -122,13 +122,13 @@ pub(super) struct Note {
     pub(super) state: CheckState,
     pub(super) detail: String,
     /// What was seen beside it: addresses, a certificate. Only whoever asked for the checklist is told.
-    pub(super) particulars: Option<String>,
+    pub(super) particulars: Option<Box<str>>,
     /// Whether waiting may help.
     pub(super) is_transient: bool,
     pub(super) code: Option<&'static str>,
-    pub(super) server_code: Option<String>,
+    pub(super) server_code: Option<Box<str>>,
     pub(super) advice: Option<String>,
-    pub(super) sql: Option<String>,
+    pub(super) sql: Option<Box<str>>,
 }
 
 impl Note {
@@ -162,7 +162,7 @@ impl Note {
         Self { state: CheckState::Failed, ..Self::warning(code, detail, advice) }
     }
 
-    pub(super) fn particulars(self, seen: impl Into<String>) -> Self {
+    pub(super) fn particulars(self, seen: impl Into<Box<str>>) -> Self {
         Self { particulars: Some(seen.into()), ..self }
     }
 
@@ -170,13 +170,14 @@ impl Note {
         Self { is_transient: true, ..self }
     }
 
-    pub(super) fn sql(self, sql: impl Into<String>) -> Self {
+    pub(super) fn sql(self, sql: impl Into<Box<str>>) -> Self {
         Self { sql: Some(sql.into()), ..self }
     }
 
     fn check(self, name: CheckName, took: Duration) -> Check {
         let Self { state, detail, particulars, is_transient: _, code, server_code, advice, sql } = self;
         let detail = particulars.map_or_else(|| detail.clone(), |seen| format!("{detail} {seen}"));
+        let [server_code, sql] = [server_code, sql].map(|text| text.map(String::from));
         let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         Check { name, state, duration_ms, detail, code, server_code, advice, sql }
     }
@@ -185,7 +186,7 @@ impl Note {
 impl From<StepError> for Note {
     fn from(error: StepError) -> Self {
         let StepError { code, what, advice, server_code, sql, is_transient, source: _ } = error;
-        Self { server_code, sql, is_transient, ..Self::failed(code, what, advice) }
+        Self { server_code, sql, is_transient, ..Self::failed(code, what, advice.into_owned()) }
     }
 }
 

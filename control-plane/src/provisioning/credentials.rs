@@ -107,7 +107,7 @@ async fn find_left(
         Ok(session) => session,
         // It is alive, and full of those that would have to leave.
         Err(error) if matches!(error.cause, Cause::TooManyConnections | Cause::NotReady) => {
-            return Err(ProvisioningError::Refused(old_is_busy().because(error)));
+            return Err(ProvisioningError::from(old_is_busy().because(error)));
         }
         Err(error) => {
             tracing::info!(store.id = %store, "the old database of store {store} lets nobody in: {error}");
@@ -119,7 +119,7 @@ async fn find_left(
             Ok(()) => Ok(Left::Database(Box::new(session))),
             Err(error) => {
                 engine::leave(session).await;
-                Err(ProvisioningError::Refused(error))
+                Err(ProvisioningError::from(error))
             }
         },
         Ok(true) => {
@@ -128,7 +128,7 @@ async fn find_left(
         }
         Err(error) => {
             engine::leave(session).await;
-            Err(ProvisioningError::Refused(old_is_busy().because(error)))
+            Err(ProvisioningError::from(old_is_busy().because(error)))
         }
     }
 }
@@ -239,7 +239,7 @@ fn check_engine(known: &db::StoreDatabase, credential: &Credential) -> Result<()
     if known.engine == credential.engine {
         return Ok(());
     }
-    Err(ProvisioningError::Refused(StepError::new(
+    Err(ProvisioningError::from(StepError::new(
         "other-database",
         format!("The store's database is {}, and these credentials are for {}.", known.engine, credential.engine),
         "Give credentials of the database that the store was connected to, or of a copy of it on the same engine.",
@@ -254,7 +254,7 @@ async fn check_leads_to(
     store: StoreId,
 ) -> Result<Session, ProvisioningError> {
     let reach = cx.owners_reach;
-    let mut session = entry::enter(credential, reach, cx.clock.now()).await.map_err(ProvisioningError::Refused)?;
+    let mut session = entry::enter(credential, reach, cx.clock.now()).await.map_err(ProvisioningError::from)?;
     // At the same place it is the same database, and whatever version it has, the store has.
     let wanted = is_elsewhere(cx, known, store, credential).then(|| known.schema_version.unwrap_or_default());
     let checked = async {
@@ -265,7 +265,7 @@ async fn check_leads_to(
         Ok(()) => Ok(session),
         Err(error) => {
             engine::leave(session).await;
-            Err(ProvisioningError::Refused(error))
+            Err(ProvisioningError::from(error))
         }
     }
 }

@@ -155,10 +155,10 @@ pub enum ProvisioningError {
     #[error("the database is ours, and so are its credentials")]
     Managed,
     #[error(transparent)]
-    Refused(StepError),
+    Refused(Box<StepError>),
     /// As `Refused`, of credentials that were typed as one text.
     #[error(transparent)]
-    TextRefused(StepError),
+    TextRefused(Box<StepError>),
     #[error("the credentials have been changed meanwhile")]
     CredentialsChanged,
     #[error("no server has room")]
@@ -173,6 +173,12 @@ pub enum ProvisioningError {
     Target(#[from] TargetError),
     #[error("database error")]
     Db(#[from] sqlx::Error),
+}
+
+impl From<StepError> for ProvisioningError {
+    fn from(error: StepError) -> Self {
+        Self::Refused(Box::new(error))
+    }
 }
 
 /// Connects a database: commits what the run needs, queues it, and returns it. Connecting the same twice at once makes one
@@ -520,12 +526,12 @@ fn refused(error: &StepError, is_text: bool) -> Problem {
         .detail(format!("{} {}", error.what, error.advice))
         .field(pointer, error.code, &error.what)
         .member("advice", error.advice.as_ref());
-    let problem = match &error.server_code {
-        Some(code) => problem.member("serverCode", code.as_str()),
+    let problem = match error.server_code.as_deref() {
+        Some(code) => problem.member("serverCode", code),
         None => problem,
     };
-    match &error.sql {
-        Some(sql) => problem.member("sql", sql.as_str()),
+    match error.sql.as_deref() {
+        Some(sql) => problem.member("sql", sql),
         None => problem,
     }
 }

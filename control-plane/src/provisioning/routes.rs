@@ -249,8 +249,8 @@ impl From<&StepError> for StepErrorView {
             code: (*code).to_owned(),
             detail: what.clone(),
             advice: advice.clone().into_owned(),
-            server_code: server_code.clone(),
-            sql: sql.clone(),
+            server_code: server_code.as_deref().map(str::to_owned),
+            sql: sql.as_deref().map(str::to_owned),
         }
     }
 }

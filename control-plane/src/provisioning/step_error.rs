@@ -17,9 +17,9 @@ pub struct StepError {
     pub what: String,
     pub advice: Cow<'static, str>,
     /// What the server itself calls it.
-    pub server_code: Option<String>,
+    pub server_code: Option<Box<str>>,
     /// Statements for an administrator of the database that help, ready to be copied.
-    pub sql: Option<String>,
+    pub sql: Option<Box<str>>,
     /// Whether doing it again in a moment may help without anybody doing anything.
     pub is_transient: bool,
     #[source]
@@ -32,7 +32,7 @@ impl StepError {
         Self { code, what, advice, server_code: None, sql: None, is_transient: false, source: None }
     }
 
-    pub fn sql(self, sql: impl Into<String>) -> Self {
+    pub fn sql(self, sql: impl Into<Box<str>>) -> Self {
         Self { sql: Some(sql.into()), ..self }
     }
 
@@ -129,7 +129,7 @@ impl From<sqlx::Error> for StepError {
             .transient(),
             Said::Unexpected => Self::new("unexpected", "Something failed that should not.", OURS),
         };
-        Self { server_code: server_code(&error), ..step }.because(error)
+        Self { server_code: server_code(&error).map(Into::into), ..step }.because(error)
     }
 }
 
@@ -145,7 +145,10 @@ fn server_code(error: &sqlx::Error) -> Option<String> {
 impl StepError {
     /// Why no connection came about, for whoever knocked.
     pub fn connecting<'a>(guest: impl Into<Guest<'a>>, error: ConnectError) -> Self {
-        Self { server_code: error.code.clone(), ..Self::refused(refusal::of(&guest.into(), &error), error) }
+        Self {
+            server_code: error.code.clone().map(Into::into),
+            ..Self::refused(refusal::of(&guest.into(), &error), error)
+        }
     }
 
     /// As [`StepError::connecting`], when the kind of trouble is all that is known.
@@ -156,7 +159,7 @@ impl StepError {
     fn refused(Refusal { code, what, advice, sql }: Refusal, error: ConnectError) -> Self {
         let is_transient =
             matches!(error.cause, Cause::Unreachable | Cause::Timeout | Cause::TooManyConnections | Cause::NotReady);
-        Self { sql, is_transient, ..Self::new(code, what, advice) }.because(error)
+        Self { sql: sql.map(Into::into), is_transient, ..Self::new(code, what, advice) }.because(error)
     }
 }
 
