@@ -1,5 +1,7 @@
 //! The built program: its commands, its signals, and what a `kill -9` leaves behind.
 
+#![expect(clippy::print_stdout, reason = "how long it took is for whoever reads along")]
+
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,7 @@
 //! Long runs, for `cargo xtask soak`: many kills, a hammer of many stores, a large import.
 
+#![expect(clippy::print_stdout, reason = "what a long run did is for whoever reads along")]
+
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 

@@ -177,8 +177,8 @@ pub async fn ensure_database(
 /// The login with this password. MySQL leaves passwords out when it writes statements down; MariaDB does not, and so is told
 /// what it keeps of one, unless it insists on judging how good it is.
 async fn ensure_login(admin: &mut MySqlConnection, login: &str, password: &SecretString) -> Result<(), StepError> {
-    /// The server has an option that forbids the statement.
-    const FORBIDDEN_BY_OPTION: u16 = 1290;
+    /// An option of the server forbids the statement; of `alter user` it says no more than that it failed.
+    const FORBIDDEN: [u16; 2] = [1290, 1396];
     let unusable = || StepError::new("unexpected", "The made-up password is not usable.", "Retry.");
     let plain = quote_literal(password.expose_secret()).ok_or_else(unusable)?;
     let version: String = sqlx::query_scalar("select version()").fetch_one(&mut *admin).await?;
@@ -188,7 +188,7 @@ async fn ensure_login(admin: &mut MySqlConnection, login: &str, password: &Secre
             let kept = kept_of(password);
             match admin.execute(AssertSqlSafe(format!("{verb} {login} identified by password '{kept}'"))).await {
                 Ok(_) => continue,
-                Err(error) if number(&error) == Some(FORBIDDEN_BY_OPTION) => {}
+                Err(error) if number(&error).is_some_and(|number| FORBIDDEN.contains(&number)) => {}
                 Err(error) => return Err(error.into()),
             }
         }
