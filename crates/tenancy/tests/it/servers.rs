@@ -72,7 +72,8 @@ async fn without_a_share_of_a_server_nobody_connects_until_there_is_one() {
     let stores = crowd(&world, server, 2, 2).await;
     let elsewhere = world.store().await;
     let lease = world.lease(&stores[0]).await;
-    let waiting = tokio::spawn(async move {
+    let mut waiting = JoinSet::new();
+    waiting.spawn(async move {
         let mut connection = lease.acquire().await.expect("a connection in time");
         connection.fetch_one::<(i64,)>(echo(7, 0.0)).await.expect("an answer").0
     });
@@ -83,7 +84,7 @@ async fn without_a_share_of_a_server_nobody_connects_until_there_is_one() {
     assert_eq!(world.backends(&stores[0]).await, 0);
 
     world.tenancy.set_server_limit(server, 1);
-    assert_eq!(waiting.await.expect("it ends"), 7);
+    assert_eq!(waiting.join_next().await.expect("it was asked").expect("it ends"), 7);
     assert!(world.lease(&stores[1]).await.acquire().await.is_ok(), "the first store's idle one makes room");
     world.tenancy.set_server_limit(server, 0);
     world.tenancy.server_fits(server).await;
