@@ -113,7 +113,19 @@ async fn what_is_no_database_is_told_the_same_at_every_door() {
     ] {
         doors.expect(slug, &format!("{scheme}://a:b@127.0.0.1:{port}/d"), code).await;
     }
-    doors.expect("lost", "postgres://a:b@no-such-host.invalid/d?sslmode=require", "unresolvable").await;
+    // A name that leads nowhere is refused before anything is begun.
+    let lost = json!({ "connectionString": "postgres://a:b@no-such-host.invalid/d?sslmode=require" });
+    expect_failure(&test(&doors.owner, lost.clone()).await, "dns", "unresolvable");
+    let store = doors.owner.create_store("shop-lost").await.expect_status(201);
+    for refused in [doors.owner.connect(&store, lost.clone()).await, doors.replace(&doors.postgres, lost).await] {
+        let problem = refused.expect_problem(422, "invalid-input");
+        let field = &problem["errors"][0];
+        assert_eq!(
+            (&field["code"], &field["pointer"]),
+            (&json!("unresolvable"), &json!("/connectionString")),
+            "{problem}"
+        );
+    }
     let plain = doors.app.cluster.brought().await;
     doors.expect("plain", &format!("{}?sslmode=require", plain.url()), "no-tls").await;
     doors.expect("plain-too", &format!("{}?ssl-mode=REQUIRED", mariadb.url()), "no-tls").await;

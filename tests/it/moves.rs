@@ -238,7 +238,7 @@ async fn what_is_no_whole_copy_of_the_store_at_its_version_is_refused(engine: En
         let mut inside = copy.inside().await;
         inside.execute(&change).await;
         let refused = moved.give(&copy).await;
-        let problem = refused.expect_field(409, code, "/database");
+        let problem = refused.expect_field(409, code, "/connectionString");
         assert!(
             text(&problem["detail"]).contains("copy the store's database") || code == "incomplete-copy",
             "{problem}"
@@ -259,7 +259,7 @@ async fn what_is_no_whole_copy_of_the_store_at_its_version_is_refused(engine: En
     let mut inside = emptied.inside().await;
     inside.execute("delete from prices").await;
     inside.close().await;
-    let problem = moved.give(&emptied).await.expect_field(409, "incomplete-copy", "/database");
+    let problem = moved.give(&emptied).await.expect_field(409, "incomplete-copy", "/connectionString");
     assert!(text(&problem["detail"]).contains("prices"), "{problem}");
     // Every table and row is there, and what keeps them quick and right is not.
     let bare = moved.copy(&app).await;
@@ -280,7 +280,7 @@ async fn what_is_no_whole_copy_of_the_store_at_its_version_is_refused(engine: En
         inside.execute(change).await;
     }
     inside.close().await;
-    let problem = moved.give(&bare).await.expect_field(409, "incomplete-copy", "/database");
+    let problem = moved.give(&bare).await.expect_field(409, "incomplete-copy", "/connectionString");
     for part in [
         "index products_title_idx of products: is_listed, title_sort, id",
         "index products_handle_key of products: handle, unique",
@@ -294,7 +294,7 @@ async fn what_is_no_whole_copy_of_the_store_at_its_version_is_refused(engine: En
     let copy_of_other = app.brought().await;
     copy_of_other.copy_from(&others).await;
     for elsewhere in [&others, &copy_of_other] {
-        moved.give(elsewhere).await.expect_field(409, "other-database", "/database");
+        moved.give(elsewhere).await.expect_field(409, "other-database", "/connectionString");
     }
     moved.shop.expect_served(&client.get(PRODUCTS).await);
     assert_eq!((count(&app, version).await, count(&app, AUDITED).await), (before, 0));
