@@ -153,7 +153,7 @@ async fn a_store_moves_while_it_is_used_and_nothing_is_served_from_both(engine: 
     let (answered, is_over) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
     let mut users = JoinSet::new();
     for client in [&here, &there] {
-        for orders in [false, false, true] {
+        for orders in [false, true] {
             let (client, variant) = (client.clone(), variant.clone());
             users.spawn(use_shop(client, orders, variant, Arc::clone(&answered), Arc::clone(&is_over)));
         }

@@ -16,8 +16,9 @@ use super::{Place, TCP_LIMIT, network, tls};
 use crate::provisioning::engine;
 use crate::provisioning::{StepError, transaction_pooler};
 
-/// How long a server may take to let us in.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// How long a server may take to let us in: a login to PostgreSQL gives way to others hundreds of times, and so takes seconds in
+/// a process that is busy. Who says nothing at all is found out sooner, by the lines before the login.
+const CONNECT_LIMIT: Duration = Duration::from_secs(8);
 /// How long it may take before what stands there is looked at meanwhile.
 const PATIENCE: Duration = Duration::from_millis(700);
 /// How long that may take in all.
