@@ -208,7 +208,7 @@ mod tests {
     fn of_several_failures_in_a_row_the_last_opens_it() {
         let (mut breaker, now) = (Breaker::new(), Instant::now());
         let fail = |breaker: &mut Breaker| {
-            breaker.failed_again(ConnectError::new(Cause::Refused), now, &BreakerConfig::default(), 3)
+            breaker.failed_again(ConnectError::new(Cause::Refused), now, &BreakerConfig::default(), 3);
         };
         fail(&mut breaker);
         fail(&mut breaker);
