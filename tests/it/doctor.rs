@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use devkit::MariaDb;
 use devkit::testing::{PgBouncer, PoolMode, ScriptedServer, own_mariadb};
 use http::Method;
 use integration_tests::{
@@ -329,11 +330,8 @@ async fn present_in_mariadb(server: &mut devkit::MariaDb, name: &str, (certifica
     server.restart().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn mariadbs_certificates_are_told_apart_as_well_and_a_read_only_or_crowded_server_is_told() {
-    let (_app, owner) = app().await;
-    let mut server = own_mariadb("doctor").await;
-    let (authority, stranger) = (Authority::new(), Authority::new());
+/// A database `shop` of a user `shop`, whose password is `a-secret-word`; returns the administrator's connection.
+pub(crate) async fn shop_on(server: &MariaDb) -> MySqlConnection {
     let mut admin = server.connect(None).await.unwrap();
     for statement in [
         "create database shop",
@@ -342,7 +340,15 @@ async fn mariadbs_certificates_are_told_apart_as_well_and_a_read_only_or_crowded
     ] {
         admin.execute(statement).await.unwrap();
     }
-    admin.close().await.unwrap();
+    admin
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mariadbs_certificates_are_told_apart_as_well_and_a_read_only_or_crowded_server_is_told() {
+    let (_app, owner) = app().await;
+    let mut server = own_mariadb("doctor").await;
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    shop_on(&server).await.close().await.unwrap();
     let port = server.port();
     let body = |tls: &str, ca: Option<&Authority>| {
         let mut body = json!({ "engine": "mysql", "host": "127.0.0.1", "port": port, "username": "shop",

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, MySqlConnection, PgConnection};
 use tokio::io::AsyncWriteExt as _;
 
-use crate::doctor::{app, brought_body, connected, expect_failure, expect_ok, fields, said, test, test_url};
+use crate::doctor::{app, brought_body, connected, expect_failure, expect_ok, fields, said, shop_on, test, test_url};
 use crate::faults::run;
 use crate::provisioning::path_of;
 
@@ -261,14 +261,7 @@ async fn a_mysql_that_is_full_or_lets_in_nobody_from_here_is_told_with_the_state
     let mut server = own_mariadb("doctor-refusals").await;
     server.set_options(&["--max-connections=10"]);
     server.restart().await.unwrap();
-    let mut admin = server.connect(None).await.unwrap();
-    for statement in [
-        "create database shop",
-        "create user shop@'%' identified by 'a-secret-word'",
-        "grant all privileges on shop.* to shop@'%'",
-    ] {
-        admin.execute(statement).await.unwrap();
-    }
+    let mut admin = shop_on(&server).await;
     let url = format!("mysql://shop:a-secret-word@127.0.0.1:{}/shop", server.port());
     expect_ok(&test_url(&doors.owner, &url).await);
 
