@@ -2,6 +2,8 @@
 
 #[path = "it/directory.rs"]
 mod directory;
+#[path = "it/example.rs"]
+mod example;
 #[path = "it/faults.rs"]
 mod faults;
 #[path = "it/limits.rs"]
