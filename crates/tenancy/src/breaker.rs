@@ -4,7 +4,8 @@
 //! - after a failure nobody connects until a jittered pause is over; the pause doubles with each further failure. A server
 //!   has failed when several connects in a row have, of whichever stores: one database that hangs is not its server;
 //! - then one connect tries (the probe), and everybody else is still refused until it has an answer;
-//! - after a refusal that only a change can heal, nobody connects until the route changes or a long pause is over.
+//! - after a refusal that only a change can heal, nobody connects until the route changes or a long pause is over; a password
+//!   that was refused is not tried again at all, as servers and poolers lock out whoever goes on trying.
 
 use std::time::Duration;
 
@@ -17,9 +18,25 @@ use crate::stats::{BreakerState, LastError};
 #[derive(Debug, Clone, Copy)]
 enum State {
     Closed,
-    Paused { cause: Cause, failures: u32, until: Instant },
-    Probing { cause: Cause, failures: u32, lapses: Instant },
-    Latched { cause: Cause, until: Instant },
+    Paused {
+        cause: Cause,
+        failures: u32,
+        until: Instant,
+    },
+    Probing {
+        cause: Cause,
+        failures: u32,
+        lapses: Instant,
+    },
+    Latched {
+        cause: Cause,
+        until: Instant,
+    },
+    /// Until the route changes, or somebody sees the database well. `told` is when askers are told to come again.
+    Barred {
+        cause: Cause,
+        told: Duration,
+    },
 }
 
 #[derive(Debug)]
@@ -46,6 +63,7 @@ impl Breaker {
             State::Probing { cause, lapses, .. } if now < lapses => {
                 return Err(refused(cause, lapses - now));
             }
+            State::Barred { cause, told } => return Err(refused(cause, told)),
             State::Paused { cause, failures, .. } | State::Probing { cause, failures, .. } => (cause, failures),
             State::Latched { cause, .. } => (cause, 0),
         };
@@ -65,6 +83,7 @@ impl Breaker {
                 Some(refused(cause, until - now))
             }
             State::Probing { cause, lapses, .. } if now < lapses => Some(refused(cause, lapses - now)),
+            State::Barred { cause, told } => Some(refused(cause, told)),
             _ => None,
         }
     }
@@ -72,7 +91,7 @@ impl Breaker {
     /// A connect succeeded. Whether that counts: after a refusal that only a change can heal, one that had begun before it says
     /// nothing of what is refused.
     pub(crate) fn succeeded(&mut self) -> bool {
-        let counts = !matches!(self.state, State::Latched { .. });
+        let counts = !matches!(self.state, State::Latched { .. } | State::Barred { .. });
         if counts {
             self.state = State::Closed;
             self.strikes = 0;
@@ -99,14 +118,19 @@ impl Breaker {
 
     pub(crate) fn failed(&mut self, error: ConnectError, now: Instant, config: &BreakerConfig) {
         let cause = error.cause;
+        let is_barred = error.is_wrong_password();
         self.last_error = Some((error, now));
+        if is_barred {
+            self.state = State::Barred { cause, told: config.latched_pause };
+            return;
+        }
         if cause.needs_change() {
             self.state = State::Latched { cause, until: now + config.latched_pause };
             return;
         }
         let failures = match self.state {
             State::Paused { failures, .. } | State::Probing { failures, .. } => failures.saturating_add(1),
-            State::Closed | State::Latched { .. } => 1,
+            State::Closed | State::Latched { .. } | State::Barred { .. } => 1,
         };
         let doubled = config.first_pause.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16)));
         let pause = jittered(doubled.min(config.longest_pause));
@@ -115,7 +139,7 @@ impl Breaker {
 
     /// Somebody saw the database well: whatever pause is left, the next to ask is the probe.
     pub(crate) fn try_again(&mut self, now: Instant) {
-        if let State::Paused { cause, .. } | State::Latched { cause, .. } = self.state {
+        if let State::Paused { cause, .. } | State::Latched { cause, .. } | State::Barred { cause, .. } = self.state {
             self.state = State::Paused { cause, failures: 0, until: now };
         }
     }
@@ -137,6 +161,7 @@ impl Breaker {
             State::Paused { cause, until, .. } => BreakerState::Paused { cause, retry_after_ms: left(until) },
             State::Probing { cause, .. } => BreakerState::Probing { cause },
             State::Latched { cause, until } => BreakerState::Latched { cause, retry_after_ms: left(until) },
+            State::Barred { cause, .. } => BreakerState::Barred { cause },
         };
         let last_error = self.last_error.as_ref().map(|(error, at)| LastError {
             cause: error.cause,
@@ -228,6 +253,21 @@ mod tests {
         assert!(breaker.admit(now + pause + PROBE, PROBE).is_ok());
         breaker.abandoned(now + pause + PROBE);
         assert!(breaker.admit(now + pause + PROBE, PROBE).is_ok());
+    }
+
+    #[test]
+    fn a_password_that_was_refused_is_not_tried_again_until_something_changes() {
+        for change in [Breaker::route_changed as fn(&mut Breaker), |breaker| breaker.try_again(Instant::now())] {
+            let (mut breaker, now) = (Breaker::new(), Instant::now());
+            let refusal = ConnectError { code: Some("28P01".to_owned()), ..ConnectError::new(Cause::WrongPassword) };
+            breaker.failed(refusal, now, &BreakerConfig::default());
+            let later = now + Duration::from_secs(86_400);
+            assert!(breaker.admit(later, PROBE).is_err() && breaker.refusal(later).is_some());
+            assert!(!breaker.succeeded(), "a connect that was under way says nothing of the next");
+            assert!(breaker.admit(later, PROBE).is_err());
+            change(&mut breaker);
+            assert!(breaker.admit(later, PROBE).is_ok());
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! 4. Who finds no permit first has the least recently used idle connection of another store at the server closed, then
 //!    waits. Waiting is first come, first served; a store has at most `max_connections_per_store` places in the line, so a
 //!    flood on one store delays another by that much and no more.
+//!    What is opened outside every pool, by provisioning, stands in the same line.
 //! 5. A connection that comes back while other stores wait is closed for them, when its own store does not need it, or
 //!    when it has served its `tenure`. Never more are closed than wait.
 
@@ -31,7 +32,7 @@ pub(crate) struct Budget {
     owed: AtomicUsize,
     waiting: AtomicUsize,
     closing: AtomicUsize,
-    /// The most that was out or asked for since [`Budget::take_peak`].
+    /// The most that was out or asked for since [`Budget::forget_peak`].
     peak: AtomicUsize,
     /// Rung when a permit came back.
     returned: Notify,
@@ -131,10 +132,13 @@ impl Budget {
         self.waiting.load(Ordering::SeqCst)
     }
 
-    /// The most connections that were out or asked for since this was last asked.
-    pub(crate) fn take_peak(&self) -> usize {
-        let now = self.in_use() + self.waiting();
-        self.peak.swap(now, Ordering::SeqCst).max(now)
+    /// The most connections that were out or asked for since [`Budget::forget_peak`].
+    pub(crate) fn peak(&self) -> usize {
+        self.peak.load(Ordering::SeqCst).max(self.in_use() + self.waiting())
+    }
+
+    pub(crate) fn forget_peak(&self) {
+        self.peak.store(0, Ordering::SeqCst);
     }
 
     fn note_peak(&self) {
@@ -324,6 +328,8 @@ mod tests {
         let held = [budget.try_take(), budget.try_take()];
         assert!(budget.try_take().is_none());
         drop(held);
-        assert_eq!((budget.take_peak(), budget.take_peak()), (2, 0));
+        assert_eq!(budget.peak(), 2);
+        budget.forget_peak();
+        assert_eq!(budget.peak(), 0);
     }
 }

@@ -18,6 +18,8 @@ pub struct TenancyConfig {
     pub max_connections_per_server: usize,
     /// Physical connections of one store on this node.
     pub max_connections_per_store: usize,
+    /// How many of these work apart from requests may use; at least one. See [`Lane::Job`](crate::Lane::Job).
+    pub max_job_connections_per_store: usize,
     /// Pools that are open at once; the least recently leased idle one makes room.
     pub max_pools: usize,
     /// Requests of one store that wait for a connection; the next is refused at once.
@@ -74,7 +76,8 @@ pub struct BreakerConfig {
     /// Connects that fail one after the other, of whichever stores, before a server counts as down. It answers for itself:
     /// that it cannot be reached, does not answer in time, or is not ready.
     pub server_strikes: u32,
-    /// The pause after a refusal that only a change of the route can heal, such as a wrong password.
+    /// The pause after a refusal that only a change can heal, such as a missing database. A wrong password is not tried again
+    /// at all, and this is what askers are told.
     pub latched_pause: Duration,
 }
 
@@ -108,6 +111,7 @@ impl Default for TenancyConfig {
             max_connections: 200,
             max_connections_per_server: 200,
             max_connections_per_store: 8,
+            max_job_connections_per_store: 2,
             max_pools: 1000,
             max_waiting_per_store: 1024,
             acquire_timeout: Duration::from_secs(2),

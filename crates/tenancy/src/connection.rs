@@ -13,6 +13,7 @@ use std::time::Duration;
 use kernel::Engine;
 use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::postgres::{PgConnection, PgRow};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use crate::closing::Farewell;
@@ -37,6 +38,8 @@ pub struct Connection {
     in_transaction: bool,
     has_failed: bool,
     is_recovering: bool,
+    /// A job's turn, which the next job gets when this is dropped.
+    turn: Option<OwnedSemaphorePermit>,
 }
 
 impl Connection {
@@ -49,7 +52,12 @@ impl Connection {
             in_transaction: false,
             has_failed: false,
             is_recovering: false,
+            turn: None,
         }
+    }
+
+    pub(crate) fn keep_turn(&mut self, turn: OwnedSemaphorePermit) {
+        self.turn = Some(turn);
     }
 
     pub(crate) fn into_physical(mut self) -> Option<Box<Physical>> {
@@ -254,6 +262,7 @@ impl Drop for Connection {
                     in_transaction: self.in_transaction,
                     has_failed: false,
                     is_recovering: true,
+                    turn: self.turn.take(),
                 };
                 self.pool.node.spawn(connection.recover());
             }

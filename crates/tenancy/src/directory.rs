@@ -88,9 +88,11 @@ impl Versions {
         Arc::clone(&self.floors.entry(store).or_insert_with(|| Arc::new(AtomicI64::new(i64::MIN))))
     }
 
-    pub(crate) fn raise(&self, store: StoreId, version: i64) {
-        self.floor(store).fetch_max(version, Ordering::SeqCst);
+    /// Whether it is news.
+    pub(crate) fn raise(&self, store: StoreId, version: i64) -> bool {
+        let before = self.floor(store).fetch_max(version, Ordering::SeqCst);
         self.changes.fetch_add(1, Ordering::SeqCst);
+        before < version
     }
 
     pub(crate) fn forget_all(&self) {

@@ -105,6 +105,13 @@ pub enum Particular {
 }
 
 impl ConnectError {
+    /// Whether it is the password that was refused. `WrongPassword` is also a login that may not come from here, an account that
+    /// is locked, and a pooler that lets nobody in for a while: those may pass without a change of ours.
+    pub(crate) fn is_wrong_password(&self) -> bool {
+        self.cause == Cause::WrongPassword
+            && matches!(self.code.as_deref(), Some("28P01" | "1045" | "1698" | "XX000 EWRONGPASSWORD"))
+    }
+
     /// Trouble of a kind, of which nothing more is known.
     #[must_use]
     pub const fn new(cause: Cause) -> Self {

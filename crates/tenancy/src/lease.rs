@@ -9,17 +9,36 @@ use crate::error::LeaseError;
 use crate::pool::Pool;
 use crate::route::Route;
 
+/// What connections are for. Work apart from requests, however much of it there is, leaves a store connections for its requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// Requests, for which somebody waits.
+    Web,
+    /// Imports, and what is done now and then: at most [`TenancyConfig::max_job_connections_per_store`] of a store's connections.
+    ///
+    /// [`TenancyConfig::max_job_connections_per_store`]: crate::TenancyConfig::max_job_connections_per_store
+    Job,
+}
+
 /// A right to connections of one store. Cheap to clone; drop it when the request ends.
 pub struct Lease {
     pool: Arc<Pool>,
     route: Arc<Route>,
     is_served: bool,
+    lane: Lane,
 }
 
 impl Lease {
     pub(crate) fn new(pool: Arc<Pool>, route: Arc<Route>, is_served: bool) -> Self {
         pool.leased();
-        Self { pool, route, is_served }
+        Self { pool, route, is_served, lane: Lane::Web }
+    }
+
+    /// The same lease for this lane.
+    #[must_use]
+    pub fn in_lane(mut self, lane: Lane) -> Self {
+        self.lane = lane;
+        self
     }
 
     /// The store.
@@ -45,7 +64,10 @@ impl Lease {
     /// # Errors
     /// [`LeaseError`], within `acquire_timeout` and the pings that it may take.
     pub async fn acquire(&self) -> Result<Connection, LeaseError> {
-        self.pool.acquire(self.is_served).await
+        match self.lane {
+            Lane::Web => self.pool.acquire(self.is_served).await,
+            Lane::Job => self.pool.acquire_for_job(self.is_served).await,
+        }
     }
 
     /// A transaction on a connection of its own.
@@ -59,7 +81,7 @@ impl Lease {
 
 impl Clone for Lease {
     fn clone(&self) -> Self {
-        Self::new(Arc::clone(&self.pool), Arc::clone(&self.route), self.is_served)
+        Self::new(Arc::clone(&self.pool), Arc::clone(&self.route), self.is_served).in_lane(self.lane)
     }
 }
 

@@ -45,6 +45,10 @@ pub(crate) fn describe_metrics() {
     );
     describe_gauge!("tenantry_connections_idle", "Connections to store databases that nobody uses");
     describe_gauge!("tenantry_connections_waiting", "Requests that wait for a connection to a store's database");
+    describe_gauge!(
+        "tenantry_stores_saturated",
+        "Stores that have as many connections as a store may, and requests that wait for one more"
+    );
     describe_counter!("tenantry_connects_total", "Connections opened, by result");
     describe_counter!("tenantry_evictions_total", "Connections and pools closed early, by reason");
     describe_counter!("tenantry_directory_lookups_total", "Routes asked for, by where the answer came from");
@@ -57,6 +61,7 @@ pub(crate) fn publish(stats: &Stats) {
     gauge!("tenantry_connections_open").set(float(stats.open));
     gauge!("tenantry_connections_idle").set(float(stats.idle));
     gauge!("tenantry_connections_waiting").set(float(stats.waiting));
+    gauge!("tenantry_stores_saturated").set(float(stats.saturated));
 }
 
 pub(crate) fn count_connect(result: ConnectResult) {

@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kernel::{StoreId, StoreStatus};
-use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::breaker::{Breaker, millis};
 use crate::budget::Permit;
@@ -77,6 +77,8 @@ pub(crate) struct Pool {
     pub(crate) state: Mutex<State>,
     /// This pool's places in the server's line for permits.
     pub(crate) line: AtomicUsize,
+    /// The connections that jobs may use.
+    jobs: Arc<Semaphore>,
     /// Whether the server's list of idle connections knows of this pool.
     pub(crate) is_listed: AtomicBool,
     created: Instant,
@@ -94,7 +96,9 @@ enum Taken {
 impl Pool {
     pub(crate) fn new(node: Arc<Node>, route: &Route, database: &DatabaseRoute, breaker: Arc<Mutex<Breaker>>) -> Self {
         let server = node.servers.get(database.server);
+        let jobs = node.config.max_job_connections_per_store.clamp(1, Semaphore::MAX_PERMITS);
         Self {
+            jobs: Arc::new(Semaphore::new(jobs)),
             node,
             store: route.store_id,
             database: database.clone(),
@@ -173,6 +177,15 @@ impl Pool {
                 }
             }
         }
+    }
+
+    /// A connection for a job, which has its turn among the jobs first.
+    pub(crate) async fn acquire_for_job(self: &Arc<Self>, is_served: bool) -> Result<Connection, LeaseError> {
+        let turn = timeout(self.node.config.acquire_timeout, Arc::clone(&self.jobs).acquire_owned()).await;
+        let Ok(Ok(turn)) = turn else { return Err(LeaseError::Busy { retry_after: Duration::from_secs(1) }) };
+        let mut connection = self.acquire(is_served).await?;
+        connection.keep_turn(turn);
+        Ok(connection)
     }
 
     fn take(self: &Arc<Self>, now: Instant, is_served: bool) -> Result<Taken, LeaseError> {

@@ -7,6 +7,7 @@
 //! - a replaced pool serves the leases that it gave until they are dropped, or `drain_grace` is over;
 //! - when `max_pools` are open, the one that was leased longest ago and has no lease out is closed for the next.
 
+use std::cmp::Reverse;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -22,7 +23,7 @@ use crate::meter::{Eviction, count_evictions};
 use crate::node::{Node, lock};
 use crate::pool::Pool;
 use crate::route::{DatabaseRoute, Route};
-use crate::stats::Stats;
+use crate::stats::{Stats, StoreLoad};
 
 /// How long a breaker that is closed again keeps its last error for `explain`.
 const KEEP_ERRORS: Duration = Duration::from_secs(600);
@@ -236,6 +237,23 @@ impl Stores {
         self.slots.iter().map(|slot| lock(&slot.pools).iter().map(|pool| pool.leases()).sum::<usize>()).sum()
     }
 
+    /// The pools with requests that wait, then those with many connections; no more than `most`.
+    pub(crate) fn busiest(&self, most: usize) -> Vec<StoreLoad> {
+        let now = Instant::now();
+        let load = |store_id: StoreId, slot: &Slot| {
+            let (pool, draining) = slot.pools();
+            let pool = pool?;
+            let breaker = lock(&slot.breaker).explain(now).0;
+            Some(StoreLoad { store_id, server_id: pool.database.server, pool: pool.explain(), draining, breaker })
+        };
+        let mut loads: Vec<StoreLoad> = self.slots.iter().filter_map(|slot| load(*slot.key(), slot.value())).collect();
+        loads.sort_unstable_by_key(|load| {
+            Reverse((load.pool.waiting, load.pool.open - load.pool.idle, load.pool.open, load.store_id))
+        });
+        loads.truncate(most);
+        loads
+    }
+
     pub(crate) fn stats(&self, node: &Node) -> Stats {
         let mut stats = Stats { open: node.servers.in_use(), limit: node.servers.limit(), ..Stats::default() };
         for slot in &self.slots {
@@ -246,6 +264,8 @@ impl Stores {
                 stats.leases += state.leases;
                 stats.idle += state.idle;
                 stats.waiting += state.waiting;
+                let is_full = state.open >= node.config.max_connections_per_store.max(1);
+                stats.saturated += usize::from(is_full && state.waiting > 0);
             }
         }
         stats
@@ -253,6 +273,11 @@ impl Stores {
 }
 
 impl Slot {
+    /// Whether no route of this version or a later one was confirmed yet.
+    pub(crate) fn is_behind(&self, version: i64) -> bool {
+        self.version.load(Ordering::SeqCst) < version
+    }
+
     /// Whether a newer route was seen, or announced, since `route` was confirmed.
     fn is_overtaken(&self, route: &Route) -> bool {
         route.version < self.version.load(Ordering::SeqCst) || route.version < self.floor.load(Ordering::SeqCst)

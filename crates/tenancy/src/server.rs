@@ -1,7 +1,7 @@
 //! What a node has to do with one database server: its budget of connections there, which of them are idle, and its breaker.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use dashmap::DashMap;
@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::breaker::Breaker;
-use crate::budget::Budget;
+use crate::budget::{Budget, Permit};
 use crate::config::TenancyConfig;
 use crate::meter::{Eviction, count_evictions};
 use crate::node::lock;
@@ -22,6 +22,8 @@ pub(crate) struct Server {
     /// Nothing for databases that are at no server of ours: what one of them does says nothing of the others.
     pub(crate) breaker: Option<Arc<Mutex<Breaker>>>,
     idle: Idle,
+    /// The places in the line of those who ask for no pool.
+    line: AtomicUsize,
 }
 
 /// The pools that have idle connections, by when the oldest of these was used: exact at its least end, which is all that is
@@ -39,7 +41,19 @@ impl Server {
             budget: Arc::new(Budget::new(limit, wanted)),
             breaker: has_breaker.then(|| Arc::new(Mutex::new(Breaker::new()))),
             idle: Idle::default(),
+            line: AtomicUsize::new(0),
         }
+    }
+
+    /// A permit for who asks for no pool, in turn with the pools; nothing when `deadline` comes first.
+    pub(crate) async fn reserve(&self, deadline: Instant) -> Option<Permit> {
+        if let Some(permit) = self.budget.try_take() {
+            return Some(permit);
+        }
+        let make_room = || {
+            self.close_one_idle(None);
+        };
+        self.budget.wait(&self.line, deadline, make_room).await
     }
 
     /// Notes that `pool` has an idle connection, which was used at `since`.

@@ -20,6 +20,8 @@ pub struct Stats {
     pub idle: usize,
     /// Requests that wait for a connection.
     pub waiting: usize,
+    /// Stores that have as many connections as a store may, and requests that wait for one more.
+    pub saturated: usize,
     /// The most physical connections that this node may have, at all servers together.
     pub limit: usize,
     /// Hostnames and stores that are remembered.
@@ -37,8 +39,25 @@ pub struct ServerLoad {
     pub open: usize,
     /// Connects that wait for their turn.
     pub waiting: usize,
-    /// The most that was open or waited for since the last look.
+    /// The most that was open or waited for since [`Tenancy::forget_server_peaks`](crate::Tenancy::forget_server_peaks).
     pub peak: usize,
+    /// Whether it is being asked.
+    pub breaker: BreakerState,
+}
+
+/// One store's pool, in a list of pools.
+#[derive(Debug, Clone, Serialize)]
+pub struct StoreLoad {
+    /// The store.
+    pub store_id: StoreId,
+    /// Where its database is, if that is a server of ours.
+    pub server_id: Option<ServerId>,
+    /// The pool that new leases use.
+    pub pool: PoolState,
+    /// Pools that older leases still use.
+    pub draining: usize,
+    /// Whether its database is being asked.
+    pub breaker: BreakerState,
 }
 
 /// One store as this node sees it, without a secret, a host or a user.
@@ -114,6 +133,11 @@ pub enum BreakerState {
         cause: Cause,
         /// When it is tried again, if the route does not change before.
         retry_after_ms: u64,
+    },
+    /// It refused our password, which is not tried again until the route changes or somebody sees the database well.
+    Barred {
+        /// Why.
+        cause: Cause,
     },
 }
 

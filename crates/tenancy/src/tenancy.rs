@@ -14,8 +14,9 @@ use crate::error::{LeaseError, ResolveError};
 use crate::lease::Lease;
 use crate::meter;
 use crate::node::{Node, lock};
+use crate::reservation::Reservation;
 use crate::route::{Directory, Route, StoreChange};
-use crate::stats::{BreakerState, Explanation, ServerLoad, Stats};
+use crate::stats::{BreakerState, Explanation, ServerLoad, Stats, StoreLoad};
 
 /// How often a lease looks again when the store changes under it.
 const ATTEMPTS: usize = 4;
@@ -116,19 +117,20 @@ impl<D: Directory> Tenancy<D> {
     }
 
     /// Takes note of a change: routes older than it no longer count, from now on and whatever is under way. The store's
-    /// pool is brought in line at once, if it has one.
-    pub fn apply(&self, change: StoreChange) {
+    /// pool is brought in line at once, if it has one. Whether it is news.
+    pub fn apply(&self, change: StoreChange) -> bool {
         let StoreChange { store_id, route_version, hostnames } = change;
         let Inner { node, versions, hosts, stores, .. } = &*self.inner;
-        versions.raise(store_id, route_version);
+        let is_news = versions.raise(store_id, route_version);
         for host in &hostnames {
             hosts.forget_unknown(host);
         }
         stores.forget_unknown(&store_id);
-        if node.stores.slot(store_id).is_some() {
+        if node.stores.slot(store_id).is_some_and(|slot| slot.is_behind(route_version)) {
             let (node, stores) = (Arc::clone(node), Arc::clone(stores));
             self.inner.node.spawn(async move { reconcile(&node, &stores, store_id).await });
         }
+        is_news
     }
 
     /// Takes note that somebody saw the store's database well, after it was in trouble: the next request tries it, however
@@ -156,6 +158,23 @@ impl<D: Directory> Tenancy<D> {
         });
     }
 
+    /// The right to one connection to a server that the caller opens outside every pool. It counts as those of the pools do, and
+    /// has its turn as theirs have.
+    ///
+    /// # Errors
+    /// [`LeaseError::Busy`] when there is none for as long as a request would wait ([`TenancyConfig::acquire_timeout`]) or `limit`,
+    /// whichever is longer; [`LeaseError::ShuttingDown`].
+    pub async fn reserve(&self, server: ServerId, limit: Duration) -> Result<Reservation, LeaseError> {
+        let Inner { node, stop, .. } = &*self.inner;
+        let limit = limit.max(node.config.acquire_timeout);
+        let server = node.servers.get(Some(server));
+        match stop.run_until_cancelled(server.reserve(Instant::now() + limit)).await {
+            Some(Some(permit)) => Ok(Reservation::new(Arc::clone(node), permit)),
+            Some(None) => Err(LeaseError::Busy { retry_after: Duration::from_secs(1) }),
+            None => Err(LeaseError::ShuttingDown),
+        }
+    }
+
     /// What this node may have open at a server from now on. A higher limit serves those who wait at once; after a lower one
     /// nothing is opened until what is open fits it, idle connections are closed at once, and those that are lent when they
     /// come back: [`Tenancy::server_fits`] waits for that.
@@ -171,8 +190,7 @@ impl<D: Directory> Tenancy<D> {
         server.budget.at_most(server.budget.limit()).await;
     }
 
-    /// What this node has open, and needs, at each server that it had to do with. What was needed most is counted from the
-    /// last time that this was asked, so there should be one who asks.
+    /// What this node has open, and needs, at each server that it had to do with.
     #[must_use]
     pub fn server_loads(&self) -> Vec<ServerLoad> {
         let load = |(server_id, server): (ServerId, Arc<crate::server::Server>)| ServerLoad {
@@ -180,9 +198,15 @@ impl<D: Directory> Tenancy<D> {
             limit: server.budget.limit(),
             open: server.budget.in_use(),
             waiting: server.budget.waiting(),
-            peak: server.budget.take_peak(),
+            peak: server.budget.peak(),
+            breaker: server.breaker.as_ref().map_or(BreakerState::Closed, |of| lock(of).explain(Instant::now()).0),
         };
         self.inner.node.servers.known().into_iter().map(load).collect()
+    }
+
+    /// What was needed most is counted anew from now on.
+    pub fn forget_server_peaks(&self) {
+        self.inner.node.servers.known().iter().for_each(|(_, server)| server.budget.forget_peak());
     }
 
     /// Returns when somebody has had to wait for a connection to a server since this was last asked. For one who asks.
@@ -195,6 +219,12 @@ impl<D: Directory> Tenancy<D> {
     pub fn stats(&self) -> Stats {
         let Inner { node, hosts, stores, .. } = &*self.inner;
         Stats { routes: hosts.len() + stores.len(), ..node.stores.stats(node) }
+    }
+
+    /// The pools of this node, `most` of them: those with requests that wait first, then those with many connections.
+    #[must_use]
+    pub fn pools(&self, most: usize) -> Vec<StoreLoad> {
+        self.inner.node.stores.busiest(most)
     }
 
     /// What this node knows of a store, without asking the directory; `None` when it knows nothing.

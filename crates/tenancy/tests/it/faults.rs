@@ -94,7 +94,7 @@ async fn a_wrong_password_is_not_tried_again_until_the_route_changes() {
     };
     assert_eq!(cause_of(lease.acquire().await), Some(Cause::WrongPassword));
     let explained = world.tenancy.explain_host(&store.host).await.expect("something is known");
-    assert!(matches!(explained.breaker, BreakerState::Latched { cause: Cause::WrongPassword, .. }));
+    assert!(matches!(explained.breaker, BreakerState::Barred { cause: Cause::WrongPassword }));
     assert_eq!(explained.last_error.and_then(|error| error.code).as_deref(), Some("28P01"));
 
     run(&mut admin, &format!("alter role {name} password 'first'")).await;

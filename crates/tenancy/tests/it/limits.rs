@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tenancy::{LeaseError, TenancyConfig};
+use futures_util::FutureExt as _;
+use tenancy::{Lane, LeaseError, TenancyConfig};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -150,4 +151,24 @@ async fn a_request_that_goes_away_takes_no_connection_with_it() {
     let both = [lease.acquire().await.expect("one"), lease.acquire().await.expect("two")];
     assert!(world.backends(&store).await <= 2);
     drop(both);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn jobs_leave_a_store_connections_for_its_requests() {
+    let config = TenancyConfig { max_connections_per_store: 3, max_job_connections_per_store: 2, ..quick() };
+    let world = World::start(config).await;
+    let store = world.store().await;
+    let web = world.lease(&store).await;
+    let job = web.clone().in_lane(Lane::Job);
+    let (_first, second) = (job.acquire().await.expect("one job"), job.begin().await.expect("another"));
+    // A third job waits for one of them, and nobody else does.
+    let mut third = Box::pin(job.acquire());
+    assert!(third.as_mut().now_or_never().is_none());
+    let mut connection = web.acquire().await.expect("a request finds one");
+    assert_eq!(connection.fetch_one::<(i32,)>(read("select 1")).await.expect("an answer"), (1,));
+    assert!(third.as_mut().now_or_never().is_none(), "it is not for jobs, though it is one of three");
+    drop(connection);
+    assert!(third.as_mut().now_or_never().is_none());
+    drop(second);
+    assert!(third.await.is_ok(), "the turn comes back, also from a transaction that was dropped");
 }

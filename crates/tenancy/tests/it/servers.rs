@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use kernel::{Clock as _, ServerId, SystemClock};
 use tenancy::{BreakerConfig, Cause, LeaseError, TenancyConfig};
 use tokio::task::JoinSet;
@@ -121,4 +122,30 @@ async fn a_server_that_is_down_is_found_out_by_a_few_for_all_its_stores() {
     assert!(world.lease(&well).await.acquire().await.is_ok(), "the other server's store feels nothing");
     assert!(world.lease(&alone).await.acquire().await.is_err());
     assert!(world.tenancy.explain(alone.id).await.expect("known").last_error.is_some(), "it was tried for itself");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_opened_outside_the_pools_has_its_turn_and_counts() {
+    let config = TenancyConfig { max_connections_per_server: 1, ..quick() };
+    let world = World::start(config).await;
+    let server = server_id();
+    let stores = crowd(&world, server, 1, 1).await;
+    let limit = Duration::from_secs(10);
+    drop(world.lease(&stores[0]).await.acquire().await.expect("a connection"));
+    // The idle connection of the pool is closed for it: the server itself would refuse a second one.
+    let place = world.tenancy.reserve(server, limit).await.expect("room is made");
+    let session = stores[0].credential.connect(tenancy::Reach::Anywhere, limit).await.expect("the server has one left");
+    let lease = world.lease(&stores[0]).await;
+    let mut waiting = Box::pin(lease.acquire());
+    assert!(waiting.as_mut().now_or_never().is_none());
+    eventually("it stands in the line", || async {
+        world.tenancy.server_loads().first().is_some_and(|load| (load.open, load.waiting) == (1, 1))
+    })
+    .await;
+    session.close().await.expect("a good-bye");
+    drop(place);
+    assert!(waiting.await.is_ok());
+    drop(lease);
+    assert_eq!(world.tenancy.shutdown(limit).await, 0);
+    assert!(matches!(world.tenancy.reserve(server, limit).await, Err(LeaseError::ShuttingDown)));
 }
