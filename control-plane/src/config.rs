@@ -203,7 +203,10 @@ pub struct LimitArgs {
     /// The most connections to one store's database
     #[arg(long, env = "STORE_MAX_CONNECTIONS", default_value_t = 8)]
     pub store_max_connections: usize,
-    /// The most connections of this node to the store databases at one database server, and to all those together that owners
+    /// How many of them imports and other work apart from requests may use
+    #[arg(long, env = "STORE_JOB_CONNECTIONS", default_value_t = 2)]
+    pub store_job_connections: usize,
+    /// The most connections to one database server, of what the nodes share of it; and to all databases together that owners
     /// brought
     #[arg(long, env = "NODE_MAX_CONNECTIONS", default_value_t = 200)]
     pub node_max_connections: usize,
@@ -232,6 +235,9 @@ pub struct LimitArgs {
     /// How long a resolved hostname is still served while master is down, in milliseconds: the stated staleness
     #[arg(long = "route-max-stale-ms", env = "ROUTE_MAX_STALE_MS", default_value = "600000", value_parser = millis)]
     pub route_max_stale: Duration,
+    /// How often the log of changes is read besides hearing of them, in milliseconds
+    #[arg(long = "route-recheck-ms", env = "ROUTE_RECHECK_MS", default_value = "10000", value_parser = millis)]
+    pub route_recheck: Duration,
     /// How long asking master for one route may take, in milliseconds
     #[arg(long = "route-lookup-timeout-ms", env = "ROUTE_LOOKUP_TIMEOUT_MS", default_value = "2000", value_parser = millis)]
     pub route_lookup_timeout: Duration,

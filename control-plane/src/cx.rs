@@ -1,5 +1,6 @@
 //! What operations work with: [`OpsCx`] for everything a command or a job needs, [`Cx`] for a serving node on top of it.
 
+use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -25,14 +26,17 @@ use crate::identity::tokens::Signer;
 use crate::master::warm::Warm;
 use crate::master::{self, MasterError};
 use crate::provisioning::DatabaseKind;
+use crate::shares::{self, Place};
 use crate::supabase::Supabase;
 
 /// The connection manager over master's directory.
 pub type Stores = Tenancy<MasterDirectory>;
 
-/// How the services of others are reached that what is built speaks to.
+/// How the services of others are reached that what is built speaks to, and where it is spoken to itself.
 #[derive(Default, Clone, Copy)]
 pub struct Services<'a> {
+    /// Where storefronts are answered, if they are.
+    pub serves_at: Option<SocketAddr>,
     pub payments: Option<&'a PaymentArgs>,
     pub supabase: Option<&'a SupabaseArgs>,
 }
@@ -51,6 +55,10 @@ pub struct OpsParts {
     pub stores: Stores,
     pub hosts: HostArgs,
     pub limits: LimitArgs,
+    /// Where this process runs.
+    pub place: Place,
+    /// Whether storefronts are answered here.
+    pub is_serving: bool,
     /// Where databases may be that owners bring.
     pub owners_reach: Reach,
     /// Product imports that run in this process.
@@ -59,6 +67,10 @@ pub struct OpsParts {
     pub credits: Batcher,
     /// What this process counts of stores.
     pub usage: UsageMeter,
+    /// Rung when other nodes need, or gave back, connections to a database server.
+    pub share_news: Notify,
+    /// Done when the stores' pools are closed.
+    pub pools_closed: CancellationToken,
     /// Rung when there is something to deliver before the outbox is looked at again.
     pub outbox_news: Notify,
     /// The payment provider, where there is one.
@@ -101,7 +113,7 @@ impl OpsCx {
         let stores = Tenancy::new(MasterDirectory::new(master.clone()), Arc::clone(&keys), config);
         let imports = Imports::new(limits.max_imports);
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
-        Ok(Self(Arc::new(OpsParts {
+        let cx = Self(Arc::new(OpsParts {
             warm: Warm::new(master.clone()),
             master,
             master_args,
@@ -110,16 +122,22 @@ impl OpsCx {
             stores,
             hosts,
             limits,
+            place: Place::here(services.serves_at),
+            is_serving: services.serves_at.is_some(),
             owners_reach,
             imports,
             credits: Batcher::default(),
             usage: UsageMeter::default(),
+            share_news: Notify::new(),
+            pools_closed: CancellationToken::new(),
             outbox_news: Notify::new(),
             payments,
             supabase,
             tasks,
             shutdown,
-        })))
+        }));
+        cx.tasks.spawn(shares::run(cx.clone()));
+        Ok(cx)
     }
 
     /// Where a database of this kind may be.
@@ -139,6 +157,7 @@ impl OpsCx {
     pub async fn close(&self) {
         self.shutdown.cancel();
         self.stores.shutdown(self.limits.shutdown_grace).await;
+        self.pools_closed.cancel();
         self.tasks.close();
         if tokio::time::timeout(self.limits.shutdown_grace, self.tasks.wait()).await.is_err() {
             tracing::warn!("{} tasks were still running when the grace period ended", self.tasks.len());
@@ -156,8 +175,10 @@ impl OpsCx {
 pub fn pools(limits: &LimitArgs) -> TenancyConfig {
     TenancyConfig {
         max_connections_per_store: limits.store_max_connections,
+        max_job_connections_per_store: limits.store_job_connections,
         max_connections: limits.node_max_connections,
-        max_connections_per_server: limits.node_max_connections,
+        // Dealt out among the nodes: see `shares`.
+        max_connections_per_server: 0,
         max_pools: limits.max_open_pools,
         acquire_timeout: limits.store_acquire_timeout,
         connect_timeout: limits.store_connect_timeout,
@@ -224,7 +245,11 @@ impl Cx {
             &config.keys,
             config.hosts.clone(),
             config.limits.clone(),
-            Services { payments: Some(&config.payments), supabase: Some(&config.supabase) },
+            Services {
+                serves_at: Some(config.hosts.listen),
+                payments: Some(&config.payments),
+                supabase: Some(&config.supabase),
+            },
             config.allow_private_databases,
             clock,
         )?;

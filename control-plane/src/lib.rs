@@ -19,6 +19,7 @@ pub mod ops;
 pub mod provisioning;
 pub mod serve;
 pub mod servers;
+pub mod shares;
 pub mod storefront;
 pub mod stores;
 pub mod supabase;

@@ -58,7 +58,29 @@ fn describe() {
         "Active stores whose database has no copy of what they may spend before it is migrated"
     );
     metrics::describe_counter!("tenantry_usage_counts_lost_total", "Requests that were not counted for lack of room");
+    metrics::describe_counter!("tenantry_change_log_reads_total", "Times that the log of changes was read to its end");
+    metrics::describe_histogram!(
+        "tenantry_route_change_seconds",
+        metrics::Unit::Seconds,
+        "From a change of a store's route to when this node obeys it, by the way it was heard of"
+    );
     metrics::describe_gauge!("tenantry_listener_connected", "1 while changes of routes are heard from master");
+    metrics::describe_gauge!(
+        "tenantry_server_connections_open",
+        "Physical connections of this node, by database server"
+    );
+    metrics::describe_gauge!(
+        "tenantry_server_connections_limit",
+        "The physical connections that this node may have now, by database server"
+    );
+    metrics::describe_gauge!(
+        "tenantry_server_connections_waiting",
+        "Connects that wait for their turn, by database server"
+    );
+    metrics::describe_gauge!(
+        "tenantry_server_shares_renewed",
+        "1 while master confirms this node's shares of database servers"
+    );
     metrics::describe_gauge!("tenantry_master_connections_open", "Open connections to the master database");
     metrics::describe_gauge!("tenantry_master_connections_idle", "Idle connections to the master database");
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use dashmap::DashSet;
 use kernel::{OrganizationId, StoreId};
 use problem::Problem;
+use tenancy::Lane;
 use tenant_schema::import::{ImportError, ImportOptions, ImportProgress, products_import};
 use tokio::io::AsyncRead;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -88,7 +89,7 @@ pub async fn import(
 ) -> Result<ImportReport, CatalogError> {
     let store = stores::find(cx, store).await?;
     let _turn = cx.imports.begin(store.organization_id)?;
-    let lease = inside::lease(cx, &store).await.map_err(CatalogError::Closed)?;
+    let lease = inside::lease(cx, &store).await.map_err(CatalogError::Closed)?.map(|lease| lease.in_lane(Lane::Job));
     let lease = lease.ok_or(StoreError::WrongStatus { status: store.status, wanted: "active" })?;
     let options = if dry_run { ImportOptions::dry_run() } else { ImportOptions::new() };
     let report = products_import(&lease, file, options, cx.clock.now(), progress).await?;

@@ -1,9 +1,12 @@
 //! SQL of routes.
 
+use chrono::{DateTime, Utc};
 use kernel::{Engine, Hostname, ServerId, StoreId, StoreStatus};
 use sqlx::PgConnection;
 use tenancy::{DatabaseRoute, Route, StoreChange};
 use vault::Sealed;
+
+use super::changes::LoggedChange;
 
 struct RouteRow {
     store_id: StoreId,
@@ -75,18 +78,66 @@ pub async fn route_by_store(conn: &mut PgConnection, store: StoreId) -> Result<O
 }
 
 /// One entry of the change log.
-pub async fn store_change(conn: &mut PgConnection, seq: i64) -> Result<Option<StoreChange>, sqlx::Error> {
-    let row = sqlx::query!(
-        r#"select store_id as "store_id: StoreId", route_version, hostnames from store_changes where seq = $1"#,
+pub async fn store_change(conn: &mut PgConnection, seq: i64) -> Result<Option<LoggedChange>, sqlx::Error> {
+    let row = sqlx::query_as!(
+        ChangeRow,
+        r#"select seq, store_id as "store_id: StoreId", route_version, hostnames, at from store_changes where seq = $1"#,
         seq
     )
     .fetch_optional(conn)
     .await?;
-    Ok(row.map(|row| StoreChange {
-        store_id: row.store_id,
-        route_version: row.route_version,
-        hostnames: row.hostnames.iter().filter_map(|name| Hostname::parse(name).ok()).collect(),
-    }))
+    Ok(row.map(Into::into))
+}
+
+/// The oldest transaction that is under way, and what time it is at master.
+pub async fn change_horizon(conn: &mut PgConnection) -> Result<(i64, DateTime<Utc>), sqlx::Error> {
+    let row = sqlx::query!(
+        r#"select pg_snapshot_xmin(pg_current_snapshot())::text::int8 as "horizon!", clock_timestamp() as "now!""#
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok((row.horizon, row.now))
+}
+
+/// Entries of the change log of this transaction and later ones, after entry `after`, in their order.
+pub async fn store_changes_since(
+    conn: &mut PgConnection,
+    horizon: i64,
+    after: i64,
+    limit: i64,
+) -> Result<Vec<LoggedChange>, sqlx::Error> {
+    let rows = sqlx::query_as!(
+        ChangeRow,
+        r#"select seq, store_id as "store_id: StoreId", route_version, hostnames, at from store_changes
+           where xact >= $1::int8::text::xid8 and seq > $2
+           order by seq
+           limit $3"#,
+        horizon,
+        after,
+        limit
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(Into::into).collect())
+}
+
+struct ChangeRow {
+    seq: i64,
+    store_id: StoreId,
+    route_version: i64,
+    hostnames: Vec<String>,
+    at: DateTime<Utc>,
+}
+
+impl From<ChangeRow> for LoggedChange {
+    fn from(row: ChangeRow) -> Self {
+        let change = StoreChange {
+            store_id: row.store_id,
+            route_version: row.route_version,
+            hostnames: row.hostnames.iter().filter_map(|name| Hostname::parse(name).ok()).collect(),
+        };
+        Self { seq: row.seq, change, at: row.at }
+    }
 }
 
 /// Tells every node, when this is committed, that the database of a store was seen well.
@@ -98,10 +149,7 @@ pub async fn store_recovery_tell(conn: &mut PgConnection, store: StoreId) -> Res
 }
 
 /// Forgets changes that every node has heard of or has replaced by a full re-read, in a bounded batch.
-pub async fn store_changes_purge(
-    conn: &mut PgConnection,
-    before: chrono::DateTime<chrono::Utc>,
-) -> Result<u64, sqlx::Error> {
+pub async fn store_changes_purge(conn: &mut PgConnection, before: DateTime<Utc>) -> Result<u64, sqlx::Error> {
     let done = sqlx::query!(
         "delete from store_changes where seq in (select seq from store_changes where at < $1 order by at limit 1000)",
         before

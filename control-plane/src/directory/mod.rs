@@ -1,5 +1,6 @@
 //! Routes out of master: what `tenancy` asks when it does not know a hostname, and the listener that tells it of changes.
 
+pub mod changes;
 pub mod db;
 pub mod listener;
 

@@ -10,7 +10,7 @@ use futures_util::StreamExt as _;
 use kernel::{Hostname, ServerId, StoreId, StoreStatus};
 use problem::Problem;
 use serde::Serialize;
-use tenancy::{Cause, Credential, Explanation, Reach};
+use tenancy::{Cause, Credential, Explanation, Reach, Reservation};
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
@@ -146,18 +146,28 @@ async fn try_database(cx: &OpsCx, store: StoreId, database: &provisioning::db::S
     let started = Instant::now();
     let outcome = match tenancy::Credential::open(&cx.keys, &database.sealed, store, database.credential_version) {
         Err(_) => Err(Cause::Sealed),
-        Ok(credential) => try_connect(cx, &credential, cx.reach(database.kind)).await,
+        Ok(credential) => try_connect(cx, &credential, database.server_id).await,
     };
     let connect_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let cause = outcome.err().map(|cause| cause.as_str().to_owned());
     DatabaseState { is_reachable: cause.is_none(), cause, connect_ms }
 }
 
-async fn try_connect(cx: &OpsCx, credential: &Credential, reach: Reach) -> Result<(), Cause> {
+/// `server` is where it is, if that is one of ours.
+async fn try_connect(cx: &OpsCx, credential: &Credential, server: Option<ServerId>) -> Result<(), Cause> {
+    let reach = if server.is_some() { Reach::Anywhere } else { cx.owners_reach };
+    let _place = reserve(cx, server).await?;
     let connected = credential.connect(reach, cx.limits.store_connect_timeout).await;
     let connection = connected.map_err(|error| error.cause)?;
     engine::leave(connection).await;
     Ok(())
+}
+
+/// A place among what we may have open at a server of ours.
+async fn reserve(cx: &OpsCx, server: Option<ServerId>) -> Result<Option<Reservation>, Cause> {
+    let Some(server) = server else { return Ok(None) };
+    let reserved = cx.stores.reserve(server, cx.limits.store_connect_timeout).await;
+    reserved.map(Some).map_err(|_| Cause::TooManyConnections)
 }
 
 /// One thing that the doctor looked at.
@@ -249,8 +259,7 @@ async fn examine_databases(cx: &OpsCx, rows: Vec<db::SealedRow>, down: &HashSet<
     for db::SealedRow { store, server, is_prepared, version, sealed } in rows {
         match Credential::open(&cx.keys, &sealed, store, version) {
             Ok(credential) if is_prepared && !server.is_some_and(|id| down.contains(&id)) => {
-                let reach = if server.is_some() { Reach::Anywhere } else { cx.owners_reach };
-                known.push((store, credential, reach));
+                known.push((store, credential, server));
             }
             Ok(_) => {}
             Err(_) => findings.push(Finding {
@@ -266,7 +275,7 @@ async fn examine_databases(cx: &OpsCx, rows: Vec<db::SealedRow>, down: &HashSet<
     let (total, mut tried, mut silent) = (known.len(), 0, Vec::new());
     let tries = known
         .into_iter()
-        .map(|(store, credential, reach)| async move { (store, try_connect(cx, &credential, reach).await) });
+        .map(|(store, credential, server)| async move { (store, try_connect(cx, &credential, server).await) });
     let mut tries = futures_util::stream::iter(tries).buffer_unordered(DATABASES_AT_ONCE);
     let deadline = Instant::now() + DATABASES_TIME;
     while let Ok(Some((store, outcome))) = tokio::time::timeout_at(deadline, tries.next()).await {
@@ -321,11 +330,16 @@ async fn examine_server(cx: &OpsCx, server: &servers::Server) -> Result<SeenServ
             "add the key that sealed it to ENCRYPTION_KEYS",
         ));
     };
-    let mut admin = match credential.connect(Reach::Anywhere, cx.limits.store_connect_timeout).await {
-        Ok(admin) => admin,
-        Err(error) => {
+    let entered = async {
+        let place = reserve(cx, Some(server.id)).await?;
+        let connected = credential.connect(Reach::Anywhere, cx.limits.store_connect_timeout).await;
+        connected.map(|admin| (place, admin)).map_err(|error| error.cause)
+    };
+    let (_place, mut admin) = match entered.await {
+        Ok(entered) => entered,
+        Err(cause) => {
             return Ok(broken(
-                format!("server {} cannot be reached: {}", server.name, error.cause.as_str()),
+                format!("server {} cannot be reached: {}", server.name, cause.as_str()),
                 "check that it runs and lets us in",
             ));
         }

@@ -5,17 +5,16 @@
 //! that holds the schema of one version; the clone and everything in it belong to the store's login, and nobody else but the
 //! administrator may connect.
 
-use std::time::Duration;
-
 use kernel::ident::quote_literal;
 use kernel::{Engine, Ident, StoreId};
 use secrecy::SecretString;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
-use tenancy::{Credential, Reach, Session};
+use tenancy::Session;
 
 use super::engine::{Facts, database_in_use};
 use super::scram;
 use super::step_error::StepError;
+use super::steps::Held;
 
 /// PostgreSQL 13.
 const MIN_VERSION: i32 = 130_000;
@@ -23,7 +22,6 @@ const MIN_VERSION: i32 = 130_000;
 const TEMPLATE_OWNER: &str = "tenantry_template";
 /// One process at a time builds templates on a server.
 const TEMPLATE_LOCK: i64 = 0x7465_6d70_6c61_7465;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sets the limits of a session that provisions; after connecting, since a pooler refuses start-up options.
 pub async fn set_limits(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
@@ -115,13 +113,11 @@ fn template_name() -> Ident {
     Ident::new(format!("tenantry_template_{}", tenant_schema::LATEST_VERSION)).expect("letters, digits and underscores")
 }
 
-/// The template of the newest schema version; built when the server has none. `connect` opens a database of that server.
-pub async fn ensure_template<F>(
-    admin: &mut PgConnection,
-    connect: impl Fn(&'static str) -> F,
-) -> Result<Ident, StepError>
+/// The template of the newest schema version; built when the server has none. `connect` enters a database of that server as
+/// `admin` is.
+pub async fn ensure_template<F>(admin: &mut PgConnection, connect: impl Fn(Ident) -> F) -> Result<Ident, StepError>
 where
-    F: Future<Output = Result<Credential, StepError>>,
+    F: Future<Output = Result<Held, StepError>>,
 {
     let name = template_name();
     if is_template_ready(admin, &name).await? {
@@ -144,10 +140,10 @@ async fn is_template_ready(admin: &mut PgConnection, name: &Ident) -> Result<boo
 async fn build_template<F>(
     admin: &mut PgConnection,
     name: &Ident,
-    connect: impl Fn(&'static str) -> F,
+    connect: impl Fn(Ident) -> F,
 ) -> Result<(), StepError>
 where
-    F: Future<Output = Result<Credential, StepError>>,
+    F: Future<Output = Result<Held, StepError>>,
 {
     if is_template_ready(admin, name).await? {
         return Ok(());
@@ -160,10 +156,7 @@ where
     admin.execute(AssertSqlSafe(format!("revoke connect, temporary on database {name} from public"))).await?;
     admin.execute(AssertSqlSafe(format!("grant create on database {name} to {owner}"))).await?;
 
-    let mut credential = connect("").await?;
-    credential.database = name.as_str().to_owned();
-    let connected = credential.connect(Reach::Anywhere, CONNECT_TIMEOUT).await;
-    let mut inside = connected.map_err(|error| StepError::connecting(&credential, error).on_our_side())?;
+    let mut inside = connect(name.clone()).await?;
     let migrated = fill_template(&mut inside, &owner).await;
     // A template must have no connection when it is cloned.
     let closed = inside.close().await;
@@ -186,7 +179,6 @@ async fn fill_template(inside: &mut Session, owner: &Ident) -> Result<(), StepEr
         )
     };
     let conn = inside.postgres().ok_or_else(failed)?;
-    set_limits(conn).await?;
     conn.execute("revoke create on schema public from public").await?;
     conn.execute(AssertSqlSafe(format!("set role {owner}"))).await?;
     tenant_schema::migrate(inside).await.map_err(|error| failed().because(error))

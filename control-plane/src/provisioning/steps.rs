@@ -1,10 +1,11 @@
 //! The steps of a run: what each does, and how it is undone.
 
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
-use kernel::{Engine, StoreStatus};
+use kernel::{Engine, Ident, ServerId, StoreStatus};
 use sqlx::PgConnection;
-use tenancy::{Cause, Credential, Reach, Session};
+use tenancy::{Cause, Credential, Reach, Reservation, Session};
 use tenant_schema::{SchemaError, SchemaState};
 
 use super::db::{self, StoreDatabase};
@@ -19,6 +20,8 @@ use crate::{hostnames, identity, servers};
 /// How long a step may take before it counts as failed.
 pub const STEP_TIMEOUT: Duration = Duration::from_secs(120);
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a place at a server of ours is waited for.
+const PLACE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The steps by name, in the order in which they are done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, sqlx::Type, utoipa::ToSchema)]
@@ -81,12 +84,41 @@ impl StepName {
 #[must_use = "announce it after the commit"]
 pub struct News(Option<i64>);
 
+/// A session with its place in what we may have open at the server, where that is one of ours.
+pub struct Held {
+    session: Session,
+    place: Option<Reservation>,
+}
+
+impl Held {
+    /// Says good-bye, and fails when that is not heard.
+    pub async fn close(self) -> Result<(), sqlx::Error> {
+        let Self { session, place } = self;
+        let closed = session.close().await;
+        drop(place);
+        closed
+    }
+}
+
+impl Deref for Held {
+    type Target = Session;
+    fn deref(&self) -> &Session {
+        &self.session
+    }
+}
+
+impl DerefMut for Held {
+    fn deref_mut(&mut self) -> &mut Session {
+        &mut self.session
+    }
+}
+
 /// What a step leaves open for the next one of its run, since every login costs both sides milliseconds. Dropping it closes
 /// it.
 #[derive(Default)]
 pub struct Kept {
     /// A connection with the store's own login.
-    connection: Option<Session>,
+    connection: Option<Held>,
     /// Keeps the pool of a store open that is not served yet.
     lease: Option<tenancy::Lease>,
 }
@@ -115,11 +147,21 @@ impl<'a> StepCx<'a> {
         self.cx.reach(self.run.kind)
     }
 
-    async fn connect(&self) -> Result<Session, StepError> {
+    /// A place at the server that the store is at, where it is one of ours.
+    async fn place(&self) -> Result<Option<Reservation>, StepError> {
+        match self.database.server_id {
+            Some(server) => reserve(self.cx, server).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn connect(&self) -> Result<Held, StepError> {
+        let place = self.place().await?;
         let connected = self.credential.connect(self.reach(), CONNECT_TIMEOUT).await;
-        let mut session = connected.map_err(|error| self.of_ours(StepError::connecting(&self.credential, error)))?;
-        engine::set_limits(&mut session).await?;
-        Ok(session)
+        let session = connected.map_err(|error| self.of_ours(StepError::connecting(&self.credential, error)))?;
+        let mut held = Held { session, place };
+        engine::set_limits(&mut held).await?;
+        Ok(held)
     }
 
     /// Of a managed database nobody but us can mend anything.
@@ -131,15 +173,17 @@ impl<'a> StepCx<'a> {
     }
 
     /// A connection with the rights of the server's administrator, at `database` of that server.
-    async fn admin(&self, database: Option<&str>) -> Result<Session, StepError> {
+    async fn admin(&self, database: Option<&str>) -> Result<Held, StepError> {
         let credential = self.admin_credential(database).await?;
-        let mut session = credential.connect(Reach::Anywhere, CONNECT_TIMEOUT).await.map_err(|error| {
+        let place = self.place().await?;
+        let session = credential.connect(Reach::Anywhere, CONNECT_TIMEOUT).await.map_err(|error| {
             StepError::new("server-unavailable", "Our database server cannot be reached.", OURS)
                 .transient()
                 .because(error)
         })?;
-        engine::set_limits(&mut session).await?;
-        Ok(session)
+        let mut held = Held { session, place };
+        engine::set_limits(&mut held).await?;
+        Ok(held)
     }
 
     async fn admin_credential(&self, database: Option<&str>) -> Result<Credential, StepError> {
@@ -214,8 +258,9 @@ impl<'a> StepCx<'a> {
                 if !db::run_found_empty(&mut *self.cx.master.acquire().await?, self.run.id).await? {
                     return Ok(());
                 }
+                // Of a database that was brought: it is at no server of ours.
                 let mut session = match self.credential.connect(self.reach(), CONNECT_TIMEOUT).await {
-                    Ok(session) => session,
+                    Ok(session) => Held { session, place: None },
                     // The owner has taken it away themselves.
                     Err(error) if error.cause == Cause::MissingDatabase => return Ok(()),
                     Err(error) => return Err(StepError::connecting(&self.credential, error)),
@@ -264,9 +309,11 @@ impl<'a> StepCx<'a> {
         let name = super::managed_name(self.store.id);
         let (password, store) = (&self.credential.password, self.store.id);
         let mut admin = self.admin(None).await?;
-        let made = match &mut admin {
+        let made = match &mut *admin {
             Session::Postgres(conn) => {
-                let template = postgres::ensure_template(conn, |name| self.admin_credential(Some(name))).await;
+                let template =
+                    postgres::ensure_template(conn, |name: Ident| async move { self.admin(Some(name.as_str())).await })
+                        .await;
                 match template {
                     Ok(template) => postgres::ensure_clone(conn, &name, &template, store).await,
                     Err(error) => Err(error),
@@ -280,21 +327,22 @@ impl<'a> StepCx<'a> {
             return Ok(());
         }
         let mut inside = self.admin(Some(name.as_str())).await?;
-        let settled = match &mut inside {
+        let settled = match &mut *inside {
             Session::Postgres(conn) => postgres::settle_clone(conn, &name, password, store).await,
             Session::MySql(_) => Ok(()),
         };
         close(inside, settled).await
     }
 
-    async fn check_connection(&self) -> Result<Session, StepError> {
+    async fn check_connection(&self) -> Result<Held, StepError> {
         // What stands before a server of ours was looked at when ops registered it.
         if self.run.kind == DatabaseKind::Managed {
             let mut session = self.connect().await?;
             let checked = self.check_server(&mut session).await;
             return keep(session, checked).await;
         }
-        let mut session = entry::enter(&self.credential, self.reach(), self.cx.clock.now()).await?;
+        let session = entry::enter(&self.credential, self.reach(), self.cx.clock.now()).await?;
+        let mut session = Held { session, place: None };
         let checked = async {
             // Before it is known to be a session of ours alone, nothing is set that a pooler would leave to others.
             entry::check_session_mode(&self.credential, self.reach(), &mut session).await?;
@@ -340,7 +388,7 @@ impl<'a> StepCx<'a> {
         Ok(db::run_note_found_empty(&mut *self.cx.master.acquire().await?, self.run.id, is_empty).await?)
     }
 
-    async fn migrate(&self, kept: Option<Session>) -> Result<(), StepError> {
+    async fn migrate(&self, kept: Option<Held>) -> Result<(), StepError> {
         let mut session = match kept {
             Some(session) => session,
             None => self.connect().await?,
@@ -471,7 +519,7 @@ fn other_store() -> StepError {
 }
 
 /// Keeps the session for the next step when everything about it is right.
-async fn keep(session: Session, checked: Result<(), StepError>) -> Result<Session, StepError> {
+async fn keep(session: Held, checked: Result<(), StepError>) -> Result<Held, StepError> {
     match checked {
         Ok(()) => Ok(session),
         Err(error) => close(session, Err(error)).await,
@@ -479,7 +527,17 @@ async fn keep(session: Session, checked: Result<(), StepError>) -> Result<Sessio
 }
 
 /// Says good-bye to the server in every outcome.
-async fn close<T>(session: Session, outcome: Result<T, StepError>) -> Result<T, StepError> {
-    engine::leave(session).await;
+async fn close<T>(held: Held, outcome: Result<T, StepError>) -> Result<T, StepError> {
+    engine::leave(held.session).await;
+    drop(held.place);
     outcome
+}
+
+/// A place among the connections that we may have to a server of ours.
+pub async fn reserve(cx: &OpsCx, server: ServerId) -> Result<Reservation, StepError> {
+    cx.stores.reserve(server, PLACE_TIMEOUT).await.map_err(|error| {
+        StepError::new("server-busy", "Our database server has no connection to spare.", OURS)
+            .transient()
+            .because(error)
+    })
 }

@@ -187,6 +187,7 @@ async fn find_twin<'a>(
 
 async fn is_same_server(cx: &OpsCx, session: &mut Session, other: &Server) -> Result<bool, String> {
     let credential = open_credential(cx, other).map_err(|error| error.to_string())?;
+    let _place = cx.stores.reserve(other.id, CONNECT_TIMEOUT).await.map_err(|error| error.to_string())?;
     let connected = credential.connect(Reach::Anywhere, CONNECT_TIMEOUT).await;
     let mut there = connected.map_err(|error| error.cause.as_str().to_owned())?;
     let is_same = engine::is_same_server(session, &mut there).await;

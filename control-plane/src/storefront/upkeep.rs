@@ -1,7 +1,7 @@
 //! What a store's database needs done now and then. A store that is used looks after itself: a cart in so many starts a bounded
 //! batch in the background, so no sweep has to open thousands of idle databases.
 
-use tenancy::Lease;
+use tenancy::{Lane, Lease};
 use tenant_schema::upkeep::{carts_expire, idempotency_keys_purge};
 
 use crate::cx::Cx;
@@ -17,7 +17,7 @@ pub(super) fn maybe_start(cx: &Cx, lease: &Lease) {
     if kernel::random::below(ONE_IN) != 0 {
         return;
     }
-    let (lease, now) = (lease.clone(), cx.clock.now());
+    let (lease, now) = (lease.clone().in_lane(Lane::Job), cx.clock.now());
     cx.tasks.spawn(async move {
         let Ok(mut connection) = lease.acquire().await else { return };
         let done = async {

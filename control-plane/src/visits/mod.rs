@@ -23,7 +23,7 @@ use std::time::Duration;
 use chrono::{DateTime, Datelike as _, Days, NaiveDate, Utc};
 use futures_util::{StreamExt as _, stream};
 use kernel::StoreId;
-use tenancy::{Connection, LeaseError, ResolveError};
+use tenancy::{Connection, Lane, LeaseError, ResolveError};
 use tenant_schema::credit_copy::{self, CreditCopy, CreditState};
 use tenant_schema::order;
 
@@ -167,7 +167,7 @@ fn pause_after(failures: i32) -> chrono::Duration {
 
 async fn make_visit(cx: &OpsCx, visit: &Visit) -> Result<(), VisitError> {
     let route = cx.stores.resolve_store(visit.store_id).await?;
-    let lease = cx.stores.lease(&route).await?;
+    let lease = cx.stores.lease(&route).await?.in_lane(Lane::Job);
     let mut connection = lease.acquire().await?;
     let written_at = cx.clock.now();
     // A copy that cannot be written, because its table is locked or was dropped, keeps no order from being counted.

@@ -1,0 +1,254 @@
+//! What a server bears in connections, dealt out among the nodes that need it.
+//!
+//! Each process that has to do with stores, a serving node or a command at work, is a *node* in master and holds an advisory
+//! lock there on a connection of its own. For each server it says what it has open and needs, and is told what it may have.
+//!
+//! - The sum of what nodes may have at a server never passes the server's `max_connections`, also while nodes come, go or die:
+//!   a share rises only into what is free, and falls only to what its node says to have open no more ([`divide`]).
+//! - A share is its node's until `expires_at`: longer than stores are served without master, so a node that loses master keeps
+//!   its shares for as long as it needs them, and gives them up in time before others may have them. Nobody else can tell such
+//!   a node from a dead one, whatever they see of it in master.
+//! - A node that ends gives its shares back when its connections are closed. Of one that was killed they are taken back at once by
+//!   a process of the same machine, which knows that it has ended ([`place`]); otherwise when its time is over.
+//! - Only in need is anything taken from anybody: then a node is told, gives back, and tells the others.
+
+mod db;
+mod divide;
+mod place;
+
+use std::time::Duration;
+
+use sqlx::postgres::types::PgInterval;
+use sqlx::{Connection as _, PgConnection};
+use tenancy::ServerLoad;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use self::db::Said;
+use self::divide::Claim;
+pub use self::place::Place;
+use crate::cx::OpsCx;
+use crate::http::errors::chain;
+use crate::master::{self, MasterError};
+
+/// Rung by notifications: what others need or gave back.
+pub const NEWS: &str = "tenantry_server_shares";
+
+/// How often a node says that it lives.
+const RENEW: Duration = Duration::from_secs(5);
+/// How soon it asks again while it waits for others, or gives back.
+const SOON: Duration = Duration::from_millis(100);
+/// How soon it asks again when nothing came of asking, or master does not answer.
+const CALM: Duration = Duration::from_secs(1);
+/// How long one exchange with master may take.
+const EXCHANGE_LIMIT: Duration = Duration::from_secs(5);
+/// How much sooner a node lets go of its shares than master does, beside what a statement may take to end.
+const MARGIN: Duration = Duration::from_secs(10);
+
+/// This process in master.
+struct Node {
+    conn: PgConnection,
+    id: i32,
+}
+
+/// Keeps this process's shares until its pools are closed. Nothing is asked of master before a server is needed.
+pub async fn run(cx: OpsCx) {
+    let mut shares = Shares::new(&cx);
+    let work = async {
+        loop {
+            shares.round(&cx).await;
+            shares.wait(&cx).await;
+        }
+    };
+    cx.pools_closed.run_until_cancelled(work).await;
+    shares.leave(&cx).await;
+}
+
+struct Shares {
+    node: Option<Node>,
+    /// Known to master, also while there is no connection to it.
+    id: Option<i32>,
+    /// Until when the limits that were set are ours.
+    until: Instant,
+    ttl: Duration,
+    /// When it is time for the next round, whatever happens; before the first server is needed there is none.
+    next: Option<Instant>,
+    /// Not before there is another round, though somebody waits: nothing came of the last one.
+    not_before: Instant,
+}
+
+impl Shares {
+    fn new(cx: &OpsCx) -> Self {
+        let now = Instant::now();
+        // A node that listens serves without master for so long; every process ends what it was doing.
+        let alone = if cx.is_serving { cx.limits.route_max_stale } else { RENEW * 2 };
+        let ttl = alone + cx.limits.store_statement_timeout + MARGIN * 2;
+        Self { node: None, id: None, until: now, ttl, next: None, not_before: now }
+    }
+
+    /// Until there is something to do: a server is needed, others have news, or it is time.
+    async fn wait(&mut self, cx: &OpsCx) {
+        let (next, began) = (self.next, Instant::now());
+        let time = async {
+            match next {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        let is_demand = tokio::select! {
+            () = time => return,
+            () = cx.share_news.notified(), if self.id.is_some() => false,
+            () = cx.stores.server_wanted() => true,
+        };
+        // Whoever has nothing at all does not wait for the others' sake.
+        let is_urgent = cx.stores.server_loads().iter().any(|load| load.limit == 0 && load.waiting > 0);
+        let pause = if is_demand && !is_urgent { self.not_before } else { self.not_before.min(began + SOON) };
+        sleep_until(pause).await;
+    }
+
+    /// Says what is so and does what is told. A failure is tried again soon; when that lasts, everything is given up in time.
+    async fn round(&mut self, cx: &OpsCx) {
+        let (loads, now) = (cx.stores.server_loads(), Instant::now());
+        if loads.is_empty() {
+            return;
+        }
+        let (ttl, id, node) = (self.ttl, self.id, self.node.take());
+        let exchange = async {
+            let mut node = match node {
+                Some(node) => node,
+                None => join(cx, id, ttl).await?,
+            };
+            let outcome = exchange(cx, &mut node, &loads, ttl).await?;
+            Ok::<_, MasterError>((node, outcome))
+        };
+        let outcome = timeout(EXCHANGE_LIMIT, exchange).await;
+        let is_renewed = matches!(outcome, Ok(Ok((_, Outcome::Settled | Outcome::Changed | Outcome::Unsettled))));
+        metrics::gauge!("tenantry_server_shares_renewed").set(f64::from(u8::from(is_renewed)));
+        match outcome {
+            Ok(Ok((_, Outcome::Forgotten))) => {
+                tracing::warn!("the others took this node for dead; it joins anew");
+                self.id = None;
+                give_up(cx, &loads);
+                self.next = Some(now + SOON);
+            }
+            Ok(Ok((node, outcome))) => {
+                cx.stores.forget_server_peaks();
+                self.id = Some(node.id);
+                self.node = Some(node);
+                self.until = now + self.ttl - (cx.limits.store_statement_timeout + MARGIN);
+                self.next = Some(now + if outcome == Outcome::Unsettled { SOON } else { RENEW });
+                self.not_before = now + if outcome == Outcome::Settled { CALM } else { SOON };
+            }
+            failed => {
+                match failed {
+                    Ok(Err(error)) => {
+                        tracing::warn!(error = chain(&error), "shares of database servers were not renewed");
+                    }
+                    _ => tracing::warn!("shares of database servers were not renewed in time"),
+                }
+                if now >= self.until {
+                    give_up(cx, &loads);
+                }
+                self.next = Some(Instant::now() + CALM);
+                self.not_before = Instant::now() + SOON;
+            }
+        }
+    }
+
+    /// Gives everything back, when nothing is open any more; otherwise it stays reserved until it is seen that we are gone.
+    async fn leave(&mut self, cx: &OpsCx) {
+        let Some(mut node) = self.node.take() else { return };
+        let leaving = async {
+            if cx.stores.server_loads().iter().all(|load| load.open == 0) {
+                db::nodes_delete(&mut node.conn, &[node.id]).await?;
+            }
+            node.conn.close().await
+        };
+        match timeout(EXCHANGE_LIMIT, leaving).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(error = chain(&error), "shares of database servers were not given back"),
+            Err(_) => tracing::warn!("shares of database servers were not given back in time"),
+        }
+    }
+}
+
+/// Joins the others, as the node that this was before if there was one.
+async fn join(cx: &OpsCx, id: Option<i32>, ttl: Duration) -> Result<Node, MasterError> {
+    let mut conn = master::connect(&cx.master_args).await?;
+    db::session_set_up(&mut conn, u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX).max(1)).await?;
+    let id = match id {
+        Some(id) => {
+            db::node_lock(&mut conn, id).await?;
+            id
+        }
+        None => db::node_insert(&mut conn, &cx.place, interval(ttl)).await?,
+    };
+    Ok(Node { conn, id })
+}
+
+/// What came of an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// Everything is as it was.
+    Settled,
+    /// Some limit is another.
+    Changed,
+    /// Something is to be given back yet, by us or by others.
+    Unsettled,
+    /// The node does not count as one any more: what it has open is not its own.
+    Forgotten,
+}
+
+/// One exchange about all servers.
+async fn exchange(cx: &OpsCx, node: &mut Node, loads: &[ServerLoad], ttl: Duration) -> Result<Outcome, MasterError> {
+    let conn = &mut node.conn;
+    if !db::node_renew(conn, node.id, interval(ttl)).await? {
+        return Ok(Outcome::Forgotten);
+    }
+    db::nodes_delete_expired(conn, node.id).await?;
+    let missing = db::nodes_missing_at(conn, &cx.place.host, node.id).await?;
+    let ended: Vec<i32> = missing.iter().filter(|(_, other)| cx.place.knows_ended(other)).map(|(id, _)| *id).collect();
+    if !ended.is_empty() {
+        db::nodes_delete(conn, &ended).await?;
+    }
+    let mut outcome = Outcome::Settled;
+    for load in loads {
+        let mut tx = conn.begin().await?;
+        let decision = db::share_renew(&mut tx, node.id, said(cx, load)).await?;
+        tx.commit().await?;
+        // A server that is not registered any more has nothing to give.
+        let limit = decision.map_or(0, |decision| usize::try_from(decision.limit).unwrap_or(usize::MAX));
+        if limit != load.limit {
+            cx.stores.set_server_limit(load.server_id, limit);
+            outcome = outcome.max_with(Outcome::Changed);
+        }
+        if load.open > limit || decision.is_some_and(|decision| decision.waits_for_others) {
+            outcome = Outcome::Unsettled;
+        }
+    }
+    Ok(outcome)
+}
+
+impl Outcome {
+    fn max_with(self, other: Self) -> Self {
+        if self == Self::Unsettled { self } else { other }
+    }
+}
+
+fn said(cx: &OpsCx, load: &ServerLoad) -> Said {
+    // As the column that it is noted in.
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX).min(i32::MAX.unsigned_abs());
+    let most = count(cx.limits.node_max_connections);
+    let claim = Claim { held: count(load.limit.max(load.open)), wanted: count(load.peak), most };
+    Said { server: load.server_id, claim }
+}
+
+/// What was dealt out is not ours any more.
+fn give_up(cx: &OpsCx, loads: &[ServerLoad]) {
+    for load in loads {
+        cx.stores.set_server_limit(load.server_id, 0);
+    }
+}
+
+fn interval(time: Duration) -> PgInterval {
+    PgInterval { months: 0, days: 0, microseconds: i64::try_from(time.as_micros()).unwrap_or(i64::MAX / 4) }
+}

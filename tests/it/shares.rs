@@ -1,0 +1,220 @@
+//! What a database server bears in connections, dealt out among the nodes.
+
+use std::io::Write as _;
+
+use integration_tests::{Cli, Client, Process, TestApp, TestAppOptions, cluster, database_name, eventually};
+use kernel::Engine;
+use serde_json::json;
+use sqlx::{Connection as _, PgConnection};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::processes::master_with_server;
+use crate::scenes::text;
+
+const BUDGET: i32 = 6;
+const PRODUCTS: &str = "/store/v1/products";
+
+async fn set_budget(master: &mut PgConnection, connections: i32) {
+    sqlx::query("update database_servers set max_connections = $1").bind(connections).execute(master).await.unwrap();
+}
+
+/// What each node has, the oldest first.
+async fn shares(master: &mut PgConnection) -> Vec<i32> {
+    sqlx::query_scalar(
+        "select coalesce(s.connections, 0) from nodes n left join server_shares s on s.node_id = n.id order by n.id",
+    )
+    .fetch_all(master)
+    .await
+    .unwrap()
+}
+
+/// Asks all of these at once, again and again, until it is told to stop. Returns how many were answered; of those that were not
+/// each must be a refusal to wait.
+fn storm(shops: &[Client], at_once: usize, stop: &CancellationToken) -> JoinSet<usize> {
+    let mut storm = JoinSet::new();
+    for shop in shops.iter().cycle().take(shops.len() * at_once) {
+        let (shop, stop) = (shop.clone(), stop.clone());
+        storm.spawn(async move {
+            let mut answered = 0;
+            while !stop.is_cancelled() {
+                let response = shop.get(PRODUCTS).await;
+                match response.status.as_u16() {
+                    200 => answered += 1,
+                    _ => drop(response.expect_problem(503, "store-busy")),
+                }
+            }
+            answered
+        });
+    }
+    storm
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_servers_connections_are_dealt_out_and_never_passed_while_nodes_come_and_go() {
+    let options = TestAppOptions {
+        // A process under a storm is slow to log in to master, too.
+        arguments: [
+            ["--store-acquire-timeout-ms", "10000"],
+            ["--store-max-connections", "3"],
+            ["--route-lookup-timeout-ms", "30000"],
+            ["--request-timeout-ms", "50000"],
+        ]
+        .concat()
+        .into_iter()
+        .map(str::to_owned)
+        .collect(),
+        ..TestAppOptions::default()
+    };
+    let app = TestApp::start_with(options.clone()).await;
+    let owner = app.owner("ada").await;
+    let mut stores = Vec::new();
+    for name in ["tea", "rum", "ale", "gin"] {
+        stores.push(app.active_store(&owner, name).await);
+    }
+    let mut master = app.master().await;
+    set_budget(&mut master, BUDGET).await;
+    let hosts: Vec<String> = stores.iter().map(|store| text(&store["hostname"]).to_owned()).collect();
+    let at = |address| hosts.iter().map(|host| Client::new(address, host)).collect::<Vec<_>>();
+    let first_stop = CancellationToken::new();
+    let mut first = storm(&at(app.address), 4, &first_stop);
+
+    let watching = CancellationToken::new();
+    let watch = tokio::spawn({
+        let (watching, names) = (watching.clone(), stores.iter().map(database_name).collect::<Vec<_>>());
+        let mut admin = app.cluster.admin().await;
+        let mut master = app.master().await;
+        async move {
+            let (mut most, mut most_dealt, mut looks) = (0, 0, 0);
+            // What was open when the budget was lowered goes first.
+            let mut has_settled = false;
+            while !watching.is_cancelled() {
+                let open: i64 = sqlx::query_scalar(
+                    "select count(*) from pg_stat_activity where datname = any($1) and backend_type = 'client backend'",
+                )
+                .bind(&names)
+                .fetch_one(&mut admin)
+                .await
+                .unwrap();
+                let dealt: i32 = shares(&mut master).await.iter().sum();
+                has_settled |= open <= i64::from(BUDGET) && dealt <= BUDGET;
+                if has_settled {
+                    (most, most_dealt, looks) = (most.max(open), most_dealt.max(dealt), looks + 1);
+                }
+            }
+            admin.close().await.unwrap();
+            master.close().await.unwrap();
+            (most, most_dealt, looks)
+        }
+    });
+    eventually("the first node has all of it", || async {
+        (app.cx.stores.server_loads().iter().map(|load| load.limit).sum::<usize>() == 6).then_some(())
+    })
+    .await;
+
+    let arguments: Vec<&str> = options.arguments.iter().map(String::as_str).collect();
+    let other = app.other_node_with(&arguments).await;
+    let second_stop = CancellationToken::new();
+    let mut second = storm(&at(other.address), 4, &second_stop);
+    let other_cx = other.cx.clone();
+    eventually("each has half of it", || async {
+        let limit = |cx: &control_plane::cx::Cx| cx.stores.server_loads().iter().map(|load| load.limit).sum::<usize>();
+        (limit(&app.cx) == 3 && limit(&other_cx) == 3).then_some(())
+    })
+    .await;
+
+    // One goes, as when a new release takes over; what it has is the other's as soon as it is gone.
+    second_stop.cancel();
+    let mut answered = 0;
+    while let Some(one) = second.join_next().await {
+        answered += one.unwrap();
+    }
+    assert!(answered > 0);
+    other.stop().await;
+    assert_eq!(shares(&mut master).await.len(), 1);
+    eventually("the first node has all of it again", || async {
+        (app.cx.stores.server_loads().iter().map(|load| load.limit).sum::<usize>() == 6).then_some(())
+    })
+    .await;
+    first_stop.cancel();
+    while let Some(one) = first.join_next().await {
+        assert!(one.unwrap() > 0);
+    }
+    watching.cancel();
+    let (most, most_dealt, looks) = watch.await.unwrap();
+    assert!(looks > 10 && most > 0, "it was looked at: {looks} times, {most} seen");
+    assert!(most <= i64::from(BUDGET), "{most} connections");
+    assert!(most_dealt <= BUDGET, "{most_dealt} dealt out");
+    master.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_killed_is_succeeded_by_the_next_one_on_its_machine_at_once() {
+    let cluster = cluster().await;
+    let master = master_with_server(Engine::Postgresql, cluster).await;
+    let node = Process::serve(&master.url(), &[]).await;
+    let owner = node.owner("ada").await;
+    let store = owner.create_store("tea").await.expect_status(201);
+    owner.connect(&store, json!({ "managed": true, "demoProducts": true })).await.expect_status(202);
+    assert_eq!(node.run_ended(&owner, &store).await["state"], "succeeded");
+    node.storefront_of(&store).get(PRODUCTS).await.expect_status(200);
+    let mut admin = master.admin().await;
+    let before = shares(&mut admin).await;
+    assert_eq!(before.len(), 1, "{before:?}");
+    assert!(before[0] > 0);
+
+    node.kill().await;
+    assert_eq!(shares(&mut admin).await, before, "nobody has taken note yet");
+    let next = Process::serve(&master.url(), &[]).await;
+    next.storefront_of(&store).get(PRODUCTS).await.expect_status(200);
+    assert_eq!(shares(&mut admin).await, before, "one node, with all of it");
+    // Of another machine nobody knows whether it has ended, so what it has stays its own.
+    sqlx::query(
+        "with elsewhere as (insert into nodes (host, process, started_at, expires_at)
+             values ('elsewhere', 'boot/pid:[1] 1 1', now(), now() + interval '1 hour') returning id)
+         insert into server_shares (server_id, node_id, connections, wanted, most)
+         select v.id, e.id, 5, 5, 5 from database_servers v, elsewhere e",
+    )
+    .execute(&mut admin)
+    .await
+    .unwrap();
+    sqlx::query("update database_servers set max_connections = 8").execute(&mut admin).await.unwrap();
+    let share = || async {
+        let mut admin = master.admin().await;
+        let seen = shares(&mut admin).await;
+        admin.close().await.unwrap();
+        seen
+    };
+    eventually("it has what is left", || async { (share().await == [3, 5]).then_some(()) }).await;
+    sqlx::query("update nodes set expires_at = now() where host = 'elsewhere'").execute(&mut admin).await.unwrap();
+    eventually("what nobody has any more is forgotten", || async { (share().await.len() == 1).then_some(()) }).await;
+    admin.close().await.unwrap();
+    assert_eq!(next.terminate().await, Some(0));
+    assert_eq!(share().await, [0; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_take_part_in_it_and_leave_nothing() {
+    let cluster = cluster().await;
+    let master = master_with_server(Engine::Postgresql, cluster).await;
+    let node = Process::serve(&master.url(), &[]).await;
+    let owner = node.owner("ada").await;
+    let store = owner.create_store("tea").await.expect_status(201);
+    owner.connect(&store, json!({ "managed": true, "demoProducts": true })).await.expect_status(202);
+    assert_eq!(node.run_ended(&owner, &store).await["state"], "succeeded");
+    node.storefront_of(&store).get(PRODUCTS).await.expect_status(200);
+    let mut admin = master.admin().await;
+    let before = shares(&mut admin).await;
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    write!(file, "Handle,Title,Variant SKU,Variant Price\r\nmug,Mug,M-1,9.90\r\n").unwrap();
+    let budget: i32 =
+        sqlx::query_scalar("select max_connections from database_servers").fetch_one(&mut admin).await.unwrap();
+    assert_eq!(before, [budget], "the node has all of the server: it must give back what the command needs");
+    let path = file.path().to_str().unwrap();
+    let report = Cli::json(&master.url(), &["products", "import", "tea", path]).await;
+    assert_eq!(report["productsCreated"], 1, "{report}");
+    let after = shares(&mut admin).await;
+    assert_eq!(after.len(), 1, "the command is gone: {after:?}");
+    admin.close().await.unwrap();
+    assert_eq!(node.terminate().await, Some(0));
+}
