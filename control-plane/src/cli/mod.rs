@@ -9,6 +9,7 @@ mod doctor;
 mod failure;
 mod output;
 mod payments;
+mod pools;
 mod serve;
 mod servers;
 mod stores;
@@ -83,6 +84,8 @@ enum Command {
     /// Why something is as it is
     #[command(subcommand)]
     Explain(Explain),
+    /// Connections of a running node, by server, and its busiest stores
+    Pools(pools::Pools),
     /// Look for what is wrong or left behind; changes nothing
     Doctor(Box<doctor::Doctor>),
     /// Print the API description
@@ -251,6 +254,7 @@ async fn act(cli: Cli) -> Result<ExitCode, Failure> {
             print(json, &Printed::text(document))?;
             return Ok(ExitCode::SUCCESS);
         }
+        Command::Pools(command) => command.run(json).await?,
         Command::Doctor(command) => command.run().await?,
         Command::Admin(command) => operate(command).await?,
         Command::Servers(command) => operate(command).await?,

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use chrono::SecondsFormat;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::failure::{Failure, Options};
 use super::json_of;
@@ -236,7 +237,119 @@ pub(super) fn database_report(report: &Report) -> Result<Printed, Failure> {
     Ok(Printed { json: Some(json_of(report)?), lines, code })
 }
 
-pub(super) fn explanation(explanation: &HostExplanation) -> Result<Printed, Failure> {
+/// A count in an answer of a node.
+fn count(of: &Value, name: &str) -> String {
+    of[name].as_u64().unwrap_or_default().to_string()
+}
+
+/// The state of a breaker in an answer of a node.
+fn breaker(of: &Value) -> String {
+    let state = of["state"].as_str().unwrap_or("unknown");
+    match (of["cause"].as_str(), of["retry_after_ms"].as_u64()) {
+        (Some(cause), Some(ms)) => format!("{state}: {cause}, tried again in {ms} ms"),
+        (Some(cause), None) => format!("{state}: {cause}"),
+        _ => state.to_owned(),
+    }
+}
+
+/// What a node tells of its pools.
+pub(super) fn pools(seen: Value) -> Printed {
+    let node = &seen["node"];
+    let rows = |of: &str| seen[of].as_array().cloned().unwrap_or_default();
+    let mut lines = vec![format!(
+        "{} of {} connections open, {} idle; {} requests wait; {} pools, {} draining; {} leases; {} routes known",
+        count(node, "open"),
+        count(node, "limit"),
+        count(node, "idle"),
+        count(node, "waiting"),
+        count(node, "pools"),
+        count(node, "draining"),
+        count(node, "leases"),
+        count(node, "routes"),
+    )];
+    let text = |of: &Value| of.as_str().unwrap_or("-").to_owned();
+    let servers: Vec<[String; 5]> = rows("servers")
+        .iter()
+        .map(|of| {
+            [
+                text(&of["server_id"]),
+                count(of, "open"),
+                count(of, "limit"),
+                count(of, "waiting"),
+                breaker(&of["breaker"]),
+            ]
+        })
+        .collect();
+    if !servers.is_empty() {
+        lines.push(String::new());
+        lines.extend(table(["SERVER", "OPEN", "LIMIT", "WAITING", "BREAKER"], &servers));
+    }
+    let stores: Vec<[String; 8]> = rows("stores")
+        .iter()
+        .map(|of| {
+            let pool = &of["pool"];
+            [
+                text(&of["store_id"]),
+                text(&of["server_id"]),
+                count(pool, "open"),
+                count(pool, "idle"),
+                count(pool, "opening"),
+                count(pool, "waiting"),
+                count(pool, "leases"),
+                breaker(&of["breaker"]),
+            ]
+        })
+        .collect();
+    if !stores.is_empty() {
+        lines.push(String::new());
+        let head = ["STORE", "SERVER", "OPEN", "IDLE", "OPENING", "WAITING", "LEASES", "BREAKER"];
+        lines.extend(table(head, &stores));
+    }
+    Printed { json: Some(seen), lines, code: 0 }
+}
+
+/// What a node knows of a store, in lines.
+fn seen_by_node(seen: &Value) -> Vec<String> {
+    if seen.is_null() {
+        return vec!["node        knows nothing of the store: nobody has asked it".to_owned()];
+    }
+    let mut lines = Vec::new();
+    let route = &seen["route"];
+    lines.push(if route.is_null() {
+        "node        remembers no route".to_owned()
+    } else {
+        let outdated = if route["is_outdated"] == true { ", outdated" } else { "" };
+        format!("node        route version {}, {} ms old{outdated}", route["version"], count(route, "age_ms"))
+    });
+    let pool = &seen["pool"];
+    lines.push(if pool.is_null() {
+        "pool        none".to_owned()
+    } else {
+        format!(
+            "pool        {} open, {} idle, {} opening; {} requests wait; {} leases; {} older pools drain",
+            count(pool, "open"),
+            count(pool, "idle"),
+            count(pool, "opening"),
+            count(pool, "waiting"),
+            count(pool, "leases"),
+            count(seen, "draining"),
+        )
+    });
+    lines.push(format!("breaker     {}", breaker(&seen["breaker"])));
+    if !seen["server_breaker"].is_null() {
+        lines.push(format!("server      {}", breaker(&seen["server_breaker"])));
+    }
+    let error = &seen["last_error"];
+    if !error.is_null() {
+        let code = error["code"].as_str().map(|code| format!(" ({code})")).unwrap_or_default();
+        let cause = error["cause"].as_str().unwrap_or("unknown");
+        lines.push(format!("last error  {cause}{code}, {} ms ago", count(error, "ago_ms")));
+    }
+    lines
+}
+
+/// `seen` is what a node that is running knows of the store, when it answers.
+pub(super) fn explanation(explanation: &HostExplanation, seen: Option<Value>) -> Result<Printed, Failure> {
     let mut lines = vec![
         format!("given       {}", explanation.given),
         format!("normalized  {}", explanation.normalized),
@@ -269,7 +382,18 @@ pub(super) fn explanation(explanation: &HostExplanation) -> Result<Printed, Fail
         };
         lines.push(format!("database    {state} ({} ms)", database.connect_ms));
     }
-    Ok(Printed { json: Some(json_of(explanation)?), lines, code: 0 })
+    let mut json = json_of(explanation)?;
+    match seen {
+        Some(seen) => {
+            lines.extend(seen_by_node(&seen));
+            json["node"] = seen;
+        }
+        None if explanation.store.is_some() => {
+            lines.push("node        none answers; name one's INTERNAL_LISTEN with --node".to_owned());
+        }
+        None => {}
+    }
+    Ok(Printed { json: Some(json), lines, code: 0 })
 }
 
 pub(super) fn import(report: &ImportReport, dry_run: bool) -> Result<Printed, Failure> {

@@ -9,6 +9,7 @@ use kernel::{Engine, Slug, StoreId};
 
 use super::failure::Failure;
 use super::output::{self, Printed};
+use super::pools::NodeArgs;
 use super::{Needs, Operation, OpsArgs};
 use crate::audit::Actor;
 use crate::catalog;
@@ -85,9 +86,11 @@ pub(super) enum Products {
 
 #[derive(Subcommand)]
 pub(super) enum Explain {
-    /// What a request with this Host header gets
+    /// What a request with this Host header gets, and what a node that is running knows of the store
     Host {
         name: String,
+        #[command(flatten)]
+        node: NodeArgs,
         #[command(flatten)]
         ops: OpsArgs,
     },
@@ -174,8 +177,14 @@ impl Operation for Explain {
     }
 
     async fn run(self, cx: &OpsCx) -> Result<Printed, Failure> {
-        let Self::Host { name, .. } = self;
-        output::explanation(&ops::explain_host(cx, &name).await?)
+        let Self::Host { name, node, .. } = self;
+        let explanation = ops::explain_host(cx, &name).await?;
+        // The command itself has served nothing: it is the node's view that tells.
+        let seen = match &explanation.store {
+            Some(store) => node.get(&format!("/internal/stores/{}", store.id)).await.ok(),
+            None => None,
+        };
+        output::explanation(&explanation, seen)
     }
 }
 

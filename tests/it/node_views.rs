@@ -1,0 +1,62 @@
+//! What a running node shows its operators of itself and of one store.
+
+use integration_tests::{Cli, Client, Process, cluster};
+use kernel::Engine;
+use serde_json::json;
+
+use crate::processes::master_with_server;
+use crate::scenes::text;
+
+const PRODUCTS: &str = "/store/v1/products";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_shows_its_pools_and_what_it_knows_of_a_store() {
+    let cluster = cluster().await;
+    let master = master_with_server(Engine::Postgresql, cluster).await;
+    let url = master.url();
+    let node = Process::serve(&url, &[]).await;
+    let owner = node.owner("ada").await;
+    let store = owner.create_store("tea").await.expect_status(201);
+    owner.connect(&store, json!({ "managed": true, "demoProducts": true })).await.expect_status(202);
+    assert_eq!(node.run_ended(&owner, &store).await["state"], "succeeded");
+    node.storefront_of(&store).get(PRODUCTS).await.expect_status(200);
+    let (id, host) = (text(&store["id"]), text(&store["hostname"]));
+    let address = node.internal_address.to_string();
+
+    let seen = Cli::json(&url, &["pools", "--node", &address]).await;
+    assert_eq!(seen["stores"][0]["store_id"], id, "{seen}");
+    assert_eq!(seen["stores"][0]["server_id"], seen["servers"][0]["server_id"], "{seen}");
+    assert!(seen["servers"][0]["limit"].as_u64() >= seen["servers"][0]["open"].as_u64(), "{seen}");
+    assert!(seen["node"]["open"].as_u64() > Some(0), "{seen}");
+    let shown = Cli::run(&url, &["pools", "--node", &address]).await;
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("BREAKER") && shown.contains(id) && shown.contains("closed"), "{shown}");
+
+    let explained = Cli::json(&url, &["explain", "host", host, "--node", &address]).await;
+    assert_eq!(explained["decision"], "served", "{explained}");
+    assert_eq!(explained["node"]["route"]["version"], explained["store"]["routeVersion"], "{explained}");
+    assert!(explained["node"]["route"]["age_ms"].is_u64() && explained["node"]["pool"]["open"].is_u64(), "{explained}");
+    let told = Cli::run(&url, &["explain", "host", host, "--node", &address]).await;
+    let told = String::from_utf8(told.stdout).unwrap();
+    assert!(told.contains("breaker     closed") && told.contains("pool        1 open"), "{told}");
+
+    let internal = Client::new(node.internal_address, "localhost");
+    let numbers = internal.get(&format!("/metrics/stores/{id}")).await.text();
+    assert!(numbers.contains(&format!("tenantry_store_connections_open{{store=\"{id}\"}} 1\n")), "{numbers}");
+    let stranger = "sto_00000000000000000000000001";
+    internal.get(&format!("/metrics/stores/{stranger}")).await.expect_status(404);
+    internal.get(&format!("/internal/stores/{stranger}")).await.expect_status(404);
+    let all = internal.get("/metrics").await.text();
+    assert!(!all.contains(id), "what is scraped names no store");
+    let server = text(&seen["servers"][0]["server_id"]);
+    assert!(all.contains(&format!("tenantry_server_connections_limit{{server=\"{server}\"}}")), "{all}");
+    // From outside nobody gets there.
+    node.api().get("/internal/pools").await.expect_status(404);
+
+    assert_eq!(node.terminate().await, Some(0));
+    let refused = Cli::run(&url, &["pools", "--node", &address]).await;
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8(refused.stderr).unwrap().contains("does not answer"));
+    let alone = Cli::json(&url, &["explain", "host", host, "--node", &address]).await;
+    assert_eq!((&alone["decision"], &alone["node"]), (&json!("served"), &json!(null)));
+}
