@@ -38,9 +38,9 @@ pub(crate) fn app(tenancy: Tenancy<Stores>) -> Router {
 }
 
 #[tokio::main]
+#[expect(clippy::disallowed_methods, reason = "an example has no configuration to parse")]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let keys = Arc::new(vault::KeyRing::single(&env::var("ENCRYPTION_KEY")?)?);
-    let mut stores = HashMap::new();
+    let (keys, mut stores) = (Arc::new(vault::KeyRing::single(&env::var("ENCRYPTION_KEY")?)?), HashMap::new());
     for name in ["tea", "rum"] {
         let (store_id, engine) = (StoreId::new(SystemClock.now()), Engine::Postgresql);
         let (host, port, database) = ("127.0.0.1".to_owned(), env::var("PGPORT")?.parse()?, name.to_owned());
