@@ -71,11 +71,16 @@ impl Client {
 
     /// Sends JSON to a node that may die meanwhile; nothing when no whole answer comes.
     pub async fn try_send(&self, method: Method, path: &str, body: &Value) -> Option<Response> {
-        let request = self
-            .build(method, path)
-            .header("content-type", "application/json")
-            .body(Body::from(body.to_string()))
-            .ok()?;
+        let request = self.build(method, path).header("content-type", "application/json");
+        self.try_request(request.body(Body::from(body.to_string())).ok()?).await
+    }
+
+    /// Asks a node that may die meanwhile; nothing when no whole answer comes.
+    pub async fn try_get(&self, path: &str) -> Option<Response> {
+        self.try_request(self.build(Method::GET, path).body(Body::empty()).ok()?).await
+    }
+
+    async fn try_request(&self, request: Request<Body>) -> Option<Response> {
         let asked = format!("{} {} on {}", request.method(), request.uri(), self.host);
         let work = async {
             let stream = TcpStream::connect(self.address).await.ok()?;

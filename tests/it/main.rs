@@ -43,6 +43,7 @@ mod doctor_refusals;
 mod doctor_strings;
 mod existing;
 mod faults;
+mod hammer;
 mod hosts;
 mod identity;
 mod imports;

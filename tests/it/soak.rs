@@ -11,6 +11,7 @@ use kernel::Engine;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+use crate::hammer::{Blows, hammer};
 use crate::processes::survive_kills;
 use crate::provisioning::{seeded, store_id};
 
@@ -40,6 +41,20 @@ fn the_ledger_decides_as_its_model_does_two_thousand_times() {
 #[ignore = "soak"]
 async fn thousands_of_credit_requests_are_decided_once_through_forty_deaths() {
     crate::deaths::survive_deaths(24, 150, 40).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "soak"]
+async fn three_hundred_stores_are_hammered_for_ten_minutes() {
+    let blows = Blows {
+        stores: 300,
+        budget: 40,
+        askers: 48,
+        time: Duration::from_secs(600),
+        between_node_deaths: Duration::from_secs(20),
+        between_server_deaths: Duration::from_secs(45),
+    };
+    println!("{}", hammer("hammer-long", blows).await);
 }
 
 fn path(store: &Value, rest: &str) -> String {
