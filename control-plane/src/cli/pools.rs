@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::failure::Failure;
 use super::output::{self, Printed};
+use crate::http::outgoing;
 
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
@@ -53,8 +54,8 @@ impl NodeArgs {
     pub(super) async fn get(&self, path: &str) -> Result<Value, Failure> {
         let unreachable = || format!("the node at {} does not answer; name its INTERNAL_LISTEN with --node", self.node);
         let asking = async {
-            let client = reqwest::Client::builder().no_proxy().timeout(ANSWER_LIMIT).build()?;
-            client.get(format!("http://{}{path}", self.node)).send().await
+            let client = outgoing::client(ANSWER_LIMIT)?;
+            client.get(format!("http://{}{path}", self.node)).timeout(ANSWER_LIMIT).send().await
         };
         let answer = asking.await.with_context(unreachable)?;
         if answer.status() == reqwest::StatusCode::NOT_FOUND {

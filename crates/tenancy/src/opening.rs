@@ -153,7 +153,12 @@ fn refuse(pool: &Arc<Pool>, error: ConnectError) {
     let is_pooler = error.cause == Cause::TransactionPooler;
     let mut state = lock(&pool.state);
     state.is_pooled |= is_pooler;
-    pool.gate.failed(error, now, &pool.node.config.breaker);
+    if state.phase == Phase::Open || !error.cause.needs_change() {
+        pool.gate.failed(error, now, &pool.node.config.breaker);
+    } else {
+        // It was refused what the route said before: that is no word about what it says now.
+        pool.gate.abandoned(now);
+    }
     if let Some(refusal) = pool.gate.refusal(now)
         && (is_pooler || state.established == 0 && state.opening == 1)
     {

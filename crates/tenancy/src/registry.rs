@@ -294,15 +294,19 @@ impl Slot {
         if self.is_overtaken(route) {
             return None;
         }
-        if route.version > self.version.load(Ordering::SeqCst) {
+        let is_newer = route.version > self.version.load(Ordering::SeqCst);
+        if is_newer {
             self.version.store(route.version, Ordering::SeqCst);
-            lock(&self.breaker).route_changed();
         }
         match (&pools.current, database) {
             (Some(pool), Some(database)) if pool.fits(database) => pool.set_status(route.status),
             (Some(_), Some(_)) => self.replace(pools, node, None),
             (Some(_), None) => self.replace(pools, node, Some(LeaseError::NoDatabase)),
             (None, _) => {}
+        }
+        // After the pool that led to where the route led before is drained: what it still reports does not count.
+        if is_newer {
+            lock(&self.breaker).route_changed();
         }
         // A store that is served no more is so for leases of an older pool, too.
         if route.status != StoreStatus::Active {
