@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use control_plane::audit::Actor;
-use integration_tests::{Cli, TestApp, own_cluster};
+use integration_tests::{Cli, TestApp, TestAppOptions, own_cluster};
 use kernel::Engine;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -127,7 +127,9 @@ async fn a_minute_of_connecting_cancelling_and_suspending_leaves_every_store_who
 
 async fn fifty_thousand_rows_are_imported_while_the_storefront_answers(engine: Engine) {
     const PRODUCTS: usize = 25_000;
-    let app = TestApp::start_on(engine).await;
+    // Beside the other long runs it takes as long as it takes.
+    let arguments = ["--import-timeout-ms", "3600000"].map(str::to_owned).into();
+    let app = TestApp::start_on_with(engine, TestAppOptions { arguments, ..TestAppOptions::default() }).await;
     let owner = app.owner("ada").await;
     let store = owner.create_store("tea").await.expect_status(201);
     owner.connect(&store, app.managed_body(false)).await.expect_status(202);
