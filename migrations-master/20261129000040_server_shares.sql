@@ -10,6 +10,8 @@ create table nodes (
     process     text        not null,
     listen      text,
     started_at  timestamptz not null,
+    -- When it last said that it lives.
+    renewed_at  timestamptz not null,
     -- Until when its shares are its own, unless it is known to have ended.
     expires_at  timestamptz not null
 );

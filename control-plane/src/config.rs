@@ -213,6 +213,12 @@ pub struct LimitArgs {
     /// The most stores that have a pool at one time
     #[arg(long, env = "MAX_OPEN_POOLS", default_value_t = 1000)]
     pub max_open_pools: usize,
+    /// How many of the most used stores get a connection when a node starts
+    #[arg(long, env = "WARM_UP_STORES", default_value_t = 50)]
+    pub warm_up_stores: u32,
+    /// How many requests of one store a node answers at one time; the next is refused at once
+    #[arg(long, env = "STORE_MAX_REQUESTS", default_value_t = 256)]
+    pub store_max_requests: usize,
     /// How long a store's idle connection is kept, in milliseconds
     #[arg(long = "store-idle-timeout-ms", env = "STORE_IDLE_TIMEOUT_MS", default_value = "60000", value_parser = millis)]
     pub store_idle_timeout: Duration,

@@ -180,6 +180,7 @@ pub fn pools(limits: &LimitArgs) -> TenancyConfig {
         // Dealt out among the nodes: see `shares`.
         max_connections_per_server: 0,
         max_pools: limits.max_open_pools,
+        max_leases_per_store: limits.store_max_requests,
         acquire_timeout: limits.store_acquire_timeout,
         connect_timeout: limits.store_connect_timeout,
         statement_timeout: limits.store_statement_timeout,

@@ -56,6 +56,7 @@ impl Node {
 
         jobs::start(&cx).await?;
         cx.tasks.spawn(directory::listener::run(cx.clone()));
+        cx.tasks.spawn(directory::warm_up::run(cx.clone()));
         let (limits, shutdown, tasks) = (&cx.config.limits, &cx.shutdown, &cx.tasks);
         let grace = limits.shutdown_grace;
         let entry = Entry::new(cx.clone());

@@ -15,8 +15,10 @@ const SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 /// # Errors
 /// When LOG is no filter.
 pub fn init_logs(args: &LogArgs) -> Result<(), tracing_subscriber::filter::ParseError> {
-    // sqlx names statements, and statements may hold values: only what fails there is worth a line.
-    let filter: EnvFilter = format!("{},sqlx=warn,graphile_worker=warn", args.log).parse()?;
+    // sqlx names statements, and statements may hold values: only what fails there is worth a line. What a
+    // server has to notify of is its own affair: anybody's server could fill our log.
+    let filter: EnvFilter =
+        format!("{},sqlx=warn,sqlx::postgres::notice=off,graphile_worker=warn", args.log).parse()?;
     let writer = std::io::stderr.with_max_level(tracing::Level::TRACE);
     let mut builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     if !std::io::stderr().is_terminal() {

@@ -1,8 +1,9 @@
 //! What a running node shows its operators of itself and of one store.
 
-use integration_tests::{Cli, Client, Process, cluster};
+use integration_tests::{Cli, Client, Process, cluster, eventually};
 use kernel::Engine;
 use serde_json::json;
+use sqlx::Connection as _;
 
 use crate::processes::master_with_server;
 use crate::scenes::text;
@@ -59,4 +60,62 @@ async fn a_node_shows_its_pools_and_what_it_knows_of_a_store() {
     assert!(String::from_utf8(refused.stderr).unwrap().contains("does not answer"));
     let alone = Cli::json(&url, &["explain", "host", host, "--node", &address]).await;
     assert_eq!((&alone["decision"], &alone["node"]), (&json!("served"), &json!(null)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_starts_warms_the_stores_that_are_used_most() {
+    let cluster = cluster().await;
+    let master = master_with_server(Engine::Postgresql, cluster).await;
+    let url = master.url();
+    let node = Process::serve(&url, &[("USAGE_FLUSH_MS", "100")]).await;
+    let owner = node.owner("ada").await;
+    let mut stores = Vec::new();
+    for (name, requests) in [("tea", 1), ("rum", 5), ("ale", 3), ("gin", 0)] {
+        let store = node.active_store(&owner, Engine::Postgresql, name).await;
+        for _ in 0..requests {
+            node.storefront_of(&store).get(PRODUCTS).await.expect_status(200);
+        }
+        stores.push(text(&store["id"]).to_owned());
+    }
+    let mut admin = master.admin().await;
+    eventually("all are counted", || async {
+        let mut admin = master.admin().await;
+        let counted = sqlx::query_scalar(
+            "select coalesce(sum(quantity), 0)::bigint from usage_metrics where metric = 'requests'",
+        );
+        let counted: i64 = counted.fetch_one(&mut admin).await.unwrap();
+        admin.close().await.unwrap();
+        (counted == 9).then_some(())
+    })
+    .await;
+    // One that is closed since is not entered.
+    sqlx::query("update stores set status = 'suspended' where slug = 'ale'").execute(&mut admin).await.unwrap();
+    admin.close().await.unwrap();
+    let next = Process::serve(
+        &url,
+        &[
+            ("WARM_UP_STORES", "3"),
+            ("STORE_VISIT_POLL_MS", "3600000"),
+            ("STORE_ACQUIRE_TIMEOUT_MS", "20000"),
+            ("STORE_CONNECT_TIMEOUT_MS", "20000"),
+            ("STORE_IDLE_TIMEOUT_MS", "3600000"),
+            ("ROUTE_LOOKUP_TIMEOUT_MS", "20000"),
+        ],
+    )
+    .await;
+    let pools = async || next.internal().get("/internal/pools").await.expect_status(200)["stores"].clone();
+    eventually("two are warm", || async {
+        let pools = pools().await;
+        let open = pools.as_array().unwrap().iter().filter(|pool| pool["pool"]["idle"] == 1).count();
+        (open == 2).then_some(())
+    })
+    .await;
+    let mut warm: Vec<String> =
+        pools().await.as_array().unwrap().iter().map(|pool| text(&pool["store_id"]).to_owned()).collect();
+    warm.sort();
+    let mut wanted = vec![stores[0].clone(), stores[1].clone()];
+    wanted.sort();
+    assert_eq!(warm, wanted);
+    assert_eq!(node.terminate().await, Some(0));
+    assert_eq!(next.terminate().await, Some(0));
 }

@@ -1,6 +1,6 @@
 //! SQL of routes.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use kernel::{Engine, Hostname, ServerId, StoreId, StoreStatus};
 use sqlx::PgConnection;
 use tenancy::{DatabaseRoute, Route, StoreChange};
@@ -138,6 +138,29 @@ impl From<ChangeRow> for LoggedChange {
         };
         Self { seq: row.seq, change, at: row.at }
     }
+}
+
+/// The names of active stores with most of a metric since a day, the first with most.
+pub async fn busiest_hostnames(
+    conn: &mut PgConnection,
+    metric: &str,
+    since: NaiveDate,
+    limit: i64,
+) -> Result<Vec<String>, sqlx::Error> {
+    sqlx::query_scalar!(
+        "select h.hostname from (
+             select store_id, sum(quantity) as quantity from usage_metrics
+             where metric = $1 and day >= $2 group by store_id order by sum(quantity) desc, store_id limit $3
+         ) busy
+         join stores s on s.id = busy.store_id and s.status = 'active'
+         join hostnames h on h.store_id = busy.store_id and h.is_primary
+         order by busy.quantity desc, busy.store_id",
+        metric,
+        since,
+        limit
+    )
+    .fetch_all(conn)
+    .await
 }
 
 /// Tells every node, when this is committed, that the database of a store was seen well.

@@ -21,7 +21,7 @@ use crate::master::{self, MasterError};
 use crate::shares;
 
 const STORE_CHANGES: &str = "tenantry_store_changes";
-/// Names a store whose database was seen well. Who misses it tries again when the breaker's pause is over.
+/// Names a store whose database was seen well. Who may have missed one tries all again.
 const STORE_RECOVERIES: &str = "tenantry_store_recoveries";
 const PROVISIONING: &str = "tenantry_provisioning";
 /// How soon the listener is tried again; until then the log is read.
@@ -64,6 +64,7 @@ async fn listen(cx: &Cx, reader: &mut Reader, is_told: &mut bool) -> Result<(), 
         master::listen(&cx.master_args, &[STORE_CHANGES, STORE_RECOVERIES, PROVISIONING, shares::NEWS]).await?;
     // After it listens: what is committed from now on is heard, what was before is in the log.
     reader.catch_up(cx).await?;
+    cx.stores.try_all_again();
     *is_told = false;
     metrics::gauge!("tenantry_listener_connected").set(1.0);
     let mut recheck = Instant::now() + cx.ops().limits.route_recheck.max(RETRY);

@@ -3,6 +3,7 @@
 pub mod changes;
 pub mod db;
 pub mod listener;
+pub mod warm_up;
 
 use kernel::{Hostname, StoreId};
 use sqlx::PgPool;

@@ -25,9 +25,9 @@ mod tls;
 
 use std::time::Duration;
 
-use kernel::{Engine, StoreId, StoreStatus};
+use kernel::{Engine, ServerId, StoreId, StoreStatus};
 use problem::Problem;
-use tenancy::{Credential, Reach, TlsMode};
+use tenancy::{Credential, LeaseError, Reach, Reservation, TlsMode};
 
 use crate::cx::OpsCx;
 use crate::directory;
@@ -76,6 +76,8 @@ pub enum DoctorError {
     StoreNotFound,
     #[error("the store has no database")]
     NoDatabase { status: StoreStatus },
+    #[error("the database server has no connection to spare")]
+    Busy(#[source] LeaseError),
     #[error("database error")]
     Db(#[from] sqlx::Error),
 }
@@ -89,6 +91,7 @@ impl From<DoctorError> for Problem {
                     .detail("Send the connection of the one that is to be tested.")
                     .member("storeStatus", status.as_str())
             }
+            DoctorError::Busy(error) => crate::storefront::errors::from_lease(error),
             error @ DoctorError::Db(_) => crate::http::errors::unexpected(&error),
         }
     }
@@ -116,6 +119,7 @@ pub async fn examine_store(
     let is_settled = matches!(store.status, StoreStatus::Active | StoreStatus::Suspended | StoreStatus::Maintenance);
     let holder = if is_settled { Holder::Of(store.id) } else { Holder::New(store.id) };
     let is_own = candidate.is_none();
+    let server = known.as_ref().and_then(|known| known.server_id);
     let patient = match (candidate, known) {
         (Some(target), _) => Patient::Typed(target),
         (None, None) => return Err(DoctorError::NoDatabase { status: store.status }),
@@ -128,11 +132,20 @@ pub async fn examine_store(
             Ok(credential) => Patient::Brought(Box::new(credential)),
         },
     };
+    // It opens two sessions, to see that they are two.
+    let _places = match server.filter(|_| matches!(patient, Patient::Managed(_))) {
+        Some(server) => Some([reserve(cx, server).await?, reserve(cx, server).await?]),
+        None => None,
+    };
     let report = look(cx, patient, holder).await;
     if is_own && report.ok {
         directory::db::store_recovery_tell(&mut *cx.master.acquire().await?, store.id).await?;
     }
     Ok(report)
+}
+
+async fn reserve(cx: &OpsCx, server: ServerId) -> Result<Reservation, DoctorError> {
+    cx.stores.reserve(server, LINE_LIMIT).await.map_err(DoctorError::Busy)
 }
 
 async fn look(cx: &OpsCx, patient: Patient, holder: Holder) -> Report {

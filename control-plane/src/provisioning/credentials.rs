@@ -15,11 +15,12 @@ use std::time::Duration;
 
 use kernel::{StoreId, StoreStatus};
 use sqlx::PgConnection;
-use tenancy::{Cause, Credential, Session};
+use tenancy::{Cause, ConnectError, Credential, Session};
 use tenant_schema::SchemaState;
+use tokio::net::TcpStream;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::step_error::StepError;
+use super::step_error::{StepError, is_lost, is_waiting};
 use super::steps::CONNECT_TIMEOUT;
 use super::{DatabaseKind, ProvisioningError, Target, db, engine};
 use crate::audit::{self, Actor, Subject};
@@ -32,6 +33,9 @@ use crate::stores::{self, Store};
 const LEAVE_GRACE: Duration = Duration::from_secs(4);
 /// How long ending what is left may take.
 const LEAVE_LIMIT: Duration = Duration::from_secs(6);
+/// A server that is started anew is back after so many looks.
+const RESTART_TRIES: u32 = 4;
+const RESTART_PAUSE: Duration = Duration::from_millis(500);
 const LEAVE_LOOK: Duration = Duration::from_millis(50);
 /// So often nobody must be found there: between two queries a request has no session.
 const LEAVE_LOOKS: u32 = 3;
@@ -103,10 +107,14 @@ async fn find_left(
     let Ok(old) = Credential::open(&cx.keys, &known.sealed, store, known.credential_version) else {
         return Ok(Left::Closed);
     };
-    let mut session = match old.connect(cx.owners_reach, CONNECT_TIMEOUT).await {
+    let mut session = match enter_left(cx, &old).await {
         Ok(session) => session,
         // It is alive, and full of those that would have to leave.
         Err(error) if matches!(error.cause, Cause::TooManyConnections | Cause::NotReady) => {
+            return Err(ProvisioningError::from(old_is_busy().because(error)));
+        }
+        // Slow, or away: what accepts connections is there.
+        Err(error) if error.cause == Cause::Timeout && accepts(cx, &old).await => {
             return Err(ProvisioningError::from(old_is_busy().because(error)));
         }
         Err(error) => {
@@ -133,6 +141,31 @@ async fn find_left(
     }
 }
 
+/// Enters the database that is to be left. One that is only being started anew is waited for.
+async fn enter_left(cx: &OpsCx, old: &Credential) -> Result<Session, ConnectError> {
+    let mut tries = interval(RESTART_PAUSE);
+    for _ in 1..RESTART_TRIES {
+        tries.tick().await;
+        match old.connect(cx.owners_reach, CONNECT_TIMEOUT).await {
+            Err(error) if matches!(error.cause, Cause::Refused | Cause::Unreachable | Cause::NotReady) => {}
+            entered => return entered,
+        }
+    }
+    tries.tick().await;
+    old.connect(cx.owners_reach, CONNECT_TIMEOUT).await
+}
+
+/// Whether something accepts connections where the database is.
+async fn accepts(cx: &OpsCx, old: &Credential) -> bool {
+    let Ok(addresses) = cx.owners_reach.addresses(&old.host, old.port).await else { return false };
+    for address in addresses {
+        if let Ok(Ok(_)) = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
+            return true;
+        }
+    }
+    false
+}
+
 /// What an owner has put into a store, and nobody takes out of it whole.
 const KEPT: [&str; 8] =
     ["settings", "staff", "categories", "products", "product_variants", "prices", "inventory_levels", "pages"];
@@ -144,6 +177,9 @@ async fn check_rows(copy: &mut Session, old: &mut Session) -> Result<(), StepErr
     for table in KEPT {
         let had_rows = match engine::has_rows(old, table).await {
             Ok(had_rows) => had_rows,
+            // Somebody holds it: the other tables tell.
+            Err(error) if is_waiting(&error) => continue,
+            Err(error) if is_lost(&error) => return Err(old_is_busy().because(error)),
             // Of one that cannot be read, the owner may be glad to have a copy.
             Err(error) => {
                 tracing::info!(error = chain(&error), "a database that is left cannot be compared with its copy");

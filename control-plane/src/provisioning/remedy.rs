@@ -110,13 +110,18 @@ impl Guest<'_> {
     /// the owner that there is, which may be the server's administrator.
     pub fn hand_over(&self) -> String {
         let login = pg_name(self.login);
+        // What quotes the block must not stand in it.
+        let mut tag = "$tenantry$".to_owned();
+        while login.contains(&tag) {
+            tag.insert(1, 'x');
+        }
         let quoted = login.replace('\'', "''");
         format!(
             "ALTER SCHEMA tenantry OWNER TO {login};\n\
-             DO $tenantry$ DECLARE one text; BEGIN\n  \
+             DO {tag} DECLARE one text; BEGIN\n  \
                FOR one IN SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname = 'tenantry' LOOP\n    \
                  EXECUTE format('ALTER TABLE %s OWNER TO %s', one, '{quoted}');\n  \
-               END LOOP;\nEND $tenantry$;"
+               END LOOP;\nEND {tag};"
         )
     }
 }

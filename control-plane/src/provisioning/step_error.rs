@@ -96,6 +96,16 @@ impl Said {
     }
 }
 
+/// Whether a statement ended because it had to wait.
+pub(super) fn is_waiting(error: &sqlx::Error) -> bool {
+    matches!(Said::by(error), Said::Busy | Said::StatementTimeout)
+}
+
+/// Whether the server, or the way to it, is gone or on its way.
+pub(super) fn is_lost(error: &sqlx::Error) -> bool {
+    matches!(Said::by(error), Said::Unavailable | Said::ConnectionLost)
+}
+
 impl From<sqlx::Error> for StepError {
     fn from(error: sqlx::Error) -> Self {
         let step = match Said::by(&error) {

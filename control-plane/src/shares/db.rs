@@ -16,7 +16,9 @@ const NODE_LOCK: i32 = 0x6e6f_6465;
 pub(super) async fn session_set_up(conn: &mut PgConnection, ttl_s: u32) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "select array[set_config('lock_timeout', '2s', false), set_config('statement_timeout', '4s', false),
-                      set_config('tcp_user_timeout', '0', false), set_config('tcp_keepalives_idle', $1, false)] as settings",
+                      set_config('tcp_user_timeout', '0', false), set_config('tcp_keepalives_idle', $1, false),
+                      set_config('tcp_keepalives_interval', '10', false),
+                      set_config('tcp_keepalives_count', '3', false)] as settings",
         ttl_s.to_string(),
     )
     .fetch_one(conn)
@@ -28,8 +30,8 @@ pub(super) async fn session_set_up(conn: &mut PgConnection, ttl_s: u32) -> Resul
 pub(super) async fn node_insert(conn: &mut PgConnection, place: &Place, ttl: PgInterval) -> Result<i32, sqlx::Error> {
     sqlx::query_scalar!(
         r#"with made as (
-               insert into nodes (host, process, listen, started_at, expires_at)
-               values ($1, $2, $3, clock_timestamp(), clock_timestamp() + $4)
+               insert into nodes (host, process, listen, started_at, renewed_at, expires_at)
+               values ($1, $2, $3, clock_timestamp(), clock_timestamp(), clock_timestamp() + $4)
                returning id
            )
            select id as "id!" from made, pg_advisory_lock($5, id)"#,
@@ -43,36 +45,43 @@ pub(super) async fn node_insert(conn: &mut PgConnection, place: &Place, ttl: PgI
     .await
 }
 
-/// Takes the lock of a node anew, on a connection that follows one that broke.
-pub(super) async fn node_lock(conn: &mut PgConnection, id: i32) -> Result<(), sqlx::Error> {
-    sqlx::query!("select pg_advisory_lock($1, $2)", NODE_LOCK, id).execute(conn).await?;
-    Ok(())
+/// Takes the lock of a node anew, on a connection that follows one that broke. Whether it is taken: master may hold the broken
+/// connection for alive for a while, which keeps the lock for the node as well.
+pub(super) async fn node_try_lock(conn: &mut PgConnection, id: i32) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(r#"select pg_try_advisory_lock($1, $2) as "is_taken!""#, NODE_LOCK, id).fetch_one(conn).await
 }
 
 /// Says that the node lives; whether it still counts as one.
 pub(super) async fn node_renew(conn: &mut PgConnection, id: i32, ttl: PgInterval) -> Result<bool, sqlx::Error> {
-    let done = sqlx::query!("update nodes set expires_at = clock_timestamp() + $2 where id = $1", id, ttl)
-        .execute(conn)
-        .await?;
+    let done = sqlx::query!(
+        "update nodes set renewed_at = clock_timestamp(), expires_at = clock_timestamp() + $2 where id = $1",
+        id,
+        ttl
+    )
+    .execute(conn)
+    .await?;
     Ok(done.rows_affected() == 1)
 }
 
-/// The other nodes of this machine that are not connected to master now.
+/// The other nodes of this machine that are not connected to master now, and whether each has been silent for so long.
 pub(super) async fn nodes_missing_at(
     conn: &mut PgConnection,
     host: &str,
     me: i32,
-) -> Result<Vec<(i32, Place)>, sqlx::Error> {
+    silent_for: PgInterval,
+) -> Result<Vec<(i32, Place, bool)>, sqlx::Error> {
     let rows = sqlx::query!(
-        "select id, host, process, listen from nodes where host = $1 and id <> $2 and pg_try_advisory_xact_lock($3, id)",
+        r#"select id, host, process, listen, renewed_at < clock_timestamp() - $4::interval as "is_silent!" from nodes
+           where host = $1 and id <> $2 and pg_try_advisory_xact_lock($3, id)"#,
         host,
         me,
         NODE_LOCK,
+        silent_for,
     )
     .fetch_all(conn)
     .await?;
     let place = |host, process, listen| Place { host, process, listen };
-    Ok(rows.into_iter().map(|row| (row.id, place(row.host, row.process, row.listen))).collect())
+    Ok(rows.into_iter().map(|row| (row.id, place(row.host, row.process, row.listen), row.is_silent)).collect())
 }
 
 pub(super) async fn nodes_delete(conn: &mut PgConnection, ids: &[i32]) -> Result<(), sqlx::Error> {

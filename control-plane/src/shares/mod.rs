@@ -44,10 +44,14 @@ const EXCHANGE_LIMIT: Duration = Duration::from_secs(5);
 /// How much sooner a node lets go of its shares than master does, beside what a statement may take to end.
 const MARGIN: Duration = Duration::from_secs(10);
 
+/// How long a node of a container is silent before the container's next run takes its place.
+const SILENT: Duration = Duration::from_secs(15);
+
 /// This process in master.
 struct Node {
     conn: PgConnection,
     id: i32,
+    is_locked: bool,
 }
 
 /// Keeps this process's shares until its pools are closed. Nothing is asked of master before a server is needed.
@@ -107,11 +111,18 @@ impl Shares {
 
     /// Says what is so and does what is told. A failure is tried again soon; when that lasts, everything is given up in time.
     async fn round(&mut self, cx: &OpsCx) {
-        let (loads, now) = (cx.stores.server_loads(), Instant::now());
+        let now = Instant::now();
+        let (ttl, id, left) = (self.ttl, self.id, self.until.saturating_duration_since(now));
+        // In time also when master is slow to say no.
+        if left.is_zero() && id.is_some() {
+            give_up(cx);
+        }
+        let loads = cx.stores.server_loads();
         if loads.is_empty() {
             return;
         }
-        let (ttl, id, node) = (self.ttl, self.id, self.node.take());
+        let node = self.node.take();
+        let limit = if left.is_zero() { EXCHANGE_LIMIT } else { EXCHANGE_LIMIT.min(left) };
         let exchange = async {
             let mut node = match node {
                 Some(node) => node,
@@ -120,14 +131,14 @@ impl Shares {
             let outcome = exchange(cx, &mut node, &loads, ttl).await?;
             Ok::<_, MasterError>((node, outcome))
         };
-        let outcome = timeout(EXCHANGE_LIMIT, exchange).await;
+        let outcome = timeout(limit, exchange).await;
         let is_renewed = matches!(outcome, Ok(Ok((_, Outcome::Settled | Outcome::Changed | Outcome::Unsettled))));
         metrics::gauge!("tenantry_server_shares_renewed").set(f64::from(u8::from(is_renewed)));
         match outcome {
             Ok(Ok((_, Outcome::Forgotten))) => {
                 tracing::warn!("the others took this node for dead; it joins anew");
                 self.id = None;
-                give_up(cx, &loads);
+                give_up(cx);
                 self.next = Some(now + SOON);
             }
             Ok(Ok((node, outcome))) => {
@@ -145,10 +156,11 @@ impl Shares {
                     }
                     _ => tracing::warn!("shares of database servers were not renewed in time"),
                 }
+                let now = Instant::now();
                 if now >= self.until {
-                    give_up(cx, &loads);
+                    give_up(cx);
                 }
-                self.next = Some(Instant::now() + CALM);
+                self.next = Some(if now < self.until { self.until.min(now + CALM) } else { now + CALM });
                 self.not_before = Instant::now() + SOON;
             }
         }
@@ -175,14 +187,10 @@ impl Shares {
 async fn join(cx: &OpsCx, id: Option<i32>, ttl: Duration) -> Result<Node, MasterError> {
     let mut conn = master::connect(&cx.master_args).await?;
     db::session_set_up(&mut conn, u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX).max(1)).await?;
-    let id = match id {
-        Some(id) => {
-            db::node_lock(&mut conn, id).await?;
-            id
-        }
-        None => db::node_insert(&mut conn, &cx.place, interval(ttl)).await?,
-    };
-    Ok(Node { conn, id })
+    match id {
+        Some(id) => Ok(Node { is_locked: db::node_try_lock(&mut conn, id).await?, conn, id }),
+        None => Ok(Node { id: db::node_insert(&mut conn, &cx.place, interval(ttl)).await?, conn, is_locked: true }),
+    }
 }
 
 /// What came of an exchange.
@@ -201,12 +209,16 @@ enum Outcome {
 /// One exchange about all servers.
 async fn exchange(cx: &OpsCx, node: &mut Node, loads: &[ServerLoad], ttl: Duration) -> Result<Outcome, MasterError> {
     let conn = &mut node.conn;
+    if !node.is_locked {
+        node.is_locked = db::node_try_lock(conn, node.id).await?;
+    }
     if !db::node_renew(conn, node.id, interval(ttl)).await? {
         return Ok(Outcome::Forgotten);
     }
     db::nodes_delete_expired(conn, node.id).await?;
-    let missing = db::nodes_missing_at(conn, &cx.place.host, node.id).await?;
-    let ended: Vec<i32> = missing.iter().filter(|(_, other)| cx.place.knows_ended(other)).map(|(id, _)| *id).collect();
+    let missing = db::nodes_missing_at(conn, &cx.place.host, node.id, interval(SILENT)).await?;
+    let is_ended = |(id, other, is_silent): (i32, Place, bool)| cx.place.knows_ended(&other, is_silent).then_some(id);
+    let ended: Vec<i32> = missing.into_iter().filter_map(is_ended).collect();
     if !ended.is_empty() {
         db::nodes_delete(conn, &ended).await?;
     }
@@ -243,8 +255,8 @@ fn said(cx: &OpsCx, load: &ServerLoad) -> Said {
 }
 
 /// What was dealt out is not ours any more.
-fn give_up(cx: &OpsCx, loads: &[ServerLoad]) {
-    for load in loads {
+fn give_up(cx: &OpsCx) {
+    for load in cx.stores.server_loads() {
         cx.stores.set_server_limit(load.server_id, 0);
     }
 }

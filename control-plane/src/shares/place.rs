@@ -21,8 +21,8 @@ impl Place {
 
     /// Whether `other`, which is not connected to master, has ended for certain: its number is nobody's, or somebody else's, by
     /// now; or it ran in a container of which this process is the next run, as the machine has not been started since and it listens
-    /// where that one did.
-    pub fn knows_ended(&self, other: &Self) -> bool {
+    /// where that one did, which has been silent since.
+    pub fn knows_ended(&self, other: &Self, is_silent: bool) -> bool {
         if self.host != other.host || self.host.is_empty() || self.process.is_empty() {
             return false;
         }
@@ -34,9 +34,11 @@ impl Place {
         let boot = |seen: &str| seen.split('/').next().map(str::to_owned);
         if seen_here == seen_there {
             let number = rest.split(' ').next().and_then(|number| number.parse().ok());
-            return number.is_some_and(|number| process(number).as_deref() != Some(other.process.as_str()));
+            // Where not everybody's processes can be seen, one that is not seen may run.
+            return process(1).is_some()
+                && number.is_some_and(|number| process(number).as_deref() != Some(other.process.as_str()));
         }
-        boot(seen_here) == boot(seen_there) && self.listen.is_some() && self.listen == other.listen
+        is_silent && boot(seen_here) == boot(seen_there) && self.listen.is_some() && self.listen == other.listen
     }
 }
 
@@ -65,11 +67,11 @@ mod tests {
         let me = here();
         let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("it starts");
         let other = Place { process: process(child.id()).expect("it runs"), ..me.clone() };
-        assert!(!me.knows_ended(&other));
+        assert!(!me.knows_ended(&other, true));
         child.kill().expect("it is ours");
         child.wait().expect("it ends");
-        assert!(me.knows_ended(&other));
-        assert!(!me.knows_ended(&me));
+        assert!(me.knows_ended(&other, false));
+        assert!(!me.knows_ended(&me, true));
     }
 
     #[test]
@@ -77,9 +79,13 @@ mod tests {
         let me = here();
         let boot = me.process.split('/').next().expect("it is told");
         let elsewhere = Place { process: format!("{boot}/pid:[1] 1 1"), ..me.clone() };
-        assert!(me.knows_ended(&elsewhere), "the same host and address in another container: its last run");
-        assert!(!me.knows_ended(&Place { process: "another/pid:[1] 1 1".to_owned(), ..me.clone() }), "a namesake's");
-        assert!(!me.knows_ended(&Place { listen: None, ..elsewhere.clone() }));
-        assert!(!me.knows_ended(&Place { host: "another".to_owned(), ..elsewhere }));
+        assert!(me.knows_ended(&elsewhere, true), "the same host and address in another container: its last run");
+        assert!(!me.knows_ended(&elsewhere, false), "it spoke just now: one that runs beside us");
+        assert!(
+            !me.knows_ended(&Place { process: "another/pid:[1] 1 1".to_owned(), ..me.clone() }, true),
+            "a namesake's"
+        );
+        assert!(!me.knows_ended(&Place { listen: None, ..elsewhere.clone() }, true));
+        assert!(!me.knows_ended(&Place { host: "another".to_owned(), ..elsewhere }, true));
     }
 }

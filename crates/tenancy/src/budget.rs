@@ -68,6 +68,8 @@ struct Waiting<'a>(&'a Budget, &'a AtomicUsize);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
+        // Who went away after a permit was meant for them gave it back past the budget.
+        self.0.settle();
         self.0.waiting.fetch_sub(1, Ordering::SeqCst);
         self.1.fetch_sub(1, Ordering::SeqCst);
     }
@@ -166,6 +168,16 @@ impl Budget {
         make_room();
         let permit = timeout_at(deadline, Arc::clone(&self.permits).acquire_owned()).await.ok()?.ok()?;
         Some(Permit { budget: Arc::clone(self), permit: Some(permit) })
+    }
+
+    /// Takes permits that are owed out of those that are free.
+    fn settle(&self) {
+        if self.owed.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        let _limit = lock(&self.limit);
+        let owed = self.owed.load(Ordering::SeqCst);
+        self.owed.store(owed - self.permits.forget_permits(owed), Ordering::SeqCst);
     }
 
     fn take_back(&self, permit: OwnedSemaphorePermit) {
@@ -331,5 +343,23 @@ mod tests {
         assert_eq!(budget.peak(), 2);
         budget.forget_peak();
         assert_eq!(budget.peak(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_permit_that_was_meant_for_somebody_who_went_away_is_still_owed() {
+        let budget = Arc::new(Budget::new(1, Arc::new(Notify::new())));
+        let own = AtomicUsize::new(0);
+        let held = budget.try_take().expect("one");
+        let mut waiting = Box::pin(budget.wait(&own, Instant::now() + Duration::from_secs(60), || {}));
+        let first_look = std::future::poll_fn(|cx| Poll::Ready(waiting.as_mut().poll(cx).is_ready())).await;
+        assert!(!first_look);
+        // It is the waiter's from now on, which does not know of it yet.
+        drop(held);
+        budget.set_limit(0);
+        drop(waiting);
+        assert!(budget.try_take().is_none(), "one more than the limit");
+        assert_eq!((budget.in_use(), budget.excess()), (0, 0));
+        budget.set_limit(1);
+        assert!(budget.try_take().is_some());
     }
 }

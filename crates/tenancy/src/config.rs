@@ -22,6 +22,9 @@ pub struct TenancyConfig {
     pub max_job_connections_per_store: usize,
     /// Pools that are open at once; the least recently leased idle one makes room.
     pub max_pools: usize,
+    /// Leases of one store that are out for its storefront; the next is refused at once, so that a flood on one store leaves
+    /// the node's memory and time to others.
+    pub max_leases_per_store: usize,
     /// Requests of one store that wait for a connection; the next is refused at once.
     pub max_waiting_per_store: usize,
     /// How long a request waits for a connection.
@@ -113,6 +116,7 @@ impl Default for TenancyConfig {
             max_connections_per_store: 8,
             max_job_connections_per_store: 2,
             max_pools: 1000,
+            max_leases_per_store: 4096,
             max_waiting_per_store: 1024,
             acquire_timeout: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(3),

@@ -68,6 +68,12 @@ impl Stores {
         self.slots.iter().map(|slot| Arc::clone(&slot)).collect()
     }
 
+    /// Whoever is refused without being asked is asked by one again.
+    pub(crate) fn try_all_again(&self) {
+        let now = Instant::now();
+        self.all().iter().for_each(|slot| lock(&slot.breaker).try_again(now));
+    }
+
     /// Stores with a pool.
     pub(crate) fn with_pools(&self) -> Vec<StoreId> {
         self.slots.iter().filter(|slot| lock(&slot.pools).current.is_some()).map(|slot| *slot.key()).collect()
@@ -103,11 +109,11 @@ impl Stores {
             && slot.version.load(Ordering::SeqCst) == route.version
             && pool.fits(database)
         {
-            return Ok(Ok(Lease::new(Arc::clone(pool), Arc::clone(route), is_served)));
+            return Ok(Self::lease_on(node, pool, route, is_served));
         }
         slot.confirm(&mut pools, node, route, Some(database)).ok_or(Outdated)?;
         if let Some(pool) = &pools.current {
-            return Ok(Ok(Lease::new(Arc::clone(pool), Arc::clone(route), is_served)));
+            return Ok(Self::lease_on(node, pool, route, is_served));
         }
         drop(pools);
         if !self.reserve_pool(node.config.max_pools) {
@@ -126,7 +132,16 @@ impl Stores {
         }
         let pool = Arc::new(Pool::new(Arc::clone(node), route, database, Arc::clone(&slot.breaker)));
         pools.current = Some(Arc::clone(&pool));
-        Ok(Ok(Lease::new(pool, Arc::clone(route), is_served)))
+        Ok(Self::lease_on(node, &pool, route, is_served))
+    }
+
+    /// A lease, unless too many requests of the store's visitors have one.
+    fn lease_on(node: &Node, pool: &Arc<Pool>, route: &Arc<Route>, is_served: bool) -> Result<Lease, LeaseError> {
+        let lease = Lease::new(Arc::clone(pool), Arc::clone(route), is_served);
+        if is_served && pool.leases() > node.config.max_leases_per_store.max(1) {
+            return Err(LeaseError::Busy { retry_after: Duration::from_secs(1) });
+        }
+        Ok(lease)
     }
 
     /// Counts one more pool, closing another for it when needed and possible.

@@ -143,6 +143,11 @@ impl<D: Directory> Tenancy<D> {
         }
     }
 
+    /// As [`Tenancy::try_again`] for every store: somebody may have said so while nobody heard it.
+    pub fn try_all_again(&self) {
+        self.inner.node.stores.try_all_again();
+    }
+
     /// Takes note that changes may have been missed: every route is read again before it counts, while the directory
     /// answers.
     pub fn forget_all(&self) {

@@ -172,3 +172,20 @@ async fn jobs_leave_a_store_connections_for_its_requests() {
     drop(second);
     assert!(third.await.is_ok(), "the turn comes back, also from a transaction that was dropped");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_of_one_store_are_bounded_in_number_and_its_owner_is_let_in() {
+    let world = World::start(TenancyConfig { max_leases_per_store: 3, ..quick() }).await;
+    let (store, other) = (world.store().await, world.store().await);
+    let mut leases = Vec::new();
+    for _ in 0..3 {
+        leases.push(world.lease(&store).await);
+    }
+    let route = leases[0].route().clone();
+    assert!(matches!(world.tenancy.lease(&route).await, Err(LeaseError::Busy { .. })));
+    assert!(world.tenancy.lease_unserved(&route).await.is_ok(), "whoever mends it must get in");
+    assert!(world.lease(&other).await.acquire().await.is_ok());
+    drop(leases.pop());
+    assert!(world.tenancy.lease(&route).await.is_ok());
+    assert_eq!(world.tenancy.stats().leases, 2, "what was refused counts no longer");
+}
