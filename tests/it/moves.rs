@@ -373,7 +373,10 @@ async fn a_node_that_master_does_not_reach_is_kept_from_the_old_database_by_its_
         (is_new(&there.get(PRODUCTS).await) == Some(true)).then_some(())
     })
     .await;
-    assert!(metric(&node, "tenantry_listener_connected").await > 0.0);
+    eventually("the node listens again", || async {
+        (metric(&node, "tenantry_listener_connected").await > 0.0).then_some(())
+    })
+    .await;
     assert_eq!(is_new(&here.get(PRODUCTS).await), Some(true));
     node.kill().await;
 }

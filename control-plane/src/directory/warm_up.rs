@@ -49,7 +49,8 @@ async fn warm(cx: &Cx, name: &str) -> bool {
     let Ok(route) = cx.stores.resolve_host(&name).await else { return false };
     let server = route.database.as_ref().and_then(|database| database.server);
     let load = cx.stores.server_loads().into_iter().find(|load| Some(load.server_id) == server);
-    if load.is_some_and(|load| load.waiting > 0 || load.limit > 0 && load.open >= load.limit / 2) {
+    // Without a share of the server yet, it is the first to ask for one.
+    if load.is_some_and(|load| load.limit > 0 && (load.waiting > 0 || load.open >= load.limit / 2)) {
         return false;
     }
     let Ok(lease) = cx.stores.lease(&route).await else { return false };
