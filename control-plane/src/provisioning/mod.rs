@@ -562,7 +562,8 @@ impl From<ProvisioningError> for Problem {
             ProvisioningError::LastRunFailed { run } => conflict(
                 "provisioning-failed",
                 "The last run failed after it had made something",
-                "Retry it with POST /api/stores/{id}/provisioning/retry, or undo it with .../cancel and connect again.",
+                "Retry it with POST /api/stores/{id}/provisioning/retry, or undo it with .../cancel and connect again. When that fails \
+                 because the database cannot be entered any more, .../cancel?abandon=true forgets it without touching it.",
             )
             .member("runId", run.to_string()),
             ProvisioningError::NoCapacity => {

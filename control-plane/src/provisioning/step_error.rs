@@ -153,6 +153,23 @@ fn server_code(error: &sqlx::Error) -> Option<String> {
 }
 
 impl StepError {
+    /// Why the store's tables could not be made in a database that its owner brought: what is set up there may refuse it.
+    pub fn migrating(error: sqlx::Error) -> Self {
+        match Said::by(&error) {
+            Said::Unexpected if error.as_database_error().is_some() => Self {
+                server_code: server_code(&error).map(Into::into),
+                ..Self::new(
+                    "migration-failed",
+                    "The database refused a statement that makes the store's tables.",
+                    "Its log says why, by the server's code: something that is set up there, such as a trigger on statements that \
+                     change the schema, may refuse it. Mend that, then retry.",
+                )
+            }
+            .because(error),
+            _ => error.into(),
+        }
+    }
+
     /// Why no connection came about, for whoever knocked.
     pub fn connecting<'a>(guest: impl Into<Guest<'a>>, error: ConnectError) -> Self {
         Self {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use kernel::{Engine, Ident, ServerId, StoreStatus};
 use sqlx::PgConnection;
+use sqlx::migrate::MigrateError;
 use tenancy::{Cause, Credential, Reach, Reservation, Session};
 use tenant_schema::{SchemaError, SchemaState};
 
@@ -408,6 +409,12 @@ impl<'a> StepCx<'a> {
             )
             .sql(Guest::from(&self.credential).hand_over())
             .because(error),
+            SchemaError::Db(error)
+            | SchemaError::Migrate(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _))
+                if self.run.kind == DatabaseKind::Brought =>
+            {
+                StepError::migrating(error)
+            }
             error => StepError::new("migration-failed", "The store's schema could not be brought up to date.", OURS)
                 .because(error),
         });
