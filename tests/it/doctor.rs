@@ -378,6 +378,11 @@ async fn mariadbs_certificates_are_told_apart_as_well_and_a_read_only_or_crowded
     // The rest can be looked at all the same.
     assert_eq!(line(&report, "privileges")["state"], "passed", "{report}");
     admin.execute("set global read_only = 0").await.unwrap();
+    admin.execute("alter user shop@'%' password expire").await.unwrap();
+    let report = test(&owner, body("disable", None)).await;
+    expect_failure(&report, "server", "password-expired");
+    assert_eq!(said(&report, "server", "serverCode"), "1820", "{report}");
+    admin.execute("alter user shop@'%' identified by 'a-secret-word'").await.unwrap();
     admin.execute("alter user shop@'%' with max_user_connections 1").await.unwrap();
     let report = test(&owner, body("disable", None)).await;
     expect_failure(&report, "pooler", "login-connection-limit");
@@ -453,11 +458,13 @@ async fn a_refused_login_is_told_by_the_servers_code() {
     assert_eq!(line(&test(&owner, with(json!({}))).await, "privileges")["state"], "passed");
     run(&mut admin, "drop schema tenantry cascade".to_owned()).await;
     // Read-only by default: the statements that are told end it.
-    run(&mut admin, format!("alter role {name} set default_transaction_read_only = on")).await;
-    let report = test(&owner, with(json!({}))).await;
-    expect_failure(&report, "server", "read-only");
-    run(&mut admin, said(&report, "server", "sql").to_owned()).await;
-    expect_ok(&test(&owner, with(json!({}))).await);
+    for place in [format!("role {name}"), format!("role {name} in database {name}"), format!("database {name}")] {
+        run(&mut admin, format!("alter {place} set default_transaction_read_only = on")).await;
+        let report = test(&owner, with(json!({}))).await;
+        expect_failure(&report, "server", "read-only");
+        run(&mut admin, said(&report, "server", "sql").to_owned()).await;
+        expect_ok(&test(&owner, with(json!({}))).await);
+    }
     admin.close().await.unwrap();
 
     let mariadb = TestMariaDb::with_rights("select, insert").await;
@@ -570,6 +577,11 @@ async fn what_a_database_holds_is_told_for_the_store_it_is_meant_for() {
     expect_ok(&own);
     assert!(said(&own, "parse", "detail").contains(&database.database), "{own}");
     let empty = test_store(&owner, &store, Some(json!({}))).await;
+    // Many clients always say that they send JSON.
+    for body in ["", "null"] {
+        let path = path_of(&store, "/database/test");
+        expect_ok(&owner.api.send_bytes(Method::POST, &path, "application/json", body).await.expect_status(200));
+    }
     for report in [own, empty, test_store(&owner, &store, Some(brought_body(&database))).await] {
         assert!(said(&report, "schema", "detail").contains("holds this store"), "{report}");
     }

@@ -8,6 +8,7 @@ use kernel::Engine;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, MySqlConnection};
 
+use crate::doctor::shop_on;
 use crate::prints::{Whose, print};
 use crate::provisioning::{failure, path_of};
 
@@ -80,6 +81,33 @@ async fn a_read_only_server_and_one_without_connections_are_told() {
     let (_, run) = outcome(&app, &owner, "crowded", body).await;
     assert_eq!(failure(&run).1, "login-connection-limit", "{run}");
     drop(taken);
+    server.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_right_that_a_role_does_not_bring_is_told_when_it_is_missed() {
+    let server = own_mariadb("roles").await;
+    let (app, owner) = app().await;
+    let mut admin = shop_on(&server).await;
+    for statement in [
+        "create role seller",
+        "grant select, insert, update, delete on shop.* to seller",
+        "revoke all privileges on shop.* from shop@'%'",
+        "grant seller to shop@'%'",
+        "set default role seller for shop@'%'",
+    ] {
+        admin.execute(statement).await.unwrap();
+    }
+    let body = json!({ "connectionString": format!("mysql://shop:a-secret-word@127.0.0.1:{}/shop", server.port()) });
+    let (store, run) = outcome(&app, &owner, "by-role", body).await;
+    let (step, code, advice) = failure(&run);
+    assert_eq!((step, code), ("migrate", "missing-privilege"), "{run}");
+    assert!(advice.contains("privileges"), "{advice}");
+
+    admin.execute("grant all privileges on shop.* to seller").await.unwrap();
+    owner.api.post(&path_of(&store, "/provisioning/retry"), json!({})).await.expect_status(202);
+    assert_eq!(app.run_ended(&owner, &store).await["state"], "succeeded");
+    admin.close().await.unwrap();
     server.stop().await.unwrap();
 }
 

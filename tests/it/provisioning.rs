@@ -333,7 +333,11 @@ async fn a_failed_run_goes_on_from_its_step_when_retried() {
         .unwrap();
     owner.connect(&store, json!({ "connectionString": database.url() })).await.expect_status(202);
     let failed = app.run_ended(&owner, &store).await;
-    assert_eq!(failure(&failed).0, "migrate");
+    let (step, code, advice) = failure(&failed);
+    assert_eq!((step, code), ("migrate", "migration-failed"));
+    assert!(advice.contains("trigger"), "it is not on our side: {advice}");
+    let of_migrate = failed["steps"].as_array().unwrap().iter().find(|step| step["name"] == "migrate").unwrap();
+    assert_eq!(of_migrate["error"]["serverCode"], "P0001", "{of_migrate}");
     expect_not_ready(&app, &store).await;
     // It may have left something: neither is it replaced silently, nor retried by connecting.
     let refused = owner
@@ -341,6 +345,7 @@ async fn a_failed_run_goes_on_from_its_step_when_retried() {
         .await
         .expect_problem(409, "provisioning-failed");
     assert_eq!(refused["runId"], failed["id"]);
+    assert!(refused["detail"].as_str().unwrap().contains("abandon=true"), "{refused}");
     owner.api.post(&path_of(&store, "/provisioning/retry"), json!({})).await.expect_status(202);
     assert_eq!(failure(&app.run_ended(&owner, &store).await).0, "migrate");
 

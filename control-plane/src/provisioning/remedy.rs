@@ -102,7 +102,8 @@ impl Guest<'_> {
         let (database, login) = (pg_name(self.database), pg_name(self.login));
         format!(
             "ALTER DATABASE {database} RESET default_transaction_read_only;\n\
-             ALTER ROLE {login} RESET default_transaction_read_only;"
+             ALTER ROLE {login} RESET default_transaction_read_only;\n\
+             ALTER ROLE {login} IN DATABASE {database} RESET default_transaction_read_only;"
         )
     }
 

@@ -58,6 +58,8 @@ pub const OURS: &str = "Nothing to do for you: this is on our side. Retry, and i
 #[derive(Debug, Clone, Copy)]
 enum Said {
     MissingPrivilege,
+    /// The login is right, and may do nothing but set a new password.
+    PasswordExpired,
     DiskFull,
     StatementTimeout,
     /// Somebody else was in the way: locks, deadlocks, a template in use, the same thing made twice at once.
@@ -76,6 +78,7 @@ impl Said {
         if let Some(mysql) = said.try_downcast_ref::<MySqlDatabaseError>() {
             return match mysql.number() {
                 1044 | 1142 | 1143 | 1227 | 1370 => Self::MissingPrivilege,
+                1820 | 1862 => Self::PasswordExpired,
                 1021 | 1114 => Self::DiskFull,
                 1969 | 3024 => Self::StatementTimeout,
                 1007 | 1020 | 1062 | 1205 | 1213 => Self::Busy,
@@ -113,6 +116,11 @@ impl From<sqlx::Error> for StepError {
                 "missing-privilege",
                 "The login may not do what is needed.",
                 "Give it what it lacks: the connection's test names it in its line privileges, with the statement.",
+            ),
+            Said::PasswordExpired => Self::new(
+                "password-expired",
+                "The login's password has expired, and it may do nothing before it has a new one.",
+                "Give it one: ALTER USER '<login>'@'<host>' IDENTIFIED BY '<a new password>'; then connect with that.",
             ),
             Said::DiskFull => Self::new("disk-full", "The database server's disk is full.", "Make room, then retry."),
             Said::StatementTimeout => {
