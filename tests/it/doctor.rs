@@ -578,10 +578,8 @@ async fn what_a_database_holds_is_told_for_the_store_it_is_meant_for() {
     assert!(said(&own, "parse", "detail").contains(&database.database), "{own}");
     let empty = test_store(&owner, &store, Some(json!({}))).await;
     // Many clients always say that they send JSON.
-    for body in ["", "null"] {
-        let path = path_of(&store, "/database/test");
-        expect_ok(&owner.api.send_bytes(Method::POST, &path, "application/json", body).await.expect_status(200));
-    }
+    let path = path_of(&store, "/database/test");
+    expect_ok(&owner.api.send_bytes(Method::POST, &path, "application/json", "").await.expect_status(200));
     for report in [own, empty, test_store(&owner, &store, Some(brought_body(&database))).await] {
         assert!(said(&report, "schema", "detail").contains("holds this store"), "{report}");
     }

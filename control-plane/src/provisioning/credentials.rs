@@ -107,7 +107,7 @@ async fn find_left(
     let Ok(old) = Credential::open(&cx.keys, &known.sealed, store, known.credential_version) else {
         return Ok(Left::Closed);
     };
-    let mut session = match enter_left(cx, &old).await {
+    let mut session = match Box::pin(enter_left(cx, &old)).await {
         Ok(session) => session,
         // It is alive, and full of those that would have to leave.
         Err(error) if matches!(error.cause, Cause::TooManyConnections | Cause::NotReady) => {

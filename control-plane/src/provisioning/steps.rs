@@ -158,7 +158,7 @@ impl<'a> StepCx<'a> {
 
     async fn connect(&self) -> Result<Held, StepError> {
         let place = self.place().await?;
-        let connected = self.credential.connect(self.reach(), CONNECT_TIMEOUT).await;
+        let connected = Box::pin(self.credential.connect(self.reach(), CONNECT_TIMEOUT)).await;
         let session = connected.map_err(|error| self.of_ours(StepError::connecting(&self.credential, error)))?;
         let mut held = Held { session, place };
         engine::set_limits(&mut held).await?;
@@ -177,7 +177,7 @@ impl<'a> StepCx<'a> {
     async fn admin(&self, database: Option<&str>) -> Result<Held, StepError> {
         let credential = self.admin_credential(database).await?;
         let place = self.place().await?;
-        let session = credential.connect(Reach::Anywhere, CONNECT_TIMEOUT).await.map_err(|error| {
+        let session = Box::pin(credential.connect(Reach::Anywhere, CONNECT_TIMEOUT)).await.map_err(|error| {
             StepError::new("server-unavailable", "Our database server cannot be reached.", OURS)
                 .transient()
                 .because(error)
@@ -202,7 +202,7 @@ impl<'a> StepCx<'a> {
     /// Does the step with everything that belongs to it. May be done again at any time, also after it was killed in the
     /// middle.
     pub async fn perform(&self, step: StepName) -> Result<(), StepError> {
-        self.work(step, Kept::default()).await?;
+        Box::pin(self.work(step, Kept::default())).await?;
         let mut tx = self.cx.master.begin().await?;
         let news = self.record(step, &mut tx).await?;
         tx.commit().await?;
@@ -213,11 +213,12 @@ impl<'a> StepCx<'a> {
     /// The part of the step that is done outside master.
     pub async fn work(&self, step: StepName, mut kept: Kept) -> Result<Kept, StepError> {
         match step {
-            StepName::CreateDatabase => self.create_database().await?,
-            StepName::CheckConnection => kept.connection = Some(self.check_connection().await?),
-            StepName::Migrate => self.migrate(kept.connection.take()).await?,
-            StepName::Seed => kept.lease = Some(self.seed().await?),
-            StepName::SmokeTest => self.smoke_test().await?,
+            // Boxed: each is large, and lies deep in whatever waits for it.
+            StepName::CreateDatabase => Box::pin(self.create_database()).await?,
+            StepName::CheckConnection => kept.connection = Some(Box::pin(self.check_connection()).await?),
+            StepName::Migrate => Box::pin(self.migrate(kept.connection.take())).await?,
+            StepName::Seed => kept.lease = Some(Box::pin(self.seed()).await?),
+            StepName::SmokeTest => Box::pin(self.smoke_test()).await?,
             StepName::MapHostname | StepName::Activate => {}
         }
         Ok(kept)
@@ -260,7 +261,7 @@ impl<'a> StepCx<'a> {
                     return Ok(());
                 }
                 // Of a database that was brought: it is at no server of ours.
-                let mut session = match self.credential.connect(self.reach(), CONNECT_TIMEOUT).await {
+                let mut session = match Box::pin(self.credential.connect(self.reach(), CONNECT_TIMEOUT)).await {
                     Ok(session) => Held { session, place: None },
                     // The owner has taken it away themselves.
                     Err(error) if error.cause == Cause::MissingDatabase => return Ok(()),
@@ -342,7 +343,7 @@ impl<'a> StepCx<'a> {
             let checked = self.check_server(&mut session).await;
             return keep(session, checked).await;
         }
-        let session = entry::enter(&self.credential, self.reach(), self.cx.clock.now()).await?;
+        let session = Box::pin(entry::enter(&self.credential, self.reach(), self.cx.clock.now())).await?;
         let mut session = Held { session, place: None };
         let checked = async {
             // Before it is known to be a session of ours alone, nothing is set that a pooler would leave to others.

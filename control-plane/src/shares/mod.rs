@@ -10,6 +10,8 @@
 //!   a node from a dead one, whatever they see of it in master.
 //! - A node that ends gives its shares back when its connections are closed. Of one that was killed they are taken back at once by
 //!   a process of the same machine, which knows that it has ended ([`place`]); otherwise when its time is over.
+//! - Two things outlast what is said of them, and are bounded by the limits of statements and steps: what a killed node's sessions
+//!   were executing at the server, and what is lent (to an import, to a step of provisioning) when a node gives up its shares.
 //! - Only in need is anything taken from anybody: then a node is told, gives back, and tells the others.
 
 mod db;
@@ -123,15 +125,19 @@ impl Shares {
         }
         let node = self.node.take();
         let limit = if left.is_zero() { EXCHANGE_LIMIT } else { EXCHANGE_LIMIT.min(left) };
+        let mut joined = id;
         let exchange = async {
             let mut node = match node {
                 Some(node) => node,
                 None => join(cx, id, ttl).await?,
             };
+            joined = Some(node.id);
             let outcome = exchange(cx, &mut node, &loads, ttl).await?;
             Ok::<_, MasterError>((node, outcome))
         };
         let outcome = timeout(limit, exchange).await;
+        // Also when nothing more came of it: what master noted of it is this node's.
+        self.id = joined;
         let is_renewed = matches!(outcome, Ok(Ok((_, Outcome::Settled | Outcome::Changed | Outcome::Unsettled))));
         metrics::gauge!("tenantry_server_shares_renewed").set(f64::from(u8::from(is_renewed)));
         match outcome {

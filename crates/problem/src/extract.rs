@@ -43,13 +43,12 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
 impl<T: DeserializeOwned, S: Send + Sync> OptionalFromRequest<S> for Json<T> {
     type Rejection = Problem;
 
-    /// Nothing, when there is no body, whatever type it is said to have, or `null` in it.
+    /// Nothing, when there is no body, whatever type it is said to have.
     async fn from_request(request: Request, state: &S) -> Result<Option<Self>, Problem> {
         if request.body().is_end_stream() {
             return Ok(None);
         }
-        let Json(body) = <Json<Option<T>> as FromRequest<S>>::from_request(request, state).await?;
-        Ok(body.map(Self))
+        <Self as FromRequest<S>>::from_request(request, state).await.map(Some)
     }
 }
 

@@ -4,7 +4,6 @@ use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -133,12 +132,11 @@ const STEPS_OF_A_TURN: u32 = 32;
 
 /// The driver gives way after every five of a login's 4,096 rounds of hashing. In a busy process each time waits for everybody
 /// else's turn, 820 times; so what gave way is carried on for some steps first.
-async fn in_few_turns<T>(work: impl Future<Output = T>) -> T {
-    let mut work = pin!(work);
+async fn in_few_turns<T>(mut work: impl Future<Output = T> + Unpin) -> T {
     poll_fn(|cx| {
         // Polled without being woken, whatever waits for the server goes on waiting.
         for _ in 0..STEPS_OF_A_TURN {
-            if let Poll::Ready(outcome) = work.as_mut().poll(cx) {
+            if let Poll::Ready(outcome) = work.poll_unpin(cx) {
                 return Poll::Ready(outcome);
             }
         }
@@ -192,7 +190,7 @@ impl Session {
                 if let Some(folder) = socket.and_then(Path::parent) {
                     options = options.socket(folder);
                 }
-                in_few_turns(PgConnection::connect_with(&options)).await.map(Self::Postgres)
+                in_few_turns(PgConnection::connect_with(&options).boxed()).await.map(Self::Postgres)
             }
             Engine::Mysql => {
                 let mut options = credential.mysql_options();
@@ -437,7 +435,7 @@ mod tests {
             }
             "in"
         };
-        let (mut login, mut turns) = (Box::pin(in_few_turns(login)), 0);
+        let (mut login, mut turns) = (Box::pin(in_few_turns(Box::pin(login))), 0);
         let outcome = poll_fn(|cx| {
             turns += 1;
             login.poll_unpin(cx)
