@@ -160,6 +160,11 @@ impl Authority {
         self.certify_between(name, 2019, until)
     }
 
+    /// Its own, as a server shows it whose certificate nobody else has signed, and its key.
+    pub(crate) fn own(&self) -> (String, String) {
+        (self.pem.clone(), self.issuer.key().serialize_pem())
+    }
+
     /// One that is good from the beginning of that year on.
     pub(crate) fn certify_between(&self, name: &str, from: i32, until: i32) -> (String, String) {
         let mut params = CertificateParams::new([name.to_owned()]).unwrap();

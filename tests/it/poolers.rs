@@ -4,6 +4,7 @@ use devkit::testing::{PgBouncer, PoolMode};
 use integration_tests::{TestApp, TestAppOptions};
 use serde_json::json;
 
+use crate::doctor::{expect_failure, expect_ok, said, test_url};
 use crate::provisioning::{failure, path_of};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -41,4 +42,29 @@ async fn behind_a_pooler_a_store_is_served_in_session_mode_and_refused_in_transa
     let elsewhere = Some(json!({ "connectionString": at(transaction.port) }));
     let path = path_of(&store, "/database/credentials");
     owner.api.send(http::Method::PUT, &path, elsewhere).await.expect_problem(422, "transaction-pooler");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_pooler_refuses_is_told_apart() {
+    let app = TestApp::start_with(TestAppOptions { without_server: true, ..TestAppOptions::default() }).await;
+    let owner = app.owner("ada").await;
+    let database = app.cluster.brought().await;
+    let (login, password) = (&database.database, database.password());
+    let [right, stale] = [
+        PgBouncer::start_strict(app.cluster.postgres(), login, login, &password).await,
+        PgBouncer::start_strict(app.cluster.postgres(), login, login, "of-last-year").await,
+    ];
+    let url = |port: u16, password: &str, name: &str| format!("postgres://{login}:{password}@127.0.0.1:{port}/{name}");
+    expect_ok(&test_url(&owner, &url(right.port, &password, login)).await);
+    for (wrong, code) in [
+        (url(right.port, "wrong", login), "wrong-password"),
+        // Whom it asks for a password, it does not tell that there is no such database.
+        (url(right.port, &password, "nothing_here"), "wrong-password"),
+        // The pooler lets us in, and the server does not let the pooler in.
+        (url(stale.port, "of-last-year", login), "pooler-server"),
+    ] {
+        let report = test_url(&owner, &wrong).await;
+        expect_failure(&report, "login", code);
+        assert!(said(&report, "login", "advice").contains("ooler"), "{report}");
+    }
 }

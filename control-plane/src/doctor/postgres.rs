@@ -8,6 +8,8 @@ use super::inside::{Limits, Seen};
 use super::report::Note;
 use crate::provisioning::remedy::Guest;
 
+pub(super) const BY_ADMINISTRATOR: &str = "Have an administrator of the database run the statement.";
+
 /// Makes the session one that only reads.
 pub(super) async fn read_only(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     conn.execute(sqlx::raw_sql("set session characteristics as transaction read only")).await.map(drop)
@@ -69,9 +71,7 @@ pub(super) async fn privileges(
     let may_create: bool = row.try_get(0)?;
     let (owns_schema, owns_tables): (Option<bool>, Option<bool>) = (row.try_get(1)?, row.try_get(2)?);
     let guest = Guest::from(credential);
-    let missing = |what: &str, sql: String| {
-        Note::failed("missing-privilege", what, "Have an administrator of the database run the statement.").sql(sql)
-    };
+    let missing = |what: &str, sql: String| Note::failed("missing-privilege", what, BY_ADMINISTRATOR).sql(sql);
     let Some(owns_schema) = owns_schema else {
         return Ok(if may_create {
             Note::passed("The login may create a schema in this database.")

@@ -59,7 +59,7 @@ pub(super) async fn shake(credential: &Credential, reached: Reached, now: DateTi
 fn plain(credential: &Credential, reached: &Reached, offers_tls: bool) -> Note {
     let is_public = reached.stream.peer_addr().is_ok_and(|address| is_public(address.ip()));
     let offer = if offers_tls { "The server offers TLS." } else { "The server offers none." };
-    let detail = format!("Without TLS, as it was asked for. {offer}");
+    let detail = format!("Without TLS. {offer}");
     if is_public {
         let advice = match credential.engine {
             Engine::Mysql => "Ask for TLS: ssl-mode=VERIFY_IDENTITY.",
@@ -80,6 +80,7 @@ struct Seen {
 /// What a certificate says of itself, made fit to be shown.
 struct Shown {
     issuer: String,
+    signs_itself: bool,
     begins: DateTime<Utc>,
     ends: DateTime<Utc>,
     names: Vec<String>,
@@ -226,6 +227,7 @@ impl Shown {
         let names = names.iter().filter_map(name_of).map(|name| clean(&name)).collect();
         Some(Self {
             issuer: clean(&inside.issuer.to_string()),
+            signs_itself: inside.issuer == inside.subject,
             begins: at(inside.validity.not_before)?,
             ends: at(inside.validity.not_after)?,
             names,
@@ -297,7 +299,9 @@ fn judge(credential: &Credential, seen: &Seen, now: DateTime<Utc>) -> Result<Not
         ) => {
             return Ok(Note::passed(format!("{detail} Its name is another one, which verify-ca does not ask for.")));
         }
-        (Err(wrong), _) => explain(credential, wrong),
+        (Err(wrong), _) => {
+            explain(credential, wrong, seen.certificate.as_ref().is_some_and(|certificate| certificate.signs_itself))
+        }
     };
     if credential.tls == TlsMode::Require {
         let detail = format!("{detail} {what} With require, that is not asked for.");
@@ -306,7 +310,11 @@ fn judge(credential: &Credential, seen: &Seen, now: DateTime<Utc>) -> Result<Not
     Err(Note::failed(code, what, advice).particulars(detail))
 }
 
-fn explain(credential: &Credential, wrong: &CertificateError) -> (&'static str, &'static str, &'static str) {
+fn explain(
+    credential: &Credential,
+    wrong: &CertificateError,
+    signs_itself: bool,
+) -> (&'static str, &'static str, &'static str) {
     match wrong {
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
             ("certificate-expired", "The server's certificate has expired.", "Give the server a new one.")
@@ -320,6 +328,13 @@ fn explain(credential: &Credential, wrong: &CertificateError) -> (&'static str, 
             "certificate-name",
             "The server's certificate is for another host.",
             "Connect to a host that the certificate names, or ask for verify-ca, which does not look at the name.",
+        ),
+        // As `openssl req -x509` makes it: an authority, which is not taken for a server's even when it is given as the CA.
+        CertificateError::Other(_) if signs_itself => (
+            "self-signed",
+            "The server's certificate is signed by itself, and by no authority.",
+            "Give the server one that an authority has signed, which may be one of your own, given as caPem; or ask for require, \
+             which encrypts and does not look at the certificate.",
         ),
         // The latter is what comes of an authority of the same name with another key.
         CertificateError::UnknownIssuer | CertificateError::BadSignature => (

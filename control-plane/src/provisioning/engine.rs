@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use kernel::{Engine, Ident, StoreId};
 use tenancy::Session;
+use tenant_schema::fitness::Ailment;
 use tokio::time::timeout;
 
+use super::remedy::{self, Guest};
 use super::step_error::StepError;
 use super::{mysql, postgres};
 
@@ -25,21 +27,33 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Whether a store can live on such a server.
-    pub fn check(&self) -> Result<(), StepError> {
+    /// Whether a store can live on such a server, for this login.
+    pub fn check(&self, guest: &Guest<'_>) -> Result<(), StepError> {
         if !self.is_supported {
             let what = format!("The server is {}.", self.server);
             return Err(StepError::new("version-too-old", what, needed_version(self.engine)));
         }
-        if self.is_read_only {
-            return Err(StepError::new(
-                "read-only",
-                "The server is a replica or read-only.",
-                "Connect to the primary server.",
-            ));
+        match (self.is_read_only, self.is_replica, self.engine) {
+            (false, ..) => Ok(()),
+            (true, true, _) => {
+                Err(read_only("The server is a replica that follows another one.", "Connect to the primary server."))
+            }
+            (true, false, Engine::Mysql) => Err(read_only(
+                "The server is set to read only, as replicas are.",
+                "Connect to the primary server; or, if this is the only one, have an administrator run the statement.",
+            )
+            .sql(remedy::MAKE_SERVER_WRITABLE)),
+            (true, false, _) => Err(read_only(
+                "It begins every transaction of this login in this database read-only.",
+                "Have an administrator of the database run the statements.",
+            )
+            .sql(guest.make_writable())),
         }
-        Ok(())
     }
+}
+
+fn read_only(what: &str, advice: &'static str) -> StepError {
+    StepError::new(Ailment::ReadOnly.code(), what, advice)
 }
 
 /// The oldest servers that stores can live on.
@@ -146,11 +160,14 @@ pub async fn wait_little(session: &mut Session) -> Result<(), sqlx::Error> {
     }
 }
 
-/// Whether one of the store's tables has any row.
-pub async fn has_rows(session: &mut Session, table: &'static str) -> Result<bool, sqlx::Error> {
+/// No more rows of a table are counted: that many take a fraction of a second.
+pub(super) const MOST_COUNTED: i64 = 500_000;
+
+/// How many rows one of the store's tables has, up to [`MOST_COUNTED`].
+pub async fn count_rows(session: &mut Session, table: &'static str) -> Result<i64, sqlx::Error> {
     match session {
-        Session::Postgres(conn) => postgres::has_rows(conn, table).await,
-        Session::MySql(conn) => mysql::has_rows(conn, table).await,
+        Session::Postgres(conn) => postgres::count_rows(conn, table).await,
+        Session::MySql(conn) => mysql::count_rows(conn, table).await,
     }
 }
 

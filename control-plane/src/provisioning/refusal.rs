@@ -123,9 +123,23 @@ fn of_postgres(guest: &Guest<'_>, code: &str, particular: Option<&Particular>) -
         "28000" => refusal(
             "login-refused",
             "The server does not let this login in from here, whatever its password.",
-            "Check the user's name and that it may log in, that pg_hba.conf has a line for our address, and that this line \
-             asks for no more TLS than we use.",
-        ),
+            if guest.is_encrypted {
+                "Check the user's name; that it may log in, which the statement mends; and that pg_hba.conf has a line for our \
+                 address, this user and this database."
+            } else {
+                "Ask for TLS (sslmode=require, or verify-full with the server's CA): we came without it, and pg_hba.conf may let \
+                 nobody in so. Check also the user's name; that it may log in, which the statement mends; and that pg_hba.conf has \
+                 a line for our address, this user and this database."
+            },
+        )
+        .sql(guest.let_log_in()),
+        "28P01" => refusal(
+            "wrong-password",
+            "The server refused the user or the password.",
+            "Connect again with the right ones. When they are: a login that has expired is refused in the same words; the statement \
+             shows whether it has, or is there at all.",
+        )
+        .sql(guest.show_login()),
         "42501" => refusal("forbidden", "This login may not enter this database.", BY_ADMINISTRATOR).sql(guest.let_in(ANY_HOST)),
         "3D000" => refusal(
             "missing-database",
@@ -152,7 +166,7 @@ fn of_postgres(guest: &Guest<'_>, code: &str, particular: Option<&Particular>) -
                 "Close connections to this database, or have an administrator take the limit off with the statement.",
             )
             .sql(guest.unlimit_database()),
-            Some(Particular::AccountHost(_)) | None => refusal(
+            _ => refusal(
                 "too-many-connections",
                 "The server has no connection left for anybody.",
                 "The statement shows who has them: close some, or raise max_connections in postgresql.conf and restart the \
@@ -160,11 +174,7 @@ fn of_postgres(guest: &Guest<'_>, code: &str, particular: Option<&Particular>) -
             )
             .sql(remedy::WHO_IS_CONNECTED),
         },
-        "08P01" => refusal(
-            "pooler-refused",
-            "A pooler stands before the database and did not let us through.",
-            "Check database and user as the pooler knows them, and its limits; or connect to the server itself.",
-        ),
+        "08P01" => of_pgbouncer(particular),
         "XX000" => refusal(
             "server-error",
             "The server failed while it let us in.",
@@ -238,6 +248,20 @@ fn of_mysql(guest: &Guest<'_>, code: &str, particular: Option<&Particular>) -> O
             by_administrator,
         )
         .sql(guest.unlimit_login(host)),
+        // Many things have this one number, and the server tells nobody which.
+        "1045" => refusal(
+            "wrong-password",
+            "The server refused the user or the password.",
+            if guest.is_encrypted {
+                "Connect again with the right ones. When they are: the login may not be one for our address, or another one of this \
+                 name is, or one without a name; the statement shows an administrator who is let in from where."
+            } else {
+                "Connect again with the right ones. When they are: the login may be one with TLS only (ask for it: \
+                 ssl-mode=REQUIRED), or not one for our address, or another one of this name is, or one without a name; the \
+                 statement shows an administrator who is let in from where, and with what."
+            },
+        )
+        .sql(guest.show_accounts()),
         "1698" => refusal(
             "login-refused",
             "This login gets in without a password, from the server's own machine only.",
@@ -254,6 +278,39 @@ fn of_mysql(guest: &Guest<'_>, code: &str, particular: Option<&Particular>) -> O
         }
         _ => return None,
     })
+}
+
+/// PgBouncer has one code for everything.
+fn of_pgbouncer(particular: Option<&Particular>) -> Refusal {
+    match particular {
+        Some(Particular::PoolerLogin) => refusal(
+            "wrong-password",
+            "The pooler before the database refused the user or the password, or knows no such database: it does not say which.",
+            "Connect again with the right ones, and with the database as the pooler calls it. When they are, have the pooler learn \
+             them (PgBouncer: [databases], and auth_file or auth_query; then RELOAD).",
+        ),
+        Some(Particular::PoolerDatabase) => refusal(
+            "missing-database",
+            "The pooler before the database knows no database of this name.",
+            "Check the name as the pooler calls it, which need not be the server's; or add it there (PgBouncer: [databases], then \
+             RELOAD).",
+        ),
+        Some(Particular::PoolerFull) => refusal(
+            "too-many-connections",
+            "The pooler before the database has no place left.",
+            "Close other clients, or raise its limits (PgBouncer: max_client_conn, default_pool_size), then retry.",
+        ),
+        Some(Particular::PoolerServer) => refusal(
+            "pooler-server",
+            "The pooler before the database could not get into it.",
+            "Look into the pooler's log: host, user and password that it uses itself; then retry.",
+        ),
+        _ => refusal(
+            "pooler-refused",
+            "A pooler stands before the database and did not let us through.",
+            "Check database and user as the pooler knows them, and its limits; or connect to the server itself.",
+        ),
+    }
 }
 
 /// The names that Supabase's pooler, Supavisor, gives to its errors.
@@ -326,7 +383,7 @@ mod tests {
     use tenancy::{Cause, ConnectError, Particular};
 
     fn told(engine: Engine, code: &str, particular: Option<Particular>) -> Refusal {
-        let guest = Guest { engine, database: "shop", login: "ada", has_password: true };
+        let guest = Guest { engine, database: "shop", login: "ada", has_password: true, is_encrypted: false };
         let code = Some(code.to_owned());
         of(&guest, &ConnectError { code, particular, ..ConnectError::new(Cause::WrongPassword) })
     }
@@ -345,6 +402,20 @@ mod tests {
         // The numbers of one engine mean nothing to the other.
         assert_eq!(code(Engine::Mysql, "1130"), "host-not-allowed");
         assert_eq!(code(Engine::Postgresql, "1130"), "wrong-password");
+    }
+
+    #[test]
+    fn what_pgbouncer_means_counts_for_more_than_its_one_code() {
+        for (particular, code) in [
+            (Some(Particular::PoolerLogin), "wrong-password"),
+            (Some(Particular::PoolerDatabase), "missing-database"),
+            (Some(Particular::PoolerFull), "too-many-connections"),
+            (Some(Particular::PoolerServer), "pooler-server"),
+            (None, "pooler-refused"),
+        ] {
+            let refusal = told(Engine::Postgresql, "08P01", particular);
+            assert_eq!((refusal.code, refusal.sql), (code, None));
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! the names in them are quoted.
 
 use kernel::Engine;
-use tenancy::Credential;
+use tenancy::{Credential, TlsMode};
 
 /// Whoever knocks: a login, at a database.
 #[derive(Debug, Clone, Copy)]
@@ -11,13 +11,16 @@ pub struct Guest<'a> {
     pub database: &'a str,
     pub login: &'a str,
     pub has_password: bool,
+    /// Whether it comes with TLS.
+    pub is_encrypted: bool,
 }
 
 impl<'a> From<&'a Credential> for Guest<'a> {
     fn from(credential: &'a Credential) -> Self {
         let has_password = !secrecy::ExposeSecret::expose_secret(&credential.password).is_empty();
-        let Credential { engine, database, username, .. } = credential;
-        Self { engine: *engine, database, login: username, has_password }
+        let Credential { engine, database, username, tls, .. } = credential;
+        let is_encrypted = *tls != TlsMode::Disable;
+        Self { engine: *engine, database, login: username, has_password, is_encrypted }
     }
 }
 
@@ -50,6 +53,24 @@ impl Guest<'_> {
             ),
             _ => format!("CREATE DATABASE {} OWNER {};", pg_name(self.database), pg_name(self.login)),
         }
+    }
+
+    /// Lets the login log in, in PostgreSQL.
+    pub fn let_log_in(&self) -> String {
+        format!("ALTER ROLE {} LOGIN;", pg_name(self.login))
+    }
+
+    /// Shows whether the login is there, and until when, in PostgreSQL.
+    pub fn show_login(&self) -> String {
+        format!(
+            "SELECT rolname, rolcanlogin, rolvaliduntil FROM pg_roles WHERE rolname = '{}';",
+            self.login.replace('\'', "''")
+        )
+    }
+
+    /// Shows the accounts that the server may take the login for, in MySQL.
+    pub fn show_accounts(&self) -> String {
+        format!("SELECT user, host, ssl_type FROM mysql.user WHERE user IN ({}, '');", text(self.login))
     }
 
     /// Takes the limit off the connections of the login.
@@ -101,9 +122,20 @@ impl Guest<'_> {
     pub fn make_writable(&self) -> String {
         let (database, login) = (pg_name(self.database), pg_name(self.login));
         format!(
-            "ALTER DATABASE {database} RESET default_transaction_read_only;\n\
+            // Where they are run, it is what they take away: from the statements of a session, and from those that are sent at once.
+            "SET default_transaction_read_only = off;\nSET transaction_read_only = off;\n\
+             ALTER DATABASE {database} RESET default_transaction_read_only;\n\
              ALTER ROLE {login} RESET default_transaction_read_only;\n\
              ALTER ROLE {login} IN DATABASE {database} RESET default_transaction_read_only;"
+        )
+    }
+
+    /// Lets the login read and change the store's tables, in PostgreSQL.
+    pub fn grant_tables(&self) -> String {
+        let login = pg_name(self.login);
+        format!(
+            "GRANT USAGE ON SCHEMA tenantry TO {login};\n\
+             GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA tenantry TO {login};"
         )
     }
 
@@ -132,6 +164,8 @@ pub const WHO_IS_CONNECTED: &str =
     "SELECT datname, usename, state, count(*) FROM pg_stat_activity GROUP BY 1, 2, 3 ORDER BY 4 DESC;";
 /// Gives a MySQL server more connections, until it is started anew.
 pub const MORE_CONNECTIONS: &str = "SET GLOBAL max_connections = @@GLOBAL.max_connections + 50;";
+/// Lets everybody write to a MySQL server again, until it is started anew.
+pub const MAKE_SERVER_WRITABLE: &str = "SET GLOBAL read_only = OFF;";
 /// Takes the limit off the connections of every login of a MySQL server that has none of its own.
 pub const UNLIMIT_LOGINS: &str = "SET GLOBAL max_user_connections = 0;";
 
@@ -166,7 +200,7 @@ mod tests {
     use kernel::Engine;
 
     fn guest<'a>(engine: Engine, database: &'a str, login: &'a str) -> Guest<'a> {
-        Guest { engine, database, login, has_password: true }
+        Guest { engine, database, login, has_password: true, is_encrypted: true }
     }
 
     #[test]

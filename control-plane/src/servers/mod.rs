@@ -8,13 +8,13 @@ use chrono::{DateTime, Utc};
 use kernel::{Engine, ServerId, text};
 use problem::Problem;
 use secrecy::SecretString;
-use tenancy::{Cause, ConnectError, Credential, Reach, Session};
+use tenancy::{ConnectError, Credential, Reach, Session};
 use vault::{Aad, OpenError, Purpose, Sealed};
 
 use crate::audit::{self, Actor, Subject};
 use crate::cx::OpsCx;
 use crate::http::errors::chain;
-use crate::provisioning::{Target, TargetError, engine};
+use crate::provisioning::{StepError, Target, TargetError, engine};
 
 /// Whether new stores are placed on a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, sqlx::Type, utoipa::ToSchema)]
@@ -162,9 +162,8 @@ async fn find_twin<'a>(
     if others.is_empty() {
         return Ok(None);
     }
-    let unreachable =
-        |error: ConnectError| ServerError::Unusable { code: error.cause.as_str(), what: error.to_string() };
-    let mut session = credential.connect(Reach::Anywhere, CONNECT_TIMEOUT).await.map_err(unreachable)?;
+    let connected = credential.connect(Reach::Anywhere, CONNECT_TIMEOUT).await;
+    let mut session = connected.map_err(|error| ServerError::unreachable(credential, error))?;
     let mut twin = None;
     for other in others {
         match is_same_server(cx, &mut session, other).await {
@@ -198,15 +197,7 @@ async fn is_same_server(cx: &OpsCx, session: &mut Session, other: &Server) -> Re
 /// Connects as the administrator and asks whether it may do what provisioning needs, and whether its sessions are its own. Returns
 /// what the cluster calls itself.
 async fn prove(credential: &Credential) -> Result<Option<String>, ServerError> {
-    let unusable = |code, what: &str| ServerError::Unusable { code, what: what.to_owned() };
-    let unreachable = |error: ConnectError| match error.cause {
-        Cause::TransactionPooler => unusable(
-            "transaction-pooler",
-            "a pooler in transaction mode stands before it and can mix up answers; register the server itself, or the \
-             pooler's port for session mode (often the same host at port 5432)",
-        ),
-        cause => unusable(cause.as_str(), &error.to_string()),
-    };
+    let unreachable = |error| ServerError::unreachable(credential, error);
     // First, since whatever else is asked through such a pooler may be answered wrongly.
     credential.check_session_mode(Reach::Anywhere, CONNECT_TIMEOUT).await.map_err(unreachable)?;
     let mut session = credential.connect(Reach::Anywhere, CONNECT_TIMEOUT).await.map_err(unreachable)?;
@@ -218,8 +209,25 @@ async fn prove(credential: &Credential) -> Result<Option<String>, ServerError> {
     .await;
     engine::leave(session).await;
     let (facts, may_provision, system_identifier) = seen?;
-    facts.check().map_err(|error| unusable(error.code, &format!("{} {}", error.what, error.advice)))?;
-    if may_provision { Ok(system_identifier) } else { Err(unusable("missing-privilege", needed_rights(facts.engine))) }
+    facts.check(&credential.into())?;
+    if may_provision {
+        return Ok(system_identifier);
+    }
+    Err(ServerError::Unusable { code: "missing-privilege", what: needed_rights(facts.engine).to_owned() })
+}
+
+impl ServerError {
+    /// No connection as its administrator came about.
+    fn unreachable(credential: &Credential, error: ConnectError) -> Self {
+        StepError::connecting(credential, error).into()
+    }
+}
+
+/// What is told to an owner whose database it were, is told to ops.
+impl From<StepError> for ServerError {
+    fn from(StepError { code, what, advice, .. }: StepError) -> Self {
+        Self::Unusable { code, what: format!("{what} {advice}") }
+    }
 }
 
 const fn needed_rights(engine: Engine) -> &'static str {

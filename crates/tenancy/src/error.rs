@@ -102,6 +102,14 @@ pub enum Particular {
     DatabaseLimit,
     /// The host part of the account that MySQL took the login for: `%`, `10.0.0.%`.
     AccountHost(String),
+    /// A pooler refused the user or the password.
+    PoolerLogin,
+    /// A pooler knows no such database.
+    PoolerDatabase,
+    /// A pooler has as many clients as it may have, or no connection to the server was free in its time.
+    PoolerFull,
+    /// A pooler could not get into the server itself.
+    PoolerServer,
 }
 
 impl ConnectError {
@@ -109,7 +117,8 @@ impl ConnectError {
     /// is locked, and a pooler that lets nobody in for a while: those may pass without a change of ours.
     pub(crate) fn is_wrong_password(&self) -> bool {
         self.cause == Cause::WrongPassword
-            && matches!(self.code.as_deref(), Some("28P01" | "1045" | "1698" | "XX000 EWRONGPASSWORD"))
+            && (matches!(self.code.as_deref(), Some("28P01" | "1045" | "1698" | "XX000 EWRONGPASSWORD"))
+                || self.particular == Some(Particular::PoolerLogin))
     }
 
     /// Trouble of a kind, of which nothing more is known.
@@ -155,13 +164,37 @@ fn particular_of(error: &dyn DatabaseError) -> Option<Particular> {
         // Only here is the account meant that has the rights; elsewhere it is where the client comes from.
         return (error.number() == 1044).then(|| account_host(error.message()).map(Particular::AccountHost)).flatten();
     }
-    let error = error.try_downcast_ref::<PgDatabaseError>().filter(|error| error.code() == "53300")?;
+    let error = error.try_downcast_ref::<PgDatabaseError>()?;
+    if error.code() == "08P01" {
+        return said_by_pgbouncer(error.message());
+    }
+    if error.code() != "53300" {
+        return None;
+    }
     // Messages are translated, and poolers pass them on without the name of the place in the server's source.
     let (message, routine) = (error.message(), error.routine().unwrap_or_default());
     if routine.starts_with("InitializeSessionUserId") || message.starts_with("too many connections for role") {
         Some(Particular::LoginLimit)
     } else if routine == "CheckMyDatabase" || message.starts_with("too many connections for database") {
         Some(Particular::DatabaseLimit)
+    } else {
+        None
+    }
+}
+
+/// What PgBouncer means, which has one code for everything and never translates what it says. Its releases say it in different
+/// words.
+fn said_by_pgbouncer(message: &str) -> Option<Particular> {
+    let says = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
+    // It repeats what the server said of its own login there: that comes first.
+    if says(&["server login", "cannot connect to server", "server conn crashed"]) {
+        Some(Particular::PoolerServer)
+    } else if says(&["authentication failed", "no such user"]) {
+        Some(Particular::PoolerLogin)
+    } else if says(&["no such database"]) {
+        Some(Particular::PoolerDatabase)
+    } else if says(&["no more connections allowed", "query_wait_timeout"]) {
+        Some(Particular::PoolerFull)
     } else {
         None
     }
@@ -239,6 +272,14 @@ fn cause_of(error: &dyn DatabaseError) -> Cause {
         "42501" | "55000" => Cause::Forbidden,
         "3D000" => Cause::MissingDatabase,
         "53300" => Cause::TooManyConnections,
+        "08P01" => match said_by_pgbouncer(error.message()) {
+            Some(Particular::PoolerLogin) => Cause::WrongPassword,
+            Some(Particular::PoolerDatabase) => Cause::MissingDatabase,
+            Some(Particular::PoolerFull) => Cause::TooManyConnections,
+            // It tries again by itself.
+            Some(Particular::PoolerServer) => Cause::NotReady,
+            _ => Cause::Protocol,
+        },
         "57P01" | "57P02" | "57P03" => Cause::NotReady,
         "57014" | "25P03" | "57P05" => Cause::Timeout,
         _ => Cause::Protocol,
@@ -349,7 +390,7 @@ pub enum ResolveError {
 
 #[cfg(test)]
 mod tests {
-    use super::{account_host, pooler_code};
+    use super::{Particular, account_host, pooler_code, said_by_pgbouncer};
 
     #[test]
     fn the_account_is_read_in_whatever_language_it_is_named() {
@@ -362,6 +403,26 @@ mod tests {
             ("Access denied", None),
         ] {
             assert_eq!(account_host(message).as_deref(), host, "{message}");
+        }
+    }
+
+    #[test]
+    fn what_pgbouncer_says_is_told_apart() {
+        for (message, particular) in [
+            ("password authentication failed", Some(Particular::PoolerLogin)),
+            ("SASL authentication failed", Some(Particular::PoolerLogin)),
+            ("no such user: ada", Some(Particular::PoolerLogin)),
+            ("no such database: shop", Some(Particular::PoolerDatabase)),
+            ("no more connections allowed (max_client_conn)", Some(Particular::PoolerFull)),
+            ("query_wait_timeout", Some(Particular::PoolerFull)),
+            ("server login has been failing, try again later (server_login_retry)", Some(Particular::PoolerServer)),
+            (
+                "server login failed: FATAL password authentication failed for user \"ada\"",
+                Some(Particular::PoolerServer),
+            ),
+            ("bouncer config error", None),
+        ] {
+            assert_eq!(said_by_pgbouncer(message), particular, "{message}");
         }
     }
 

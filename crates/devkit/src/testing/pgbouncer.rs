@@ -37,6 +37,24 @@ impl PgBouncer {
     /// # Panics
     /// When it does not start: a test cannot go on without it, and the message says what to do.
     pub async fn start(postgres: &Postgres, mode: PoolMode, login: &str, password: &str) -> Self {
+        Self::start_with(postgres, mode, ("*", "trust"), (login, password)).await
+    }
+
+    /// Starts one in session mode that knows one database only, and lets the login in with this password only, whatever the
+    /// server's is.
+    ///
+    /// # Panics
+    /// As [`PgBouncer::start`].
+    pub async fn start_strict(postgres: &Postgres, database: &str, login: &str, password: &str) -> Self {
+        Self::start_with(postgres, PoolMode::Session, (database, "scram-sha-256"), (login, password)).await
+    }
+
+    async fn start_with(
+        postgres: &Postgres,
+        mode: PoolMode,
+        (database, auth): (&str, &str),
+        (login, password): (&str, &str),
+    ) -> Self {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("tenantry-test-{}-pgbouncer-{number}", std::process::id()));
         let folder = Folder::open(&dir, "pgbouncer").unwrap_or_else(|error| panic!("{error}"));
@@ -49,8 +67,8 @@ impl PgBouncer {
         };
         let users = folder.dir.join("users.txt");
         let config = format!(
-            "[databases]\n* = host=127.0.0.1 port={}\n\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
-             unix_socket_dir =\nauth_type = trust\nauth_file = {}\npool_mode = {mode}\ndefault_pool_size = {}\n\
+            "[databases]\n{database} = host=127.0.0.1 port={}\n\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+             unix_socket_dir =\nauth_type = {auth}\nauth_file = {}\npool_mode = {mode}\ndefault_pool_size = {}\n\
              max_client_conn = 200\nserver_tls_sslmode = disable\n",
             postgres.port(),
             users.display(),
