@@ -9,7 +9,8 @@
 //!   broken off when it takes too long. So no request that a node that hears of changes begins after the answer is served out
 //!   of the old one. A node that master's word does not reach goes on as it does without master, and no longer.
 //! - The old database is left as it is, so that its owner can go back. What was ordered there after the copy was made stays
-//!   there: the copy is to be made while nobody orders.
+//!   there: the copy is to be made while nobody orders, and one that has fewer orders, customers or products is refused unless
+//!   that is allowed.
 
 use std::time::Duration;
 
@@ -40,22 +41,39 @@ const LEAVE_LOOK: Duration = Duration::from_millis(50);
 /// So often nobody must be found there: between two queries a request has no session.
 const LEAVE_LOOKS: u32 = 3;
 
+/// What is to connect a store's database from now on.
+pub struct NewCredentials {
+    pub target: Target,
+    /// Whether a copy may take over though it has fewer rows than what it was copied from: its owner goes back to a backup.
+    pub allows_fewer_rows: bool,
+}
+
 /// Replaces the credentials of a store's database, after proving that the new ones lead to it or to a copy of it.
-pub async fn replace(cx: &OpsCx, actor: Actor, store: StoreId, target: Target) -> Result<Store, ProvisioningError> {
-    let is_text = target.is_text;
-    replace_with(cx, actor, store, target).await.map_err(|error| match error {
+pub async fn replace(
+    cx: &OpsCx,
+    actor: Actor,
+    store: StoreId,
+    new: NewCredentials,
+) -> Result<Store, ProvisioningError> {
+    let is_text = new.target.is_text;
+    replace_with(cx, actor, store, new).await.map_err(|error| match error {
         ProvisioningError::Refused(error) if is_text => ProvisioningError::TextRefused(error),
         error => error,
     })
 }
 
-async fn replace_with(cx: &OpsCx, actor: Actor, store: StoreId, target: Target) -> Result<Store, ProvisioningError> {
+async fn replace_with(
+    cx: &OpsCx,
+    actor: Actor,
+    store: StoreId,
+    NewCredentials { target, allows_fewer_rows }: NewCredentials,
+) -> Result<Store, ProvisioningError> {
     let known = check_replaceable(&mut *cx.master.acquire().await?, store).await?;
     let credential = target.resolve(cx.owners_reach).await?;
     check_engine(&known, &credential)?;
     // Done before the transaction: a server that does not answer must not keep a lock of master waiting.
     let mut new = check_leads_to(cx, &credential, &known, store).await?;
-    let left = find_left(cx, &known, store, &mut new).await;
+    let left = find_left(cx, &known, store, &mut new, allows_fewer_rows).await;
     engine::leave(new).await;
     let left = left?;
     let now = cx.clock.now();
@@ -103,6 +121,7 @@ async fn find_left(
     known: &db::StoreDatabase,
     store: StoreId,
     new: &mut Session,
+    allows_fewer_rows: bool,
 ) -> Result<Left, ProvisioningError> {
     let Ok(old) = Credential::open(&cx.keys, &known.sealed, store, known.credential_version) else {
         return Ok(Left::Closed);
@@ -123,7 +142,7 @@ async fn find_left(
         }
     };
     match engine::is_same_database(new, &mut session).await {
-        Ok(false) => match check_rows(new, &mut session).await {
+        Ok(false) => match check_rows(new, &mut session, allows_fewer_rows).await {
             Ok(()) => Ok(Left::Database(Box::new(session))),
             Err(error) => {
                 engine::leave(session).await;
@@ -169,15 +188,18 @@ async fn accepts(cx: &OpsCx, old: &Credential) -> bool {
 /// What an owner has put into a store, and nobody takes out of it whole.
 const KEPT: [&str; 8] =
     ["settings", "staff", "categories", "products", "product_variants", "prices", "inventory_levels", "pages"];
+/// What visitors have left in it for good.
+const LEFT: [&str; 2] = ["orders", "customers"];
 
-/// Whether a copy has rows where the store's database has some. How many, says nothing: visitors go on while it is made.
-async fn check_rows(copy: &mut Session, old: &mut Session) -> Result<(), StepError> {
+/// Whether a copy has as many rows as the store's database; and when it may have fewer, some at least of
+/// what an owner has put there.
+async fn check_rows(copy: &mut Session, old: &mut Session, allows_fewer: bool) -> Result<(), StepError> {
     // What stands in the way there is ended later.
     engine::wait_little(old).await?;
-    for table in KEPT {
-        let had_rows = match engine::has_rows(old, table).await {
-            Ok(had_rows) => had_rows,
-            // Somebody holds it: the other tables tell.
+    for table in KEPT.into_iter().chain(LEFT) {
+        let had = match engine::count_rows(old, table).await {
+            Ok(had) => had,
+            // Somebody holds it, or there are too many to be counted in time: the other tables tell.
             Err(error) if is_waiting(&error) => continue,
             Err(error) if is_lost(&error) => return Err(old_is_busy().because(error)),
             // Of one that cannot be read, the owner may be glad to have a copy.
@@ -186,11 +208,23 @@ async fn check_rows(copy: &mut Session, old: &mut Session) -> Result<(), StepErr
                 return Ok(());
             }
         };
-        if had_rows && !engine::has_rows(copy, table).await? {
+        if had == 0 {
+            continue;
+        }
+        let has = engine::count_rows(copy, table).await?;
+        if has == 0 && KEPT.contains(&table) {
             return Err(StepError::new(
                 "incomplete-copy",
                 format!("In this copy {table} is empty, and in the store's database it is not."),
                 "Copy the store's database whole, with every table and row, and give that one.",
+            ));
+        }
+        if has < had && !allows_fewer {
+            return Err(StepError::new(
+                "fewer-rows",
+                format!("In this copy {table} has {has} rows, and in the store's database {had}."),
+                "Copy the store's database again, while nobody changes it or orders, and give that copy. To go back to an older \
+                 one, and leave what is missing there behind, say allowsFewerRows.",
             ));
         }
     }
@@ -313,7 +347,7 @@ async fn check_inside(
     wanted: Option<i64>,
 ) -> Result<(), StepError> {
     engine::set_limits(session).await?;
-    engine::facts(session).await?.check()?;
+    engine::facts(session).await?.check(&credential.into())?;
     let state = entry::inspect(credential, session).await?;
     let version = match state {
         SchemaState::Ours { store: Some(found), version } | SchemaState::Newer { store: Some(found), version }
@@ -345,6 +379,13 @@ pub(crate) fn parts_in_words(missing: &[&str]) -> String {
 
 /// Whether a copy is one that the store can go on from without a line of it being changed.
 async fn check_copy(session: &mut Session, version: i64, wanted: i64) -> Result<(), StepError> {
+    if version == 0 {
+        return Err(StepError::new(
+            "incomplete-copy",
+            "This copy has tables, and not the rows that say which version they are of.",
+            "It was copied without its rows: copy the store's database whole, with every table and row, and give that one.",
+        ));
+    }
     if version < wanted {
         return Err(StepError::new(
             "schema-too-old",

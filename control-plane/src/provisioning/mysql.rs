@@ -11,7 +11,7 @@ use sha1::{Digest as _, Sha1};
 use sqlx::mysql::MySqlDatabaseError;
 use sqlx::{AssertSqlSafe, Executor as _, MySqlConnection, Row as _};
 
-use super::engine::{Facts, database_in_use};
+use super::engine::{Facts, MOST_COUNTED, database_in_use};
 use super::step_error::StepError;
 
 /// MySQL 8.0.16 is the first to enforce check constraints.
@@ -135,10 +135,9 @@ pub async fn wait_little(connection: &mut MySqlConnection) -> Result<(), sqlx::E
     connection.execute("set lock_wait_timeout = 1, innodb_lock_wait_timeout = 1").await.map(drop)
 }
 
-pub async fn has_rows(connection: &mut MySqlConnection, table: &'static str) -> Result<bool, sqlx::Error> {
-    let text = format!("select count(*) from (select 1 from {table} limit 1) one");
-    let found: i64 = sqlx::query_scalar(AssertSqlSafe(text)).fetch_one(connection).await?;
-    Ok(found > 0)
+pub async fn count_rows(connection: &mut MySqlConnection, table: &'static str) -> Result<i64, sqlx::Error> {
+    let text = format!("select count(*) from (select 1 from {table} limit {MOST_COUNTED}) counted");
+    sqlx::query_scalar(AssertSqlSafe(text)).fetch_one(connection).await
 }
 
 pub async fn sessions_beside(connection: &mut MySqlConnection) -> Result<Vec<i64>, sqlx::Error> {

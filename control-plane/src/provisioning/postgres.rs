@@ -11,7 +11,7 @@ use secrecy::SecretString;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
 use tenancy::Session;
 
-use super::engine::{Facts, database_in_use};
+use super::engine::{Facts, MOST_COUNTED, database_in_use};
 use super::scram;
 use super::step_error::StepError;
 use super::steps::Held;
@@ -88,10 +88,9 @@ pub async fn wait_little(connection: &mut PgConnection) -> Result<(), sqlx::Erro
     connection.execute("set lock_timeout = 200").await.map(drop)
 }
 
-pub async fn has_rows(connection: &mut PgConnection, table: &'static str) -> Result<bool, sqlx::Error> {
-    let text = format!("select count(*) from (select 1 from tenantry.{table} limit 1) one");
-    let found: i64 = sqlx::query_scalar(AssertSqlSafe(text)).fetch_one(connection).await?;
-    Ok(found > 0)
+pub async fn count_rows(connection: &mut PgConnection, table: &'static str) -> Result<i64, sqlx::Error> {
+    let text = format!("select count(*) from (select 1 from tenantry.{table} limit {MOST_COUNTED}) counted");
+    sqlx::query_scalar(AssertSqlSafe(text)).fetch_one(connection).await
 }
 
 pub async fn sessions_beside(connection: &mut PgConnection) -> Result<Vec<i64>, sqlx::Error> {

@@ -14,6 +14,7 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::credentials::NewCredentials;
 use super::target::{TargetError, TargetFields};
 use super::{DatabaseKind, NewDatabase, RunState, RunWithSteps, StepError, StepName, StepState, Target, watch};
 use crate::audit::Actor;
@@ -197,11 +198,24 @@ pub struct CredentialsBody {
     tls: Option<TlsModeBody>,
     /// The authority that signed the server's certificate, as PEM.
     ca_pem: Option<String>,
+    /// Whether a copy may take over though it has fewer rows than the store's database: a backup, which is older.
+    allows_fewer_rows: Option<bool>,
 }
 
 impl CredentialsBody {
-    fn read(self) -> Result<Target, Problem> {
-        let Self { engine, connection_string, host, port, username, password, database, tls, ca_pem } = self;
+    fn read(self) -> Result<NewCredentials, Problem> {
+        let Self {
+            engine,
+            connection_string,
+            host,
+            port,
+            username,
+            password,
+            database,
+            tls,
+            ca_pem,
+            allows_fewer_rows,
+        } = self;
         // A connection string says it itself.
         let engine = engine.or_else(|| connection_string.is_none().then_some(Engine::Postgresql));
         let (managed, region, demo_products) = (None, None, None);
@@ -220,7 +234,9 @@ impl CredentialsBody {
             demo_products,
         };
         match body.read()? {
-            (NewDatabase::Brought(target), _) => Ok(target),
+            (NewDatabase::Brought(target), _) => {
+                Ok(NewCredentials { target, allows_fewer_rows: allows_fewer_rows.unwrap_or_default() })
+            }
             (NewDatabase::Managed { .. }, _) => Err(Problem::internal()),
         }
     }
@@ -358,7 +374,8 @@ async fn database_connect(
 /// stand `advice`, the server's own `serverCode`, and in `sql` what an administrator of the database can run.
 ///
 /// They may lead to another database, too, on the same engine: to a whole copy of the store's, at the same version
-/// (`schema-too-old`, `schema-too-new`, `incomplete-copy`). The answer comes when the old database is left: requests that were
+/// (`schema-too-old`, `schema-too-new`, `incomplete-copy`), with as many rows of products, orders and customers as there are in
+/// the store's unless `allowsFewerRows` says otherwise (`fewer-rows`). The answer comes when the old database is left: requests that were
 /// under way in it have ended, or were broken off after some seconds, and what comes later is served out of the new one. We move
 /// no data, and leave the old database as it is: make the copy while nobody orders, since what is ordered there afterwards
 /// stays there; and take the old login its rights when you have seen the store served, because a node that has just lost its
@@ -374,9 +391,9 @@ async fn database_credentials_replace(
     State(cx): State<Cx>,
     Json(body): Json<CredentialsBody>,
 ) -> Result<Json<StoreDetailView>, Problem> {
-    let target = body.read()?;
+    let new = body.read()?;
     let _permit = cx.database_tests.admit(owner.by.user.id, address)?;
-    let store = super::credentials::replace(&cx, Actor::User(owner.by.user.id), owner.store.id, target).await?;
+    let store = super::credentials::replace(&cx, Actor::User(owner.by.user.id), owner.store.id, new).await?;
     Ok(Json(StoreDetailView::read(&cx, store).await))
 }
 
