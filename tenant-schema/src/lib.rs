@@ -7,6 +7,7 @@ pub mod checkout;
 pub mod content;
 pub mod credit_copy;
 mod field;
+pub mod fitness;
 pub mod import;
 pub mod migrate;
 pub mod order;

@@ -22,6 +22,7 @@ macro_rules! on_each_engine {
     )+};
 }
 
+mod ailing;
 mod authorization;
 mod bad_input;
 mod brought;

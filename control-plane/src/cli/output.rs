@@ -375,10 +375,10 @@ pub(super) fn explanation(explanation: &HostExplanation, seen: Option<Value>) ->
         }
     }
     if let Some(database) = &explanation.database {
-        let state = if database.is_reachable {
-            "reachable".to_owned()
-        } else {
-            format!("not reachable: {}", database.cause.as_deref().unwrap_or("unknown"))
+        let state = match (database.is_reachable, database.ailment) {
+            (true, None) => "reachable".to_owned(),
+            (true, Some(ailment)) => format!("reachable, and the store cannot work there: {ailment}"),
+            (false, _) => format!("not reachable: {}", database.cause.as_deref().unwrap_or("unknown")),
         };
         lines.push(format!("database    {state} ({} ms)", database.connect_ms));
     }

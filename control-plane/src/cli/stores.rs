@@ -196,7 +196,7 @@ async fn provision(cx: &OpsCx, store: StoreId, engine: Engine, region: Option<St
     } else {
         let managed = NewDatabase::Managed { engine, region: region.clone() };
         match provisioning::connect(cx, Actor::Cli, store, managed, false).await {
-            Err(ProvisioningError::NoCapacity) => {
+            Err(ProvisioningError::NoCapacity { .. }) => {
                 let servers = servers::list(cx).await?;
                 let why = servers::explain_room(&servers, Some(engine), region.as_deref());
                 return Err(anyhow::anyhow!("no server has room: {why}").into());

@@ -7,16 +7,17 @@ use kernel::{Engine, StoreId};
 use sqlx::mysql::MySqlDatabaseError;
 use tenancy::{Credential, Session};
 use tenant_schema::SchemaState;
+use tenant_schema::fitness::{self, Ailment};
 use tokio::time::{Instant, timeout};
 
 use super::entry::{self, Sides};
-use super::report::{CheckName, Course, Note, Outcome};
+use super::report::{CheckName, CheckState, Course, Note, Outcome};
 use super::{Holder, LINE_LIMIT, LOGIN_LIMIT, mysql, postgres};
 use crate::cx::{self, OpsCx};
 use crate::provisioning::credentials::parts_in_words;
-use crate::provisioning::engine::{self, Facts};
+use crate::provisioning::engine;
 use crate::provisioning::remedy::Guest;
-use crate::provisioning::transaction_pooler;
+use crate::provisioning::{StepError, transaction_pooler};
 
 /// So often it is asked how long an answer takes.
 const ROUNDS: usize = 5;
@@ -93,23 +94,13 @@ enum Go {
 /// A server that is too old is not asked further; one that is read-only is. Both have failed.
 async fn server(credential: &Credential, session: &mut Session) -> Outcome<Go> {
     let facts = engine::facts(session).await?;
-    let Facts { is_supported, is_replica, .. } = facts;
-    let server = facts.server.clone();
-    Ok(match facts.check() {
+    let (server, is_supported) = (facts.server.clone(), facts.is_supported);
+    Ok(match facts.check(&Guest::from(credential)) {
         Ok(()) => (Note::passed(format!("{server}.")), Go::On),
         Err(error) if !is_supported => (error.into(), Go::Stop),
         Err(error) => {
             let note = Note::from(error);
-            let (why, sql) = match (is_replica, credential.engine) {
-                (true, _) => ("is a replica that follows another server", None),
-                (false, Engine::Mysql) => ("is set to read only, as replicas are", None),
-                (false, _) => (
-                    "begins every transaction of this login read-only",
-                    Some(Guest::from(credential).make_writable().into()),
-                ),
-            };
-            let note = Note { detail: format!("{server}; it {why}."), ..note };
-            (Note { sql, ..note }, Go::On)
+            (Note { detail: format!("{server}. {}", note.detail), ..note }, Go::On)
         }
     })
 }
@@ -191,10 +182,21 @@ pub(super) async fn privileges(
     session: &mut Session,
     seen: Seen,
 ) -> Result<Note, sqlx::Error> {
-    match session {
-        Session::Postgres(conn) => postgres::privileges(conn, credential, seen).await,
-        Session::MySql(conn) => mysql::privileges(conn, credential).await,
+    let note = match session {
+        Session::Postgres(conn) => postgres::privileges(conn, credential, seen).await?,
+        Session::MySql(conn) => return mysql::privileges(conn, credential).await,
+    };
+    if note.state != CheckState::Passed || !matches!(seen, Seen::Held(SchemaState::Ours { .. }) | Seen::Hidden) {
+        return Ok(note);
     }
+    // Who may act for the owner can still have been denied a right on what is there.
+    Ok(match fitness::ailment_in(session).await? {
+        Some(ailment @ (Ailment::Unreadable | Ailment::Unwritable)) => {
+            let StepError { code, what, .. } = StepError::ailing(ailment);
+            Note::failed(code, what, postgres::BY_ADMINISTRATOR).sql(Guest::from(credential).grant_tables())
+        }
+        Some(Ailment::TablesMissing | Ailment::ReadOnly) | None => note,
+    })
 }
 
 pub(super) fn is_forbidden(error: &sqlx::Error) -> bool {

@@ -10,8 +10,9 @@ use futures_util::StreamExt as _;
 use kernel::{Hostname, ServerId, StoreId, StoreStatus};
 use problem::Problem;
 use serde::Serialize;
-use tenancy::{Cause, Credential, Explanation, Reach, Reservation};
-use tokio::time::Instant;
+use tenancy::{Cause, ConnectError, Credential, Explanation, Reach, Reservation};
+use tenant_schema::fitness::{self, Ailment};
+use tokio::time::{Instant, timeout};
 use utoipa::ToSchema;
 
 use crate::cx::OpsCx;
@@ -76,6 +77,8 @@ pub struct DatabaseState {
     pub is_reachable: bool,
     /// A stable code, when it is not.
     pub cause: Option<String>,
+    /// A stable code, when it lets us in and the store cannot work there: `tables-missing`, `missing-privilege`, `read-only`.
+    pub ailment: Option<&'static str>,
     pub connect_ms: u64,
 }
 
@@ -112,8 +115,8 @@ pub async fn explain_host(cx: &OpsCx, given: &str) -> Result<HostExplanation, Op
     drop(connection);
     explanation.node = cx.stores.explain(id).await;
     if let Some(database) = database {
-        let state = try_database(cx, id, &database).await;
-        if !state.is_reachable && store.status == StoreStatus::Active {
+        let (state, is_readable) = try_database(cx, id, &database).await;
+        if !is_readable && store.status == StoreStatus::Active {
             (explanation.decision, explanation.refusal) = ("unavailable", Some("503 store-database-unavailable"));
         }
         explanation.database = Some(state);
@@ -141,26 +144,38 @@ async fn explain_store(connection: &mut sqlx::PgConnection, store: &Store) -> Re
     })
 }
 
-/// Opens and closes one connection; changes nothing.
-async fn try_database(cx: &OpsCx, store: StoreId, database: &provisioning::db::StoreDatabase) -> DatabaseState {
+/// Opens and closes one connection; changes nothing. Also whether visitors can at least look.
+async fn try_database(cx: &OpsCx, store: StoreId, database: &provisioning::db::StoreDatabase) -> (DatabaseState, bool) {
     let started = Instant::now();
     let outcome = match tenancy::Credential::open(&cx.keys, &database.sealed, store, database.credential_version) {
         Err(_) => Err(Cause::Sealed),
         Ok(credential) => try_connect(cx, &credential, database.server_id).await,
     };
     let connect_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let cause = outcome.err().map(|cause| cause.as_str().to_owned());
-    DatabaseState { is_reachable: cause.is_none(), cause, connect_ms }
+    let (cause, ailment) = match outcome {
+        Ok(ailment) => (None, ailment),
+        Err(cause) => (Some(cause.as_str().to_owned()), None),
+    };
+    let is_readable = cause.is_none() && ailment.is_none_or(Ailment::leaves_readable);
+    (
+        DatabaseState { is_reachable: cause.is_none(), cause, ailment: ailment.map(Ailment::code), connect_ms },
+        is_readable,
+    )
 }
 
-/// `server` is where it is, if that is one of ours.
-async fn try_connect(cx: &OpsCx, credential: &Credential, server: Option<ServerId>) -> Result<(), Cause> {
+/// What keeps the store from working in its database, if anything does. `server` is where it is, if that is one of ours.
+async fn try_connect(cx: &OpsCx, credential: &Credential, server: Option<ServerId>) -> Result<Option<Ailment>, Cause> {
     let reach = if server.is_some() { Reach::Anywhere } else { cx.owners_reach };
+    let limit = cx.limits.store_connect_timeout;
     let _place = reserve(cx, server).await?;
-    let connected = credential.connect(reach, cx.limits.store_connect_timeout).await;
-    let connection = connected.map_err(|error| error.cause)?;
-    engine::leave(connection).await;
-    Ok(())
+    let mut session = credential.connect(reach, limit).await.map_err(|error| error.cause)?;
+    let found = timeout(limit, fitness::ailment_in(&mut session)).await;
+    engine::leave(session).await;
+    match found {
+        Ok(Ok(ailment)) => Ok(ailment),
+        Ok(Err(error)) => Err(ConnectError::from(&error).cause),
+        Err(_) => Err(Cause::Timeout),
+    }
 }
 
 /// A place among what we may have open at a server of ours.
@@ -272,7 +287,7 @@ async fn examine_databases(cx: &OpsCx, rows: Vec<db::SealedRow>, down: &HashSet<
             }),
         }
     }
-    let (total, mut tried, mut silent) = (known.len(), 0, Vec::new());
+    let (total, mut tried, mut unwell) = (known.len(), 0, Vec::new());
     let tries = known
         .into_iter()
         .map(|(store, credential, server)| async move { (store, try_connect(cx, &credential, server).await) });
@@ -280,23 +295,35 @@ async fn examine_databases(cx: &OpsCx, rows: Vec<db::SealedRow>, down: &HashSet<
     let deadline = Instant::now() + DATABASES_TIME;
     while let Ok(Some((store, outcome))) = tokio::time::timeout_at(deadline, tries.next()).await {
         tried += 1;
-        silent.extend(outcome.err().map(|cause| (store, cause)));
+        unwell.extend(match outcome {
+            Ok(None) => None,
+            Ok(Some(ailment)) => Some((store, Ok(ailment))),
+            Err(cause) => Some((store, Err(cause))),
+        });
     }
-    let shown = silent.iter().take(DATABASES_SHOWN).map(|(store, cause)| Finding {
-        check: "databases",
-        is_ok: false,
-        detail: format!("the database of store {store} cannot be reached: {}", cause.as_str()),
-        advice: Some(
-            "see what its server says; the owner of a brought database gives new credentials with PUT \
-             /api/stores/{id}/database/credentials",
-        ),
+    let shown = unwell.iter().take(DATABASES_SHOWN).map(|(store, trouble)| match trouble {
+        Ok(ailment) => Finding {
+            check: "databases",
+            is_ok: false,
+            detail: format!("the database of store {store} lets us in, and it cannot work there: {}", ailment.code()),
+            advice: Some("`tenantry doctor database --store ID` says more, with the statement that helps"),
+        },
+        Err(cause) => Finding {
+            check: "databases",
+            is_ok: false,
+            detail: format!("the database of store {store} cannot be reached: {}", cause.as_str()),
+            advice: Some(
+                "see what its server says; the owner of a brought database gives new credentials with PUT \
+                 /api/stores/{id}/database/credentials",
+            ),
+        },
     });
     findings.extend(shown);
-    if silent.len() > DATABASES_SHOWN {
+    if unwell.len() > DATABASES_SHOWN {
         findings.push(Finding {
             check: "databases",
             is_ok: false,
-            detail: format!("{} more databases cannot be reached", silent.len() - DATABASES_SHOWN),
+            detail: format!("{} more databases cannot be reached, or not used", unwell.len() - DATABASES_SHOWN),
             advice: Some("mend those above, then look again"),
         });
     }
@@ -305,7 +332,7 @@ async fn examine_databases(cx: &OpsCx, rows: Vec<db::SealedRow>, down: &HashSet<
     findings.push(Finding {
         check: "databases",
         is_ok: true,
-        detail: format!("{} of {tried} stores' databases answer{rest}", tried - silent.len()),
+        detail: format!("{} of {tried} stores' databases are well{rest}", tried - unwell.len()),
         advice: None,
     });
     findings

@@ -162,7 +162,7 @@ pub enum ProvisioningError {
     #[error("the credentials have been changed meanwhile")]
     CredentialsChanged,
     #[error("no server has room")]
-    NoCapacity,
+    NoCapacity { engine: Engine },
     #[error("no server is in that region")]
     UnknownRegion,
     #[error("the store has no run")]
@@ -438,8 +438,9 @@ async fn place_managed(
     {
         return Err(ProvisioningError::UnknownRegion);
     }
-    let server = servers::db::server_least_filled(tx, engine, region).await?.ok_or(ProvisioningError::NoCapacity)?;
-    let admin = servers::open_credential(cx, &server).map_err(|_| ProvisioningError::NoCapacity)?;
+    let full = ProvisioningError::NoCapacity { engine };
+    let Some(server) = servers::db::server_least_filled(tx, engine, region).await? else { return Err(full) };
+    let Ok(admin) = servers::open_credential(cx, &server) else { return Err(full) };
     let name = managed_name(store.id);
     let credential = Credential {
         engine,
@@ -500,11 +501,12 @@ fn part_of(code: &str) -> &'static str {
         | "schema-too-old"
         | "schema-too-new"
         | "incomplete-copy"
+        | "fewer-rows"
         | "missing-database"
         | "database-closed"
         | "database-connection-limit" => "/database",
         "tls" | "tls-required" | "no-tls" => "/tls",
-        "unknown-authority" | "ca-unreadable" => "/caPem",
+        "unknown-authority" | "self-signed" | "ca-unreadable" => "/caPem",
         _ => "/host",
     }
 }
@@ -513,7 +515,8 @@ fn part_of(code: &str) -> &'static str {
 fn refused(error: &StepError, is_text: bool) -> Problem {
     use axum::http::StatusCode as S;
     let status = match error.code {
-        "other-database" | "old-database-busy" | "schema-too-old" | "schema-too-new" | "incomplete-copy" => S::CONFLICT,
+        "other-database" | "old-database-busy" | "schema-too-old" | "schema-too-new" | "incomplete-copy"
+        | "fewer-rows" => S::CONFLICT,
         _ => S::UNPROCESSABLE_ENTITY,
     };
     let pointer = match part_of(error.code) {
@@ -566,9 +569,12 @@ impl From<ProvisioningError> for Problem {
                  because the database cannot be entered any more, .../cancel?abandon=true forgets it without touching it.",
             )
             .member("runId", run.to_string()),
-            ProvisioningError::NoCapacity => {
+            ProvisioningError::NoCapacity { engine } => {
                 Self::new(S::SERVICE_UNAVAILABLE, "no-capacity", "No database server has room for another store")
-                    .detail("Bring a database of your own, or try again later.")
+                    .detail(format!(
+                        "None of our servers for {engine} has any. Bring a database of your own, ask for another engine, or try \
+                         again later."
+                    ))
                     .retry_after(std::time::Duration::from_secs(300))
             }
             ProvisioningError::UnknownRegion => {

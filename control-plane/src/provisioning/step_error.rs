@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use kernel::Engine;
 use sqlx::mysql::MySqlDatabaseError;
 use tenancy::{Cause, ConnectError};
+use tenant_schema::fitness::Ailment;
 
 use super::refusal::{self, Refusal};
 use super::remedy::Guest;
@@ -52,6 +53,8 @@ impl StepError {
     }
 }
 
+const PRIVILEGES_TELL: &str =
+    "Give it what it lacks: the connection's test names it in its line privileges, with the statement.";
 pub const OURS: &str = "Nothing to do for you: this is on our side. Retry, and if it fails again, ask support.";
 
 /// What the code of a server's error means to whoever waits for the step.
@@ -60,6 +63,9 @@ enum Said {
     MissingPrivilege,
     /// The login is right, and may do nothing but set a new password.
     PasswordExpired,
+    /// Tables of the store's are not there.
+    TablesMissing,
+    ReadOnly,
     DiskFull,
     StatementTimeout,
     /// Somebody else was in the way: locks, deadlocks, a template in use, the same thing made twice at once.
@@ -78,6 +84,8 @@ impl Said {
         if let Some(mysql) = said.try_downcast_ref::<MySqlDatabaseError>() {
             return match mysql.number() {
                 1044 | 1142 | 1143 | 1227 | 1370 => Self::MissingPrivilege,
+                1049 | 1146 => Self::TablesMissing,
+                1290 | 1792 | 1836 => Self::ReadOnly,
                 1820 | 1862 => Self::PasswordExpired,
                 1021 | 1114 => Self::DiskFull,
                 1969 | 3024 => Self::StatementTimeout,
@@ -88,6 +96,8 @@ impl Said {
         }
         match said.code().as_deref() {
             Some("42501") => Self::MissingPrivilege,
+            Some("3F000" | "42P01") => Self::TablesMissing,
+            Some("25006") => Self::ReadOnly,
             Some("53100") => Self::DiskFull,
             Some("57014") => Self::StatementTimeout,
             Some("55P03" | "55006" | "40001" | "40P01" | "42P04" | "42710" | "23505") => Self::Busy,
@@ -112,16 +122,16 @@ pub(super) fn is_lost(error: &sqlx::Error) -> bool {
 impl From<sqlx::Error> for StepError {
     fn from(error: sqlx::Error) -> Self {
         let step = match Said::by(&error) {
-            Said::MissingPrivilege => Self::new(
-                "missing-privilege",
-                "The login may not do what is needed.",
-                "Give it what it lacks: the connection's test names it in its line privileges, with the statement.",
-            ),
+            Said::MissingPrivilege => {
+                Self::new(Ailment::Unwritable.code(), "The login may not do what is needed.", PRIVILEGES_TELL)
+            }
             Said::PasswordExpired => Self::new(
                 "password-expired",
                 "The login's password has expired, and it may do nothing before it has a new one.",
                 "Give it one: ALTER USER '<login>'@'<host>' IDENTIFIED BY '<a new password>'; then connect with that.",
             ),
+            Said::TablesMissing => Self::ailing(Ailment::TablesMissing),
+            Said::ReadOnly => Self::ailing(Ailment::ReadOnly),
             Said::DiskFull => Self::new("disk-full", "The database server's disk is full.", "Make room, then retry."),
             Said::StatementTimeout => {
                 Self::new("statement-timeout", "The database took too long.", "Look for load or locks, then retry.")
@@ -161,10 +171,28 @@ fn server_code(error: &sqlx::Error) -> Option<String> {
 }
 
 impl StepError {
+    /// Why a store cannot work, or not sell, in a database that lets it in.
+    pub fn ailing(ailment: Ailment) -> Self {
+        let (what, advice) = match ailment {
+            Ailment::TablesMissing => (
+                "Tables of the store are not there any more.",
+                "Bring them back: from a backup into this database; or into another one, and give that one's credentials.",
+            ),
+            Ailment::Unreadable => ("The login may not read the store's tables.", PRIVILEGES_TELL),
+            Ailment::Unwritable => ("The login may read the store's tables, and not change them.", PRIVILEGES_TELL),
+            Ailment::ReadOnly => (
+                "The database can only be read: it follows another server, or is set so.",
+                "The connection's test tells which in its line server, and the statement when there is one. Of a replica, \
+                 give the credentials of its primary.",
+            ),
+        };
+        Self::new(ailment.code(), what, advice)
+    }
+
     /// Why the store's tables could not be made in a database that its owner brought: what is set up there may refuse it.
     pub fn migrating(error: sqlx::Error) -> Self {
         match Said::by(&error) {
-            Said::Unexpected if error.as_database_error().is_some() => Self {
+            Said::Unexpected | Said::TablesMissing if error.as_database_error().is_some() => Self {
                 server_code: server_code(&error).map(Into::into),
                 ..Self::new(
                     "migration-failed",

@@ -357,7 +357,7 @@ impl<'a> StepCx<'a> {
 
     async fn check_server(&self, session: &mut Session) -> Result<(), StepError> {
         let facts = engine::facts(session).await?;
-        facts.check()?;
+        facts.check(&(&self.credential).into()).map_err(|error| self.of_ours(error))?;
         let state = entry::inspect(&self.credential, session).await?;
         entry::check_privileges(&self.credential, session, state).await.map_err(|error| self.of_ours(error))?;
         match state {

@@ -1,8 +1,11 @@
 //! The part of a store that lives in its own database, read and changed on its owner's behalf.
 
+use std::borrow::Cow;
+
 use kernel::{Engine, StoreStatus, UserId};
 use problem::Problem;
 use tenancy::{Cause, Lease, LeaseError};
+use tenant_schema::fitness::{self, Ailment};
 use tenant_schema::seed::{self, StoreCounts};
 use tenant_schema::settings::{self, SettingsError, StoreSettings, StoreSettingsPatch};
 
@@ -26,6 +29,8 @@ pub enum Inside {
     Read {
         settings: Box<StoreSettings>,
         counts: StoreCounts,
+        /// Why it can only be read.
+        ailing: Option<Trouble>,
     },
 }
 
@@ -51,6 +56,25 @@ impl Trouble {
                 "Bring it back, or give its new name: PUT /api/stores/{id}/database/credentials.".into()
             }
             (DatabaseKind::Brought, _) => advice,
+        };
+        Self { code: code.to_owned(), detail: Some(what), advice: Some(advice.into_owned()), sql: None }
+    }
+
+    /// It let us in, and a statement failed.
+    fn of_db(error: sqlx::Error, kind: DatabaseKind) -> Self {
+        let StepError { code, what, advice, .. } = StepError::from(error);
+        Self::inside(code, what, advice, kind)
+    }
+
+    fn of_ailment(ailment: Ailment, kind: DatabaseKind) -> Self {
+        let StepError { code, what, advice, .. } = StepError::ailing(ailment);
+        Self::inside(code, what, advice, kind)
+    }
+
+    fn inside(code: &str, what: String, advice: Cow<'static, str>, kind: DatabaseKind) -> Self {
+        let advice = match kind {
+            DatabaseKind::Managed => provisioning::OURS.into(),
+            DatabaseKind::Brought => advice,
         };
         Self { code: code.to_owned(), detail: Some(what), advice: Some(advice.into_owned()), sql: None }
     }
@@ -96,9 +120,32 @@ pub async fn read(cx: &Cx, store: &Store) -> Inside {
             }
             Err(error) => return Err(errors::from_lease(error)),
         };
-        let settings = settings::settings(&mut connection).await.map_err(errors::from_settings)?;
-        let counts = seed::counts(&mut connection).await.map_err(|error| errors::from_db(&error))?;
-        Ok(Inside::Read { settings: Box::new(settings), counts })
+        let read = async {
+            let settings = settings::settings(&mut connection).await?;
+            let counts = seed::counts(&mut connection).await?;
+            Ok((Box::new(settings), counts, fitness::ailment(&mut connection).await?))
+        };
+        let error = match read.await {
+            Ok((settings, counts, None)) => return Ok(Inside::Read { settings, counts, ailing: None }),
+            Ok((settings, counts, Some(ailment))) => {
+                let ailing = Trouble::of_ailment(ailment, kind_of(cx, store).await?.0);
+                return Ok(Inside::Read { settings, counts, ailing: Some(ailing) });
+            }
+            Err(SettingsError::Db(error)) => error,
+            Err(error @ SettingsError::Incomplete) => {
+                drop(errors::from_settings(error));
+                return Ok(Inside::Unavailable(Trouble::inside(
+                    "settings-missing",
+                    "The store's settings are not whole in its database.".to_owned(),
+                    "Bring its rows back from a backup.".into(),
+                    kind_of(cx, store).await?.0,
+                )));
+            }
+            Err(error) => return Err(errors::from_settings(error)),
+        };
+        // Which writes it into the log.
+        drop(errors::from_db(&error));
+        Ok(Inside::Unavailable(Trouble::of_db(error, kind_of(cx, store).await?.0)))
     };
     found.await.unwrap_or_else(|problem| Inside::Unavailable(Trouble::of_problem(&problem)))
 }

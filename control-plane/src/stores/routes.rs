@@ -149,9 +149,9 @@ pub struct StoreDetailView {
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DatabaseView {
-    /// `none`, `preparing`, `failed`, `available` or `unavailable`.
+    /// `none`, `preparing`, `failed`, `available`, `read-only` (visitors can look, and not buy) or `unavailable`.
     state: &'static str,
-    /// When it is `failed` or `unavailable`: why, as a stable code such as `wrong-password`.
+    /// When it is `failed`, `read-only` or `unavailable`: why, as a stable code such as `wrong-password`.
     #[serde(skip_serializing_if = "Option::is_none")]
     code: Option<String>,
     /// The same for people.
@@ -174,7 +174,10 @@ impl StoreDetailView {
             I::Preparing => ("preparing", None, None),
             I::Failed(trouble) => ("failed", None, Some(trouble)),
             I::Unavailable(trouble) => ("unavailable", None, Some(trouble)),
-            I::Read { settings, counts } => ("available", Some((*settings, counts)), None),
+            I::Read { settings, counts, ailing } => {
+                let state = if ailing.is_some() { "read-only" } else { "available" };
+                (state, Some((*settings, counts)), ailing)
+            }
         };
         let database = match trouble {
             None => DatabaseView { state, code: None, detail: None, advice: None, sql: None },

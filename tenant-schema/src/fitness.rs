@@ -1,0 +1,115 @@
+//! Whether a store can still live on what its database lets it do: a login may get in and yet find its tables gone, its rights
+//! taken away, or everything set to read only.
+
+use kernel::Engine;
+use sqlx::mysql::MySqlArguments;
+use sqlx::postgres::PgArguments;
+use tenancy::query::Kind;
+use tenancy::{Connection, Query, Session};
+
+/// What keeps a store from working in a database that lets it in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ailment {
+    /// None of its tables is there.
+    TablesMissing,
+    /// It may not read its tables.
+    Unreadable,
+    /// It may read its tables, and not change them.
+    Unwritable,
+    /// Nobody, or not this login, may change anything there: a replica, or set so.
+    ReadOnly,
+}
+
+impl Ailment {
+    /// What a program tells it by; the same as of a step of provisioning that fails for it.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::TablesMissing => "tables-missing",
+            Self::Unreadable | Self::Unwritable => "missing-privilege",
+            Self::ReadOnly => "read-only",
+        }
+    }
+
+    /// Whether visitors can at least look.
+    #[must_use]
+    pub const fn leaves_readable(self) -> bool {
+        match self {
+            Self::TablesMissing | Self::Unreadable => false,
+            Self::Unwritable | Self::ReadOnly => true,
+        }
+    }
+}
+
+/// What was found, by the names of the columns.
+#[derive(sqlx::FromRow)]
+struct Found {
+    is_read_only: bool,
+    has_tables: bool,
+    is_readable: bool,
+    is_writable: bool,
+}
+
+const IN_POSTGRES: &str = "\
+    select current_setting('transaction_read_only') = 'on' as is_read_only, count(c.oid) > 0 as has_tables, \
+           coalesce(bool_and(has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')), true) as is_readable, \
+           coalesce(bool_and(has_table_privilege(c.oid, 'insert') and has_table_privilege(c.oid, 'update') \
+                             and has_table_privilege(c.oid, 'delete')), true) as is_writable \
+    from pg_catalog.pg_namespace n \
+    join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relkind in ('r', 'p') \
+    where n.nspname = 'tenantry'";
+
+/// What a role brings, the server does not list: who has one is taken at its word.
+const IN_MYSQL: &str = "\
+    select @@global.read_only = 1 or @@global.innodb_read_only = 1 as is_read_only, \
+           exists (select 1 from information_schema.tables where table_schema = database()) as has_tables, \
+           held.by_role or held.reading = 1 as is_readable, held.by_role or held.changing = 3 as is_writable \
+    from (select coalesce(nullif(current_role(), 'NONE'), '') <> '' as by_role, \
+                 count(distinct case when privilege_type = 'SELECT' then 1 end) as reading, \
+                 count(distinct case when privilege_type <> 'SELECT' then privilege_type end) as changing \
+          from (select grantee, privilege_type from information_schema.user_privileges \
+                union all \
+                select grantee, privilege_type from information_schema.schema_privileges where database() like table_schema \
+               ) given \
+          where privilege_type in ('SELECT', 'INSERT', 'UPDATE', 'DELETE') and grantee = concat( \
+                '''', left(current_user(), char_length(current_user()) - 1 - char_length(substring_index(current_user(), '@', -1))), \
+                '''@''', substring_index(current_user(), '@', -1), '''') \
+         ) held";
+
+/// What keeps a store from working here, if anything does. Asks only.
+///
+/// # Errors
+/// What the server or the connection says.
+pub async fn ailment(conn: &mut Connection) -> Result<Option<Ailment>, sqlx::Error> {
+    let query = match conn.engine() {
+        Engine::Mysql => Query::mysql(Kind::Read, IN_MYSQL, MySqlArguments::default()),
+        _ => Query::postgres(Kind::Read, IN_POSTGRES, PgArguments::default()),
+    };
+    conn.fetch_one(query).await.map(Found::ailment)
+}
+
+/// As [`ailment`], in a session of one's own.
+///
+/// # Errors
+/// What the server or the connection says.
+pub async fn ailment_in(session: &mut Session) -> Result<Option<Ailment>, sqlx::Error> {
+    let found: Found = match session {
+        Session::Postgres(conn) => sqlx::query_as(IN_POSTGRES).fetch_one(conn).await?,
+        Session::MySql(conn) => sqlx::query_as(IN_MYSQL).fetch_one(conn).await?,
+    };
+    Ok(found.ailment())
+}
+
+impl Found {
+    /// The worst of it.
+    fn ailment(self) -> Option<Ailment> {
+        let Self { is_read_only, has_tables, is_readable, is_writable } = self;
+        match (is_readable, has_tables) {
+            // Of tables that it may not touch, MySQL tells nothing.
+            (false, _) => Some(Ailment::Unreadable),
+            (true, false) => Some(Ailment::TablesMissing),
+            (true, true) if !is_writable => Some(Ailment::Unwritable),
+            (true, true) => is_read_only.then_some(Ailment::ReadOnly),
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! A store whose database lets us in, and lets it do too little or nothing: its owner and ops are told, with what helps.
+
+use integration_tests::{Brought, Owner, TestApp};
+use kernel::Engine;
+use serde_json::Value;
+
+use crate::doctor::{connected, expect_ok, line, said, test_store};
+use crate::scenes::{store_path, text};
+
+on_each_engine! {
+    a_store_that_lost_rights_or_tables_is_not_told_to_be_well
+}
+
+struct Ailing {
+    app: TestApp,
+    owner: Owner,
+    database: Brought,
+    store: Value,
+}
+
+impl Ailing {
+    async fn connect(engine: Engine) -> Self {
+        let app = TestApp::start_on(engine).await;
+        let owner = app.owner("ada").await;
+        let database = app.brought().await;
+        let store = connected(&app, &owner, "tea", database.body()).await;
+        Self { app, owner, database, store }
+    }
+
+    /// What its owner sees of the store.
+    async fn seen(&self) -> Value {
+        self.owner.api.get(&store_path(&self.store, "")).await.expect_status(200)
+    }
+
+    async fn expect(&self, state: &str, code: &str) {
+        let seen = self.seen().await;
+        assert_eq!((&seen["database"]["state"], &seen["database"]["code"]), (&state.into(), &code.into()), "{seen}");
+        assert!(seen["database"]["detail"].is_string() && seen["database"]["advice"].is_string(), "{seen}");
+        assert_eq!(seen["settings"].is_null(), state == "unavailable", "{seen}");
+        let hostname = text(&self.store["hostname"]);
+        let explained = control_plane::ops::explain_host(&self.app.cx, hostname).await.unwrap();
+        assert_eq!(explained.database.unwrap().ailment, Some(code));
+        let decision = if state == "unavailable" { "unavailable" } else { "served" };
+        assert_eq!(explained.decision, decision);
+        let findings = control_plane::ops::doctor(&self.app.cx).await.unwrap();
+        let named = findings.iter().find(|finding| finding.detail.contains(text(&self.store["id"]))).unwrap();
+        assert!(!named.is_ok && named.detail.ends_with(code), "{named:?}");
+    }
+
+    async fn expect_well(&self) {
+        let seen = self.seen().await;
+        assert_eq!(seen["database"], serde_json::json!({ "state": "available" }));
+        let findings = control_plane::ops::doctor(&self.app.cx).await.unwrap();
+        assert!(findings.iter().all(|finding| finding.is_ok), "{findings:?}");
+        expect_ok(&test_store(&self.owner, &self.store, None).await);
+    }
+
+    async fn run(&self, statements: &str) {
+        let mut inside = self.database.inside().await;
+        inside.execute(statements).await;
+        inside.close().await;
+    }
+
+    /// What is set for sessions that begin, holds for all from now on.
+    async fn renew_sessions(&self) {
+        self.app.server().await.end_sessions(self.database.name()).await;
+    }
+}
+
+async fn a_store_that_lost_rights_or_tables_is_not_told_to_be_well(engine: Engine) {
+    let ailing = Ailing::connect(engine).await;
+    let name = ailing.database.name();
+    ailing.expect_well().await;
+
+    for lost in ["insert", "delete"] {
+        ailing
+            .run(&match engine {
+                Engine::Mysql => format!("revoke {lost} on `{}`.* from '{name}'@'%'", name.replace('_', "\\_")),
+                _ => format!("revoke {lost} on all tables in schema tenantry from {name}"),
+            })
+            .await;
+        ailing.expect("read-only", "missing-privilege").await;
+        let report = test_store(&ailing.owner, &ailing.store, None).await;
+        assert_eq!(line(&report, "privileges")["code"], "missing-privilege", "{report}");
+        ailing.run(said(&report, "privileges", "sql")).await;
+        ailing.expect_well().await;
+    }
+
+    if engine == Engine::Postgresql {
+        ailing.run(&format!("alter database {name} set default_transaction_read_only = on")).await;
+        ailing.renew_sessions().await;
+        ailing.expect("read-only", "read-only").await;
+        let report = test_store(&ailing.owner, &ailing.store, None).await;
+        // As it is copied, in the database that it is about.
+        ailing.run(said(&report, "server", "sql")).await;
+        ailing.renew_sessions().await;
+        ailing.expect_well().await;
+
+        ailing.run(&format!("revoke select on all tables in schema tenantry from {name}")).await;
+        ailing.expect("unavailable", "missing-privilege").await;
+        let report = test_store(&ailing.owner, &ailing.store, None).await;
+        ailing.run(said(&report, "privileges", "sql")).await;
+        ailing.expect_well().await;
+    }
+
+    ailing.run("delete from settings").await;
+    let seen = ailing.seen().await;
+    assert_eq!(seen["database"]["code"], "settings-missing", "{seen}");
+
+    let mut inside = ailing.database.inside().await;
+    match engine {
+        Engine::Mysql => {
+            let tables = "select table_name from information_schema.tables where table_schema = database()";
+            let drops = inside.texts(tables).await.join(", ");
+            inside.execute(&format!("set foreign_key_checks = 0; drop table {drops}")).await;
+        }
+        _ => inside.execute("drop schema tenantry cascade").await,
+    }
+    inside.close().await;
+    ailing.expect("unavailable", "tables-missing").await;
+}
