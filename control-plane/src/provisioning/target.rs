@@ -106,7 +106,7 @@ impl Target {
         // A path would make the driver open a socket in our own file system.
         let is_name = kernel::Hostname::parse(&host).is_ok() || host.parse::<IpAddr>().is_ok();
         if !is_name {
-            return Err(invalid("/host", "host", "the host must be a hostname or an IP address"));
+            return Err(invalid("/host", "host", why_no_host(&host)));
         }
         let port = fields.port.unwrap_or(default_port(fields.engine));
         if port == 0 {
@@ -196,6 +196,18 @@ impl Target {
     }
 }
 
+/// What is wrong with what stands in place of a host.
+fn why_no_host(text: &str) -> &'static str {
+    let is_port = |port: &str| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    if text.contains("://") {
+        "the host must be a hostname or an IP address; a whole connection string goes into connectionString"
+    } else if text.rsplit_once(':').is_some_and(|(_, port)| is_port(port)) {
+        "the host must be a hostname or an IP address; the port goes into port"
+    } else {
+        "the host must be a hostname or an IP address"
+    }
+}
+
 /// Whether a text is certificates, each of which can be an authority. What stands around them, as `openssl` writes it, is
 /// nobody's business.
 fn holds_authorities(pem: &str) -> bool {
@@ -235,11 +247,39 @@ impl From<TargetError> for Problem {
 
 #[cfg(test)]
 mod tests {
-    use super::{Target, TargetError};
+    use super::{Target, TargetError, TargetFields};
+    use kernel::Engine;
     use tenancy::{Reach, TlsMode};
 
     fn parse(text: &str) -> Result<Target, TargetError> {
         Target::from_url(&text.to_owned().into(), None, None, None)
+    }
+
+    #[test]
+    fn what_stands_in_place_of_a_host_is_told_where_it_goes() {
+        for (host, says) in [
+            ("db.example.com:5432", "the port goes into port"),
+            ("[2001:db8::1]:5432", "the port goes into port"),
+            ("postgres://a:b@db.example.com/shop", "goes into connectionString"),
+            ("jdbc:mysql://db.example.com:3306", "goes into connectionString"),
+            ("db example", "must be a hostname"),
+        ] {
+            let fields = TargetFields {
+                engine: Engine::Postgresql,
+                host: Some(host.to_owned()),
+                port: None,
+                username: Some("a".to_owned()),
+                password: None,
+                database: Some("d".to_owned()),
+                tls: None,
+                ca_pem: None,
+            };
+            let Err(TargetError::Invalid { pointer: "/host", code: "host", detail }) = Target::from_fields(fields)
+            else {
+                panic!("{host}");
+            };
+            assert!(detail.contains(says) && !detail.contains(host), "{host}: {detail}");
+        }
     }
 
     async fn tls(text: &str, reach: Reach) -> Result<TlsMode, &'static str> {

@@ -1,12 +1,18 @@
 //! A connection string as owners paste it: out of a hosting panel, an `.env` file, a framework's settings.
 //!
-//! What is understood is taken, whatever it is dressed in ([`undress`]), as a URL ([`url`]) or in PostgreSQL's own words
-//! ([`keywords`]); what is not is refused by the name of its part. Nothing of the string itself is ever repeated: any part
-//! of it may be the password.
+//! What is understood is taken, whatever it is dressed in ([`undress`]), as a URL ([`url`]), in PostgreSQL's own words
+//! ([`keywords`]), as PHP ([`pdo`]), .NET ([`ado`]) or Go ([`go`]) write it, or as several lines of a file ([`lines`]); what is
+//! not is refused by the name of its part. Nothing of the string itself is ever repeated: any part of it may be the password.
 
+mod ado;
 mod gap;
+mod go;
 mod keywords;
+mod lines;
 mod parameters;
+mod parts;
+mod pdo;
+mod scheme;
 mod tls;
 mod undress;
 mod url;
@@ -15,8 +21,13 @@ use kernel::Engine;
 use secrecy::{ExposeSecret as _, SecretString};
 use tenancy::TlsMode;
 
+use self::ado::{is_ado, read_ado};
 use self::gap::refuse_placeholders;
+use self::go::{is_go, read_go};
 use self::keywords::{is_keywords, read_keywords};
+use self::lines::{lines_of, read_lines};
+use self::parts::Parts;
+use self::pdo::{is_pdo, read_pdo};
 use self::tls::AskedTls;
 use self::undress::undress;
 use self::url::read_url;
@@ -26,8 +37,9 @@ pub(super) const AT: &str = "/connectionString";
 const MAX_LEN: usize = 4096;
 
 impl Target {
-    /// Reads `postgres://user:password@host:port/database?sslmode=…` or `mysql://…`; mode and CA may come beside it. An
-    /// `engine` that is given must be the string's.
+    /// Reads `postgres://user:password@host:port/database?sslmode=…` or `mysql://…`, or any other form that drivers are given;
+    /// mode and CA may come beside it. An `engine` that is given must be the string's, and is needed where the string does not
+    /// say it.
     ///
     /// # Errors
     /// [`TargetError`] naming the part that is wrong.
@@ -37,22 +49,21 @@ impl Target {
         tls: Option<TlsMode>,
         ca_pem: Option<String>,
     ) -> Result<Self, TargetError> {
-        let text = undress(text.expose_secret())?;
+        let text = text.expose_secret().trim();
         if text.len() > MAX_LEN {
             return Err(invalid(AT, "too-long", format!("must have at most {MAX_LEN} characters")));
         }
-        if text.chars().any(char::is_control) {
-            return Err(invalid(AT, "malformed", "must be one line"));
-        }
-        let mut asked = AskedTls { mode: tls, switch: None };
-        let mut fields = if is_keywords(text) { read_keywords(text, &mut asked)? } else { read_url(text, &mut asked)? };
-        let spoken = fields.engine;
-        if engine.is_some_and(|engine| engine != spoken) {
-            return Err(invalid("/engine", "contradiction", format!("the connection string is one of {spoken}")));
-        }
-        (fields.tls, fields.ca_pem) = (asked.settle()?, ca_pem);
+        let mut parts = Parts::new(AskedTls { mode: tls, switch: None, is_checked: None });
+        let lines = lines_of(text);
+        let unknown = match lines.as_slice() {
+            lines @ [_, _, ..] => read_lines(lines, &mut parts)?,
+            [line] => read_line(line, &mut parts)?,
+            [] => read_line(text, &mut parts)?,
+        };
+        let mut fields = parts.finish(engine, unknown)?;
+        fields.ca_pem = ca_pem;
         refuse_placeholders(&fields)?;
-        if fields.host.as_deref() == Some("") {
+        if fields.host.is_none() {
             return Err(invalid(AT, "host", "names no host"));
         }
         let mut target = Self::from_fields(fields).map_err(|error| match error {
@@ -62,6 +73,26 @@ impl Target {
         })?;
         target.is_text = true;
         Ok(target)
+    }
+}
+
+/// Reads what stands in one line; answers with what its form says of words that are none.
+fn read_line(text: &str, parts: &mut Parts) -> Result<&'static str, TargetError> {
+    let text = undress(text)?;
+    if text.chars().any(char::is_control) {
+        return Err(invalid(AT, "malformed", "must be one line"));
+    }
+    if is_ado(text) {
+        read_ado(text, parts).map(|()| ado::UNKNOWN)
+    } else if is_pdo(text) {
+        read_pdo(text, parts).map(|()| ado::UNKNOWN)
+    } else if is_keywords(text) {
+        parts.engine = Some(Engine::Postgresql);
+        read_keywords(text, char::is_whitespace, parts).map(|()| keywords::UNKNOWN)
+    } else if is_go(text) {
+        read_go(text, parts).map(|()| url::UNKNOWN)
+    } else {
+        read_url(text, parts).map(|()| url::UNKNOWN)
     }
 }
 
@@ -75,6 +106,9 @@ fn socket() -> TargetError {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::{Strategy, any, prop, prop_assert, prop_assert_eq, prop_assume, proptest};
+
+    use super::gap::is_gap;
     use super::*;
 
     fn parse(text: &str) -> Result<Target, TargetError> {
@@ -83,7 +117,7 @@ mod tests {
 
     fn refusal(text: &str) -> (&'static str, String) {
         match parse(text) {
-            Ok(_) => panic!("accepted"),
+            Ok(_) => panic!("accepted: {text}"),
             Err(TargetError::Invalid { code, detail, .. }) => (code, detail),
             Err(other) => panic!("{other}"),
         }
@@ -171,7 +205,19 @@ mod tests {
             ("postgres://a:b@h.example/", "required", "database"),
             ("postgres://:b@h.example/d", "required", "user"),
             ("postgres://a:b@h.example:port/d", "malformed", "port"),
-            ("postgres://a:b@h.example:99999/d", "malformed", "port"),
+            ("postgres://a:b@h.example:99999/d", "port", "1 to 65535"),
+            ("postgres://a:b@h.example:0/d", "port", "1 to 65535"),
+            ("host=h.example port=99999 dbname=d user=a", "port", "1 to 65535"),
+            ("Host=h.example;Port=99999;Database=d;Username=a", "port", "1 to 65535"),
+            ("postgres://a:b@/d", "host", "no host"),
+            ("postgres://a:b@:5432/d", "host", "no host"),
+            ("postgres://a:b@/d?host=a,b", "host", "several"),
+            ("postgres://a:b@/d?host=/cloudsql/x:y:z", "host", "socket"),
+            ("postgres://a:b@h.example/d?port=5432,5433", "host", "several"),
+            ("postgres://a:b@2001:db8::1/d", "malformed", "[brackets]"),
+            ("postgres://a:12/c@h.example/d", "malformed", "%2F"),
+            ("postgres://a:b@h.example:${PORT}/d", "placeholder", "port"),
+            ("host=h.example:5432 dbname=d user=a", "host", "goes into port"),
             ("postgres://a:b@h.example/d?options=-c%20x", "parameter", "options"),
             ("postgres://a:b@h.example/d?secret=1", "parameter", "%3F"),
             ("postgres://a:b?c@h.example/d", "malformed", "%3F"),
@@ -228,6 +274,292 @@ mod tests {
     }
 
     #[test]
+    fn a_scheme_is_understood_or_named() {
+        for (scheme, engine) in [
+            ("postgis", Engine::Postgresql),
+            ("pgsql", Engine::Postgresql),
+            ("postgresql+asyncpg", Engine::Postgresql),
+            ("jdbc:postgresql", Engine::Postgresql),
+            ("jdbc:aws-wrapper:postgresql", Engine::Postgresql),
+            ("r2dbc:postgresql", Engine::Postgresql),
+            ("mariadb", Engine::Mysql),
+            ("mysql2", Engine::Mysql),
+            ("mysql+pymysql", Engine::Mysql),
+            ("jdbc:mariadb", Engine::Mysql),
+            ("jdbc:mysql", Engine::Mysql),
+        ] {
+            assert_eq!(parse(&format!("{scheme}://a:b@h.example/d")).expect(scheme).engine, engine, "{scheme}");
+        }
+        for (text, says) in [
+            ("jdbc:mysql:loadbalance://h1,h2/d", "name one, the primary"),
+            ("jdbc:mysql:replication://h1,h2/d?user=a", "name one, the primary"),
+            ("jdbc:mariadb:sequential://h1/d?user=a", "name one, the primary"),
+            ("mysqlx://a:b@h.example:33060/d", "3306"),
+            ("mysql+srv://a:b@h.example/d", "SRV"),
+            ("jdbc:mysql+srv://h.example/d", "SRV"),
+            ("postgresql+ssh://a@jump.example/b:c@h.example/d", "SSH"),
+            ("prisma+postgres://accelerate.prisma-data.net/?api_key=x", "Prisma"),
+            ("jdbc:sqlserver://h.example:1433;databaseName=d;user=a", "SQL Server"),
+            ("Server=tcp:h.example,1433;Initial Catalog=d;User ID=a;Password=b;", "SQL Server"),
+            ("sqlite:///data/shop.db", "SQLite"),
+            ("sqlite::memory:", "SQLite"),
+            ("file:./dev.db", "SQLite"),
+            ("jdbc:oracle:thin:@h.example:1521:xe", "Oracle"),
+            ("cockroachdb://a:b@h.example/d", "CockroachDB"),
+        ] {
+            let (code, detail) = refusal(text);
+            assert!(code == "scheme" && detail.contains(says), "{text}: {code}: {detail}");
+        }
+    }
+
+    #[test]
+    fn parameters_of_somebody_elses_program_are_left_out() {
+        for (scheme, parameters) in [
+            // Neon, Vercel with Supabase, Heroku
+            ("postgres", "sslmode=require&channel_binding=require&options=endpoint%3Dep-cool-name-123"),
+            ("postgres", "options=project%3Dcool-name-123"),
+            ("postgres", "sslmode=require&supa=base-pooler.x&pgbouncer=true"),
+            ("postgres", "target_session_attrs=read-write&gssencmode=disable&load_balance_hosts=random"),
+            ("postgres", "target_session_attrs=primary&keepalives=1&keepalives_idle=30&tcp_user_timeout=1000"),
+            ("postgres", "target_session_attrs=any&ssl_min_protocol_version=TLSv1.2&sslcompression=0&sslsni=1"),
+            // Prisma
+            ("postgresql", "schema=public&connection_limit=5&pool_timeout=20&socket_timeout=30&statement_cache_size=0"),
+            ("postgresql", "schema=tenantry"),
+            // SQLAlchemy, Django, Rails
+            ("postgresql+asyncpg", "prepared_statement_cache_size=0&command_timeout=60&pool_pre_ping=true&echo=1"),
+            ("postgres", "conn_max_age=600&conn_health_checks=true&search_path=public"),
+            ("postgres", "pool=5&encoding=unicode&prepared_statements=false&reconnect=true&checkout_timeout=5"),
+            ("mysql2", "encoding=utf8mb4&collation=utf8mb4_unicode_ci&read_timeout=5&write_timeout=5"),
+            // pgx, golang-migrate, node-postgres, postgres.js, sqlx
+            (
+                "postgres",
+                "pool_max_conns=10&pool_max_conn_lifetime=1h&default_query_exec_mode=exec&x-migrations-table=m",
+            ),
+            ("postgres", "max=10&idle_timeout=20&prepare=false&uselibpqcompat=true&statement-cache-capacity=0"),
+            // JDBC
+            ("jdbc:postgresql", "currentSchema=public&ApplicationName=x&prepareThreshold=0&reWriteBatchedInserts=true"),
+            ("jdbc:postgresql", "targetServerType=primary&loginTimeout=10&socketTimeout=30&stringtype=unspecified"),
+            (
+                "jdbc:mysql",
+                "useSSL=true&amp;serverTimezone=UTC&allowPublicKeyRetrieval=true&useUnicode=true&characterEncoding=utf8",
+            ),
+            ("jdbc:mysql", "zeroDateTimeBehavior=CONVERT_TO_NULL&rewriteBatchedStatements=true&allowMultiQueries=true"),
+            // Doctrine, mysql2
+            ("mysql", "serverVersion=8.0.32&charset=utf8mb4&connectionLimit=10&waitForConnections=true&timezone=Z"),
+            // Switched off they mean nothing.
+            ("mysql", "allowCleartextPasswords=false&allowOldPasswords=0&readOnly=false"),
+        ] {
+            let text = format!("{scheme}://a:b@h.example/d?{parameters}");
+            let target = parse(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert_eq!((target.host.as_str(), target.database.as_str()), ("h.example", "d"), "{text}");
+        }
+    }
+
+    #[test]
+    fn parameters_that_change_what_is_connected_are_named_all_at_once() {
+        for (parameters, says) in [
+            ("options=-c%20search_path%3Dx", "the parameter options is not supported"),
+            ("options=endpoint%3Dx%20-c%20y", "options"),
+            ("options=reference%3Dx", "options"),
+            ("target_session_attrs=standby", "has to write"),
+            ("target_session_attrs=read-only", "has to write"),
+            ("target_session_attrs=prefer-standby", "has to write"),
+            ("targetServerType=secondary", "has to write"),
+            ("readOnly=true", "has to write"),
+            ("schema=shop", "keeps to the schema tenantry"),
+            ("currentSchema=shop,public", "keeps to the schema tenantry"),
+            ("search_path=shop", "remove the parameter search_path"),
+            ("gssencmode=require", "gssencmode"),
+            ("ssl_min_protocol_version=TLSv1.3", "ssl_min_protocol_version"),
+            ("sslrootcert=/etc/ca.pem", "as caPem"),
+            ("ssl-ca=/etc/ca.pem", "the parameter ssl-ca leads to a file"),
+            ("allowCleartextPasswords=true", "allowCleartextPasswords"),
+            (
+                "socketFactory=com.google.cloud.sql.postgres.SocketFactory&cloudSqlInstance=x",
+                "socketFactory and cloudSqlInstance",
+            ),
+            ("init_command=set%20role%20x", "init_command"),
+            (
+                "hostaddr=1.2.3.4&service=x&role=y",
+                "the parameters hostaddr, service and role are not supported; leave them out",
+            ),
+            ("sslcert=x&sslkey=y&SCHEMA=z", "the parameters sslcert and sslkey lead to files"),
+        ] {
+            let (code, detail) = refusal(&format!("postgres://a:b@h.example/d?{parameters}"));
+            assert!(code == "parameter" && detail.contains(says), "{parameters}: {code}: {detail}");
+        }
+        let (_, detail) = refusal(
+            "postgres://a:b@h.example/d?hostaddr=1&sslkey=2&schema=s3cret&target_session_attrs=standby&s3cret=1",
+        );
+        for part in ["hostaddr", "sslkey", "tenantry", "target_session_attrs", "%3F"] {
+            assert!(detail.contains(part) && !detail.contains("s3cret"), "{part}: {detail}");
+        }
+    }
+
+    #[test]
+    fn what_drivers_say_of_certificates_is_heard() {
+        for (parameters, mode) in [
+            ("sslmode=no-verify", TlsMode::Require),
+            ("sslmode=VerifyFull", TlsMode::VerifyFull),
+            ("sslMode=trust", TlsMode::Require),
+            ("ssl=true&sslfactory=org.postgresql.ssl.NonValidatingFactory", TlsMode::Require),
+            ("useSSL=true&requireSSL=true&verifyServerCertificate=false", TlsMode::Require),
+            ("useSSL=true&requireSSL=false", TlsMode::VerifyFull),
+            ("useSSL=false&requireSSL=false", TlsMode::Disable),
+            ("sslmode=require&sslaccept=strict", TlsMode::VerifyFull),
+            ("sslaccept=accept_invalid_certs", TlsMode::Require),
+            ("sslrootcert=system", TlsMode::VerifyFull),
+            ("sslmode=require&sslrootcert=system", TlsMode::VerifyFull),
+            ("ssl_verify_cert=true&ssl_verify_identity=true", TlsMode::VerifyFull),
+            ("ssl={\"minVersion\":\"TLSv1.2\",\"rejectUnauthorized\":true}", TlsMode::VerifyFull),
+            ("ssl={\"rejectUnauthorized\": false}", TlsMode::Require),
+            ("tls=skip-verify", TlsMode::Require),
+            ("ssl_disabled=true", TlsMode::Disable),
+            ("tls=true&trustServerCertificate=maybe&sslaccept=&ssl_disabled=no", TlsMode::VerifyFull),
+        ] {
+            let text = format!("mysql://a:b@h.example/d?{parameters}");
+            let target = parse(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert_eq!(target.tls, Some(mode), "{parameters}");
+        }
+        for (parameters, code) in [
+            ("sslmode=verify-full&trustServerCertificate=true", "contradiction"),
+            ("useSSL=false&requireSSL=true", "contradiction"),
+            ("tls=preferred", "sslmode"),
+            ("ssl=Amazon%20RDS", "sslmode"),
+            ("ssl={\"ca\":\"x\"}", "sslmode"),
+        ] {
+            assert_eq!(refusal(&format!("mysql://a:b@h.example/d?{parameters}")).0, code, "{parameters}");
+        }
+    }
+
+    #[test]
+    fn the_forms_of_php_net_and_go_are_read_like_a_url() {
+        for (text, engine, password) in [
+            ("mysql:host=h.example;port=3306;dbname=shop;charset=utf8mb4;user=a;password=p;;q", Engine::Mysql, "p;q"),
+            ("DB_DSN=\"mysql:host=h.example;dbname=shop;user=a;password=pq\"", Engine::Mysql, "pq"),
+            ("pgsql:host=h.example;dbname=shop;user=a;password='p;q'", Engine::Postgresql, "p;q"),
+            ("DSN=mysql:host=h.example;dbname=shop;user=a;password=pq", Engine::Mysql, "pq"),
+            ("pgsql:host=h.example port=5432 dbname=shop user=a password=pq sslmode=require", Engine::Postgresql, "pq"),
+            (
+                "Host=h.example;Port=5432;Database=shop;Username=a;Password=p=q;SSL Mode=Require;Trust Server Certificate=true",
+                Engine::Postgresql,
+                "p=q",
+            ),
+            ("User ID=a;Password=pq;Host=h.example;Port=5432;Database=shop;Pooling=true;", Engine::Postgresql, "pq"),
+            ("host=h.example;username=a;password=pq;database=shop", Engine::Postgresql, "pq"),
+            ("Server=h.example:5432;Database=shop;User Id=a;Password=\"p;\"\"q\";", Engine::Postgresql, "p;\"q"),
+            ("Server=h.example;Database=shop;Uid=a;Pwd='p;''q';", Engine::Mysql, "p;'q"),
+            ("Server=h.example; Port=3306; Database=shop; User=a; Password=pq; SslMode=Required;", Engine::Mysql, "pq"),
+            (
+                "\"DefaultConnection\": \"Server=h.example;Database=shop;Uid=a;Pwd=pq;AllowUserVariables=true\",",
+                Engine::Mysql,
+                "pq",
+            ),
+            (
+                "ConnectionStrings__Default=Host=h.example;Database=shop;Username=a;Password=pq",
+                Engine::Postgresql,
+                "pq",
+            ),
+            (
+                "a:pq@tcp(h.example:3306)/shop?parseTime=true&charset=utf8mb4&loc=Local&multiStatements=true",
+                Engine::Mysql,
+                "pq",
+            ),
+            ("a:p@(q:/x%zz@tcp(h.example)/shop?tls=true", Engine::Mysql, "p@(q:/x%zz"),
+            ("DSN=\"a:pq@(h.example:3306)/shop?interpolateParams=true\"", Engine::Mysql, "pq"),
+            ("mysql://a:pq@tcp(h.example:3306)/shop?x-migrations-table=m", Engine::Mysql, "pq"),
+            ("spring.datasource.url=jdbc:postgresql://h.example/shop?user=a&password=pq", Engine::Postgresql, "pq"),
+        ] {
+            let target = parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            let port = if engine == Engine::Mysql { 3306 } else { 5432 };
+            assert_eq!((target.engine, target.host.as_str(), target.port), (engine, "h.example", port), "{text}");
+            assert_eq!((target.username.as_str(), target.database.as_str()), ("a", "shop"), "{text}");
+            assert_eq!(target.password.expose_secret(), password, "{text}");
+        }
+        let npgsql = "Host=h.example;Database=d;Username=a;Password=b;SSL Mode=";
+        assert_eq!(parse(&format!("{npgsql}VerifyFull")).expect("valid").tls, Some(TlsMode::VerifyFull));
+        assert_eq!(parse("a:b@tcp(h.example)/d?tls=true").expect("valid").tls, Some(TlsMode::VerifyFull));
+        assert_eq!(parse("a:b@tcp([2001:db8::1]:3307)/d").expect("valid").host, "2001:db8::1");
+    }
+
+    #[test]
+    fn what_is_wrong_in_them_is_named() {
+        for (text, code, says) in [
+            ("mysql:host=h.example;dbname=d", "required", "user=…;password=…"),
+            ("mysql:unix_socket=/tmp/mysql.sock;dbname=d;user=a", "host", "socket"),
+            ("mysql:host=h.example;dbname=d;user=a;password=b;c", "malformed", ";;"),
+            ("mysql:host=h.example;dbname=d;user=a;sekret=b", "parameter", "no word"),
+            ("pgsql:host=h.example;dbname=d;user=a;password='b", "malformed", "quotes"),
+            ("Host=h.example;Database=d;Username=a;Password=b;c", "malformed", "in quotes"),
+            ("Host=h.example;Database=d;Username=a;Password=\"b\"c;Port=1", "malformed", "twice"),
+            ("Host=h.example;Database=d;Username=a;Password=b;c=d", "parameter", "no word"),
+            ("Host=h1,h2;Database=d;Username=a;Password=b", "host", "several"),
+            ("Host=/tmp;Database=d;Username=a;Password=b", "host", "socket"),
+            ("Host=h.example;Database=d;Username=a;Password=b;Search Path=shop", "parameter", "tenantry"),
+            ("Host=h.example;Database=d;Username=a;Password={your_password}", "placeholder", "password"),
+            ("Host=h.example;Server=h.example;Database=d;Username=a", "parameter", "twice"),
+            ("Server=h.example;Database=d;User Id=a;Password=b", "required", "postgresql or mysql"),
+            ("Driver={MySQL ODBC 8.0 Unicode Driver};Server=h.example;Database=d;Uid=a;Pwd={b}", "odbc", "one by one"),
+            ("a:b@unix(/tmp/mysql.sock)/d", "host", "socket"),
+            ("a:b@cloudsql(x:y:z)/d", "host", "tcp(host:3306)"),
+            ("mysql://a:b%40@tcp(h.example:3306)/d", "percent-encoding", "one by one"),
+            ("a:b@tcp(h.example:3306)/d?allowFallbackToPlaintext=true", "parameter", "allowFallbackToPlaintext"),
+            ("postgres://a:b@tcp(h.example:5432)/d", "host", "brackets"),
+            ("jdbc:mysql://address=(host=h.example)(port=3306)/d", "host", "brackets"),
+        ] {
+            let (found, detail) = refusal(text);
+            assert_eq!(found, code, "{text}: {detail}");
+            assert!(detail.contains(says), "{text}: {detail}");
+        }
+        let text = SecretString::from("Server=h.example;Database=d;User Id=a;Password=b".to_owned());
+        let target = Target::from_url(&text, Some(Engine::Mysql), None, None).expect("its engine is said beside it");
+        assert_eq!((target.engine, target.port), (Engine::Mysql, 3306));
+    }
+
+    #[test]
+    fn lines_of_one_file_are_taken_together() {
+        for text in [
+            "spring.datasource.url=jdbc:postgresql://h.example:5432/shop\nspring.datasource.username=a\nspring.datasource.password=p\\\\q",
+            "# the shop\r\nserver.port=8080\r\nspring.datasource.url = jdbc\\:postgresql\\://h.example/shop\r\n\
+             spring.datasource.username = a\r\nspring.datasource.password = p\\u005cq\r\nspring.jpa.open-in-view=false",
+            "spring:\n  datasource:\n    url: jdbc:postgresql://h.example/shop?user=a&password=p%5Cq\n    hikari:\n",
+            "SPRING_DATASOURCE_URL=jdbc:postgresql://h.example/shop\nSPRING_DATASOURCE_USERNAME=a\nSPRING_DATASOURCE_PASSWORD=\"pq\"",
+            "PGHOST='h.example'\nPGDATABASE='shop'\nPGUSER='a'\nPGPASSWORD='pq'\nPGSSLMODE='require'\nPGCHANNELBINDING='require'",
+            "APP_NAME=x\nDB_CONNECTION=pgsql\nDB_HOST=h.example\nDB_PORT=5432\nDB_DATABASE=shop\nDB_USERNAME=a\nDB_PASSWORD=pq\nPORT=80",
+            "username = a\npassword = pq\nhost = h.example\nport = 5432\ndatabase = shop\nsslmode = require",
+            "{\n  \"host\": \"h.example\",\n  \"port\": 5432,\n  \"dbname\": \"shop\",\n  \"username\": \"a\",\n  \"password\": \"pq\"\n}",
+            "APP_NAME=x\nSHOP_DSN='postgres://a:pq@h.example/shop'",
+            "# pooled\nDATABASE_URL=\"postgres://a:pq@h.example/shop\"\n",
+        ] {
+            let target = parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert_eq!((target.engine, target.port), (Engine::Postgresql, 5432), "{text}");
+            assert_eq!((target.host.as_str(), target.database.as_str()), ("h.example", "shop"), "{text}");
+            let password = if text.contains('\\') || text.contains("%5C") { "p\\q" } else { "pq" };
+            assert_eq!((target.username.as_str(), target.password.expose_secret()), ("a", password), "{text}");
+        }
+        for (text, code, says) in [
+            (
+                "DATABASE_URL=postgres://a:b@h.example/d\nDIRECT_URL=postgres://a:b@h.example/d",
+                "several-lines",
+                "more than one",
+            ),
+            ("DATABASE_URL=postgres://a:b@h.example/d\nPGHOST=h.example", "several-lines", "more than one"),
+            ("DB_URL=postgres://a:b@h.example/d\nDB_URL=postgres://a:b@h.example/d", "several-lines", "more than one"),
+            ("APP_NAME=x\nMAIL_PASSWORD=y", "several-lines", "none is known"),
+            ("DB_HOST=h.example\nDB_PASSWORD=p\\q", "several-lines", "the password has"),
+            ("DB_HOST=h.example\nDB_PASSWORD=p #q", "several-lines", "the password has"),
+            ("DB_HOST=h.example\nDB_PASSWORD=${SEKRET:x}", "placeholder", "password"),
+            ("DB_HOST=h.example\nDB_DATABASE=d\nDB_USERNAME=a", "required", "postgresql or mysql"),
+            ("DB_URL=postgres://a:b@h.example/d\nDB_PASSWORD=c", "parameter", "twice"),
+            ("postgres://a:b@h.example\n/d", "malformed", "one line"),
+        ] {
+            let (found, detail) = refusal(text);
+            assert_eq!(found, code, "{text}: {detail}");
+            assert!(detail.contains(says), "{text}: {detail}");
+        }
+    }
+
+    #[test]
     fn letters_of_any_script_are_no_trouble() {
         for text in
             ["postgres://a:b@zoë.example/d", "postgres://a:b@ñ/d", "é", "jdbcé://a", "postgres://é:é@é.example/é"]
@@ -260,4 +592,135 @@ mod tests {
             assert!(!detail.contains("hunter") && !detail.contains("user1"), "{text}: {detail}");
         }
     }
+
+    /// What is printable, with more of what means something somewhere.
+    fn written(least: usize) -> impl Strategy<Value = String> {
+        let letter =
+            prop::sample::select("aB7 \"'`;%=\\@:/?#&+{}()[]$,.\u{e9}\u{4e2d}\u{1f600}".chars().collect::<Vec<_>>());
+        let odd = prop::collection::vec(letter, least..24).prop_map(String::from_iter);
+        let any = proptest::string::string_regex(&format!("\\\\PC{{{least},24}}")).expect("a pattern");
+        odd.boxed().prop_union(any.boxed())
+    }
+
+    fn encoded(text: &str) -> String {
+        percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
+    }
+
+    /// As each form writes what is quoted in it.
+    fn writings(user: &str, password: &str, database: &str) -> Vec<String> {
+        let libpq = |text: &str| format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"));
+        let ado = |quote: &str, text: &str| format!("{quote}{}{quote}", text.replace(quote, &quote.repeat(2)));
+        let [u, p, d] = [user, password, database].map(encoded);
+        let [lu, lp, ld] = [user, password, database].map(libpq);
+        let mut writings = vec![
+            format!("postgres://{u}:{p}@h.example:5432/{d}"),
+            format!("DATABASE_URL=\"mysql://{u}:{p}@h.example/{d}?charset=utf8\""),
+            format!("jdbc:postgresql://h.example/{d}?user={u}&password={p}"),
+            format!("host=h.example user={lu} dbname={ld} password={lp}"),
+            format!("pgsql:host=h.example;dbname={ld};user={lu};password={lp}"),
+        ];
+        let [du, dp, dd] = [user, password, database].map(|text| text.replace(';', ";;"));
+        writings.push(format!("mysql:host=h.example;dbname={dd};user={du};password={dp};charset=utf8"));
+        for quote in ["\"", "'"] {
+            let [u, p, d] = [user, password, database].map(|text| ado(quote, text));
+            writings.push(format!("Host=h.example;Username={u};Password={p};Database={d};Pooling=true"));
+            writings.push(format!("Password={p};Server=h.example;Uid={u};Database={d}"));
+        }
+        writings
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_by_the_rules_of_a_form_is_read_as_it_was(
+            user in written(1), password in written(1), database in written(1)
+        ) {
+            prop_assume!(![&user, &password, &database].into_iter().any(|text| is_gap(text)));
+            for text in writings(&user, &password, &database) {
+                let target = match parse(&text) {
+                    Ok(target) => target,
+                    Err(error) => panic!("{text}: {error}"),
+                };
+                prop_assert_eq!(target.host.as_str(), "h.example", "{}", &text);
+                prop_assert_eq!((&target.username, &target.database), (&user, &database), "{}", &text);
+                prop_assert_eq!(target.password.expose_secret(), &password, "{}", &text);
+            }
+        }
+
+        #[test]
+        fn no_text_panics_and_no_refusal_repeats_the_password(
+            parts in prop::collection::vec(prop::sample::select(FRAGMENTS), 1..12), noise in any::<String>(), at in 0..12_usize
+        ) {
+            let mut parts = parts;
+            let place = at.min(parts.len());
+            parts.insert(place, NEEDLE);
+            let text = parts.concat();
+            for text in [&text, &format!("{text}{noise}"), &format!("{noise}{text}"), &noise] {
+                for engine in [None, Some(Engine::Mysql)] {
+                    if let Err(error) = Target::from_url(&text.clone().into(), engine, None, None) {
+                        prop_assert!(!format!("{error:?}").to_lowercase().contains(NEEDLE), "{text}: {error:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    const NEEDLE: &str = "hunter2needle";
+
+    /// Of every form, so that chance comes far into each.
+    const FRAGMENTS: &[&str] = &[
+        "postgres://",
+        "mysql://",
+        "jdbc:",
+        "mysql:",
+        "pgsql:",
+        "a:",
+        "a",
+        "@",
+        "h.example",
+        ":5432",
+        "/d",
+        "/",
+        "?",
+        "&",
+        "=",
+        ";",
+        "\n",
+        " ",
+        "#",
+        "%",
+        "%2F",
+        "'",
+        "\"",
+        "\\",
+        "{",
+        "}",
+        "(",
+        ")",
+        "[",
+        "]",
+        ",",
+        "$",
+        "user=",
+        "password=",
+        "host=h.example",
+        "dbname=d",
+        "sslmode=",
+        "ssl=",
+        "options=",
+        "schema=",
+        "port=",
+        "target_session_attrs=",
+        "Host=h.example;",
+        "Username=a;",
+        "Password=",
+        "Database=d;",
+        "tcp(",
+        ")/d",
+        "export ",
+        "PGPASSWORD=",
+        "DB_HOST=h.example\n",
+        "DB_PASSWORD=",
+        "spring.datasource.url=",
+        "psql ",
+    ];
 }

@@ -10,21 +10,31 @@ use super::AT;
 pub(super) struct AskedTls {
     pub(super) mode: Option<TlsMode>,
     pub(super) switch: Option<TlsMode>,
+    /// Whether the certificate is checked, where that is said by itself.
+    pub(super) is_checked: Option<bool>,
 }
 
 impl AskedTls {
-    pub(super) fn say(told: &mut Option<TlsMode>, mode: TlsMode) -> Result<(), TargetError> {
-        match told.replace(mode) {
-            Some(before) if before != mode => Err(contradictory_tls()),
+    pub(super) fn say<T: PartialEq + Copy>(told: &mut Option<T>, what: T) -> Result<(), TargetError> {
+        match told.replace(what) {
+            Some(before) if before != what => Err(contradictory_tls()),
             _ => Ok(()),
         }
     }
 
     pub(super) fn settle(self) -> Result<Option<TlsMode>, TargetError> {
-        match (self.mode, self.switch) {
-            (Some(TlsMode::Disable), Some(switch)) if switch != TlsMode::Disable => Err(contradictory_tls()),
-            (Some(mode), Some(TlsMode::Disable)) if mode != TlsMode::Disable => Err(contradictory_tls()),
-            (mode, switch) => Ok(mode.or(switch)),
+        let asked = match (self.mode, self.switch) {
+            (Some(TlsMode::Disable), Some(switch)) if switch != TlsMode::Disable => return Err(contradictory_tls()),
+            (Some(mode), Some(TlsMode::Disable)) if mode != TlsMode::Disable => return Err(contradictory_tls()),
+            (mode, switch) => mode.or(switch),
+        };
+        match (asked, self.is_checked) {
+            (None | Some(TlsMode::Require), Some(true)) => Ok(Some(TlsMode::VerifyFull)),
+            (Some(TlsMode::VerifyCa | TlsMode::VerifyFull), Some(false)) if self.mode.is_some() => {
+                Err(contradictory_tls())
+            }
+            (None | Some(TlsMode::VerifyCa | TlsMode::VerifyFull), Some(false)) => Ok(Some(TlsMode::Require)),
+            (asked, _) => Ok(asked),
         }
     }
 }
@@ -39,26 +49,52 @@ fn contradictory_tls() -> TargetError {
 
 /// How much of TLS, in the words of either engine's clients.
 pub(super) fn read_mode(text: &str) -> Result<TlsMode, TargetError> {
-    match text.to_ascii_lowercase().replace('_', "-").as_str() {
-        "disable" | "disabled" => Ok(TlsMode::Disable),
-        "require" | "required" => Ok(TlsMode::Require),
-        "verify-ca" => Ok(TlsMode::VerifyCa),
-        "verify-full" | "verify-identity" => Ok(TlsMode::VerifyFull),
-        "prefer" | "preferred" | "allow" => Err(invalid(
-            AT,
-            "sslmode",
-            "sslmode must not leave it to chance whether the connection is encrypted; use require or verify-full",
-        )),
-        _ => Err(invalid(AT, "sslmode", "sslmode must be disable, require, verify-ca or verify-full")),
+    of_word(text)
+        .unwrap_or_else(|| Err(invalid(AT, "sslmode", "sslmode must be disable, require, verify-ca or verify-full")))
+}
+
+/// Whether TLS is switched on, or how much of it, as drivers of JavaScript, Java and Go say it.
+pub(super) fn read_switch(value: &str, name: &str) -> Result<TlsMode, TargetError> {
+    match value.trim().to_ascii_lowercase().as_str() {
+        // Switched on without another word: as where nothing is said, the certificate is checked.
+        "true" | "1" | "on" | "yes" => Ok(TlsMode::VerifyFull),
+        "skip-verify" => Ok(TlsMode::Require),
+        "false" | "0" | "off" | "no" => Ok(TlsMode::Disable),
+        _ => of_word(value).or_else(|| of_json(value).map(Ok)).unwrap_or_else(|| {
+            Err(invalid(AT, "sslmode", format!("{name} is not understood; write sslmode=verify-full, or require")))
+        }),
     }
 }
 
-pub(super) fn read_switch(value: &str, name: &str) -> Result<TlsMode, TargetError> {
-    match value.to_ascii_lowercase().replace(' ', "").as_str() {
-        // Switched on without another word: as where nothing is said, the certificate is checked.
-        "true" | "1" | "strict" | "verify-full" | "{\"rejectunauthorized\":true}" => Ok(TlsMode::VerifyFull),
-        "require" | "accept_invalid_certs" | "{\"rejectunauthorized\":false}" => Ok(TlsMode::Require),
-        "false" | "0" | "disable" => Ok(TlsMode::Disable),
-        _ => Err(invalid(AT, "sslmode", format!("{name} is not understood; write sslmode=verify-full, or require"))),
+fn of_word(text: &str) -> Option<Result<TlsMode, TargetError>> {
+    Some(Ok(match text.trim().to_ascii_lowercase().replace(['-', '_', ' '], "").as_str() {
+        "disable" | "disabled" | "none" => TlsMode::Disable,
+        "require" | "required" | "noverify" | "trust" => TlsMode::Require,
+        "verifyca" => TlsMode::VerifyCa,
+        "verifyfull" | "verifyidentity" => TlsMode::VerifyFull,
+        "prefer" | "preferred" | "allow" => {
+            return Some(Err(invalid(
+                AT,
+                "sslmode",
+                "sslmode must not leave it to chance whether the connection is encrypted; use require or verify-full",
+            )));
+        }
+        _ => return None,
+    }))
+}
+
+/// What mysql2 is given: `{"rejectUnauthorized":true}`, which is what it does without a word. Older TLS than 1.2 is never spoken.
+fn of_json(text: &str) -> Option<TlsMode> {
+    let said: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text).ok()?;
+    let mut mode = TlsMode::VerifyFull;
+    for (name, value) in said {
+        match (name.as_str(), value) {
+            ("rejectUnauthorized", serde_json::Value::Bool(is_checked)) => {
+                mode = if is_checked { TlsMode::VerifyFull } else { TlsMode::Require };
+            }
+            ("minVersion", serde_json::Value::String(version)) if version != "TLSv1.3" => {}
+            _ => return None,
+        }
     }
+    Some(mode)
 }

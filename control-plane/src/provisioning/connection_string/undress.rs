@@ -2,10 +2,15 @@
 
 use super::super::target::{TargetError, invalid};
 use super::AT;
+use super::ado::is_ado;
 use super::keywords::{KEYWORDS, is_keywords};
+use super::pdo::is_pdo;
 
 /// Programs that a line of a shell begins with, when a connection is copied out of instructions.
 const PROGRAMS: [&str; 8] = ["psql", "pg_dump", "pg_restore", "pgcli", "mysql", "mysqldump", "mariadb", "mycli"];
+
+/// What drivers of Java begin their strings with, some with a driver around the driver.
+const OF_JAVA: [&str; 4] = ["jdbc:aws-wrapper:", "jdbc:", "r2dbc:pool:", "r2dbc:"];
 
 /// Takes off what a string is pasted with: `export DATABASE_URL="…";`, `DATABASE_URL: …`, `psql "…"`, `jdbc:`.
 pub(super) fn undress(text: &str) -> Result<&str, TargetError> {
@@ -16,17 +21,19 @@ pub(super) fn undress(text: &str) -> Result<&str, TargetError> {
         if matches!(name, "PGPASSWORD" | "MYSQL_PWD") {
             return Err(shell_line());
         }
-        let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-        if is_name && !KEYWORDS.contains(&name) {
+        let is_name =
+            !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
+        if is_name && !KEYWORDS.contains(&name) && !is_ado(text) {
             text = value.trim_start();
         }
     }
     text = without_yaml_name(text);
-    // There it may be the end of the password.
-    if !is_keywords(text) {
-        text = text.trim_end_matches([';', ',']).trim_end();
+    let closed = text.trim_end_matches([';', ',']).trim_end();
+    let inner = unquoted(closed);
+    // Where nothing is around it, it may be the end of the password.
+    if inner.len() < closed.len() || !(is_keywords(text) || is_ado(text) || is_pdo(text)) {
+        text = inner;
     }
-    text = unquoted(text);
     if let Some((program, rest)) = text.split_once(char::is_whitespace)
         && PROGRAMS.contains(&program)
     {
@@ -39,10 +46,10 @@ pub(super) fn undress(text: &str) -> Result<&str, TargetError> {
         }
         text = inner;
     }
-    Ok(match text.get(..5) {
-        Some(prefix) if prefix.eq_ignore_ascii_case("jdbc:") => &text[5..],
-        _ => text,
-    })
+    let of_java = OF_JAVA.iter().find_map(|prefix| {
+        text.get(..prefix.len()).filter(|start| start.eq_ignore_ascii_case(prefix)).map(|start| &text[start.len()..])
+    });
+    Ok(of_java.unwrap_or(text))
 }
 
 fn shell_line() -> TargetError {
@@ -54,7 +61,7 @@ fn shell_line() -> TargetError {
     )
 }
 
-fn unquoted(text: &str) -> &str {
+pub(super) fn unquoted(text: &str) -> &str {
     let inner = |quote| text.strip_prefix(quote).and_then(|text| text.strip_suffix(quote));
     ['"', '\'', '`'].into_iter().find_map(inner).map_or(text, str::trim)
 }

@@ -1,84 +1,97 @@
 //! A connection as a URL.
 
-use kernel::Engine;
 use percent_encoding::percent_decode_str;
-use url::Url;
+use url::form_urlencoded;
 
-use super::super::target::{TargetError, TargetFields, invalid};
+use super::super::target::{TargetError, invalid};
 use super::gap::{is_gap, placeholder};
-use super::parameters::{is_name, take_parameter};
-use super::tls::AskedTls;
+use super::parameters::{Meaning, meaning_of};
+use super::parts::Parts;
+use super::scheme::{engine_of, of_other};
 use super::{AT, several_hosts, socket};
 
-pub(super) fn read_url(text: &str, asked: &mut AskedTls) -> Result<TargetFields, TargetError> {
+/// How what would end a part of a URL is written in one.
+const RESERVED: &str = "a / ? or # of the password is written %2F %3F %23";
+
+/// Of what follows the `?` and is no parameter; a password with a question mark ends there, too.
+pub(super) const UNKNOWN: &str =
+    "what follows the ? is no parameter that is known here; leave it out, and write a ? of the password as %3F";
+
+pub(super) fn read_url(text: &str, parts: &mut Parts) -> Result<(), TargetError> {
     let Some((scheme, rest)) = text.split_once("://") else {
-        return Err(invalid(AT, "malformed", "expected postgres://user:password@host:5432/database, or mysql://…"));
+        let scheme = text.split_once(':').map_or(text, |(scheme, _)| scheme);
+        return Err(of_other(scheme).unwrap_or_else(|| {
+            invalid(AT, "malformed", "expected postgres://user:password@host:5432/database, or mysql://…")
+        }));
     };
-    let engine = engine_of(scheme)?;
-    check_authority(rest)?;
-    // Of the scheme nothing more is needed; the drivers' own would be parsed by rules of their own.
-    let url = Url::parse(&format!("db://{rest}")).map_err(|error| {
-        let detail = match error {
-            url::ParseError::InvalidPort => "the port is no number; a / ? or # of the password is written %2F %3F %23",
-            _ => "host or port cannot be read; a / ? or # of the password is written %2F %3F %23",
-        };
-        invalid(AT, "malformed", detail)
-    })?;
-    if url.fragment().is_some() {
+    parts.engine = Some(engine_of(scheme)?);
+    // Split by hand: a parser of URLs would not say which part it does not understand, and takes no URL without a host, whose host
+    // may follow as a parameter.
+    if rest.contains('#') {
         return Err(invalid(AT, "malformed", "a # of the password is written %23"));
     }
-    let host = url.host_str().unwrap_or_default();
-    let mut fields = TargetFields {
-        engine,
-        host: Some(decode(host.trim_start_matches('[').trim_end_matches(']'), "host")?),
-        port: url.port(),
-        username: Some(decode(url.username(), "user")?),
-        password: Some(decode(url.password().unwrap_or_default(), "password")?.into()),
-        database: Some(decode(url.path().strip_prefix('/').unwrap_or_default(), "database")?),
-        tls: None,
-        ca_pem: None,
-    };
-    check_escapes(url.query().unwrap_or_default())?;
-    for (name, value) in url.query_pairs() {
-        take_parameter(&mut fields, asked, &name, &value)?;
+    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
+    let (login, place) = authority.rsplit_once('@').unwrap_or(("", authority));
+    if !authority.contains('@') && database.contains('@') {
+        return Err(invalid(AT, "malformed", RESERVED));
     }
-    Ok(fields)
+    let (user, password) = login.split_once(':').unwrap_or((login, ""));
+    let (host, port) = read_place(place)?;
+    parts.take_part("host", Meaning::Host, &decode(host, "host")?)?;
+    parts.take_part("port", Meaning::Port, port)?;
+    parts.take_part("user", Meaning::User, &decode(user, "user")?)?;
+    parts.take_part("password", Meaning::Password, &decode(password, "password")?)?;
+    parts.take_part("database", Meaning::Database, &decode(database, "database")?)?;
+    read_query(query, parts)
 }
 
-/// The engine that a scheme names, also as frameworks write it (`postgresql+psycopg`, `mysql2`).
-fn engine_of(scheme: &str) -> Result<Engine, TargetError> {
-    let scheme = scheme.to_ascii_lowercase();
-    match scheme.split_once('+').map_or(scheme.as_str(), |(scheme, _driver)| scheme) {
-        "postgres" | "postgresql" | "postgis" => Ok(Engine::Postgresql),
-        "mysql" | "mysql2" | "mariadb" => Ok(Engine::Mysql),
-        "http" | "https" => Err(invalid(
-            AT,
-            "scheme",
-            "is the address of a page or an API; copy the database's connection string, which begins with postgres:// or mysql://",
-        )),
-        _ => Err(invalid(AT, "scheme", "the scheme must be postgres:// or mysql://: no other database is supported")),
-    }
-}
-
-/// What [`Url`] would not name: several hosts, and a socket in place of one.
-fn check_authority(rest: &str) -> Result<(), TargetError> {
-    let authority = rest.split(['/', '?']).next().unwrap_or_default();
-    let place = authority.rsplit_once('@').map_or(authority, |(_, place)| place);
-    if place.contains(',') {
-        return Err(several_hosts());
-    }
-    let end = if place.starts_with('[') { place.find(']').map(|at| at + 1) } else { place.find(':') };
-    let host = end.map_or(place, |end| &place[..end]);
-    if is_gap(host) {
-        return Err(placeholder("host"));
-    }
-    if place.starts_with('/') || place.get(..3).is_some_and(|start| start.eq_ignore_ascii_case("%2f")) {
-        return Err(socket());
+/// What stands behind the `?`, also where it was copied out of XML.
+pub(super) fn read_query(query: &str, parts: &mut Parts) -> Result<(), TargetError> {
+    check_escapes(query)?;
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        parts.take(name.strip_prefix("amp;").unwrap_or(&name), &value)?;
     }
     Ok(())
 }
 
-fn decode(part: &str, what: &str) -> Result<String, TargetError> {
+/// Host and port, and by their names what they are not: several hosts, a socket, what a panel put in their place.
+fn read_place(place: &str) -> Result<(&str, &str), TargetError> {
+    if place.contains(',') {
+        return Err(several_hosts());
+    }
+    let (host, behind) = match place.find(']') {
+        Some(end) if place.starts_with('[') => place.split_at(end + 1),
+        _ => place.find(':').map_or((place, ""), |at| place.split_at(at)),
+    };
+    if is_gap(host) {
+        return Err(placeholder("host"));
+    }
+    if host.get(..3).is_some_and(|start| start.eq_ignore_ascii_case("%2f")) {
+        return Err(socket());
+    }
+    if place.contains(['(', ')']) {
+        return Err(invalid(AT, "host", "the host stands in brackets; write host:port without them"));
+    }
+    let port = match behind.strip_prefix(':') {
+        Some(port) => port,
+        None if behind.is_empty() => "",
+        None => return Err(invalid(AT, "malformed", format!("host or port cannot be read; {RESERVED}"))),
+    };
+    if is_gap(port) {
+        return Err(placeholder("port"));
+    }
+    if port.contains(':') && place.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b':') {
+        return Err(invalid(AT, "malformed", "an IPv6 address stands in [brackets]"));
+    }
+    if port.bytes().all(|byte| byte.is_ascii_digit()) {
+        Ok((host.trim_start_matches('[').trim_end_matches(']'), port))
+    } else {
+        Err(invalid(AT, "malformed", format!("the port is no number; {RESERVED}")))
+    }
+}
+
+pub(super) fn decode(part: &str, what: &str) -> Result<String, TargetError> {
     let is_escape = |rest: &str| rest.len() >= 2 && rest.as_bytes()[..2].iter().all(u8::is_ascii_hexdigit);
     if !part.split('%').skip(1).all(is_escape) {
         return Err(invalid(AT, "percent-encoding", format!("a % of the {what} is written %25")));
@@ -93,10 +106,9 @@ fn decode(part: &str, what: &str) -> Result<String, TargetError> {
 fn check_escapes(query: &str) -> Result<(), TargetError> {
     for pair in query.split('&') {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let name = name.to_ascii_lowercase();
-        decode(&name, "part behind the ?")?;
+        decode(name, "part behind the ?")?;
         // What is no parameter may be the end of a password.
-        decode(value, if is_name(&name) { &name } else { "part behind the ?" })?;
+        decode(value, meaning_of(name).map_or("part behind the ?", |(name, _)| name))?;
     }
     Ok(())
 }
