@@ -4,7 +4,7 @@ use integration_tests::TestMariaDb;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 
-use crate::doctor::{app, expect_failure, expect_ok, said, test_url};
+use crate::doctor::{app, expect_failure, expect_ok, said, test, test_url};
 use crate::faults::run;
 
 /// With everything in it that means something in a string.
@@ -31,9 +31,29 @@ async fn a_string_is_understood_whatever_it_is_pasted_with() {
         format!("psql \"{url}\""),
         format!("jdbc:postgresql://127.0.0.1:{port}/{name}?user={name}&password={ENCODED}"),
         format!("host=127.0.0.1 port={port} dbname={name} user={name} password='{quoted}'"),
+        format!("pgsql:host=127.0.0.1;port={port};dbname={name};user={name};password='{quoted}'"),
+        format!("Host=127.0.0.1;Port={port};Database={name};Username={name};Password={PASSWORD};Pooling=true"),
+        format!(
+            "spring.datasource.url=jdbc:postgresql://127.0.0.1:{port}/{name}\nspring.datasource.username={name}\n\
+             spring.datasource.password={}\n",
+            PASSWORD.replace('\\', "\\\\")
+        ),
+        format!(
+            "{url}?options=endpoint%3Dep-cool-1&channel_binding=require&target_session_attrs=read-write&schema=public"
+        ),
     ] {
         expect_ok(&test_url(&owner, &text).await);
     }
+
+    let parts = json!({
+        "engine": "postgres", "host": "127.0.0.1", "port": port, "database": name, "username": name, "password": PASSWORD
+    });
+    expect_ok(&test(&owner, parts.clone()).await);
+    let mut misplaced = parts;
+    misplaced["host"] = json!(format!("127.0.0.1:{port}"));
+    let report = test(&owner, misplaced).await;
+    expect_failure(&report, "parse", "host");
+    assert!(said(&report, "parse", "detail").contains("the port goes into port"), "{report}");
 
     let mariadb = TestMariaDb::create().await;
     let mut admin = mariadb.admin().await;
@@ -44,6 +64,14 @@ async fn a_string_is_understood_whatever_it_is_pasted_with() {
     let url = format!("{login}:{ENCODED}@127.0.0.1:{}/{login}", mariadb.port());
     for scheme in ["mysql", "jdbc:mysql", "DB_URL: mysql2", "mariadb"] {
         expect_ok(&test_url(&owner, &format!("{scheme}://{url}")).await);
+    }
+    let port = mariadb.port();
+    for text in [
+        format!("{login}:{PASSWORD}@tcp(127.0.0.1:{port})/{login}?parseTime=true"),
+        format!("mysql:host=127.0.0.1;port={port};dbname={login};user={login};password={PASSWORD};charset=utf8mb4"),
+        format!("Server=127.0.0.1;Port={port};Database={login};Uid={login};Pwd={PASSWORD};"),
+    ] {
+        expect_ok(&test(&owner, json!({ "engine": "mariadb", "connectionString": text })).await);
     }
 }
 
@@ -66,6 +94,15 @@ async fn what_is_not_understood_is_named_by_its_part_and_not_repeated() {
         ("jdbc:postgresql://h.example/d?user=hunter1&password=hunter2%zz", "percent-encoding", "password"),
         ("postgres://hunter1:hunter2%zz@h.example/d", "percent-encoding", "password"),
         ("postgres://hunter1:hunter2@h.example/d?hunter3%zz", "percent-encoding", "behind the ?"),
+        ("postgres://hunter1:hunter2@h.example/d?schema=hunter3&sslkey=hunter4", "parameter", "schema tenantry"),
+        ("postgres://hunter1:hunter2@h.example/d?target_session_attrs=standby", "parameter", "has to write"),
+        ("postgres://hunter1:hunter2@h.example:99999/d", "port", "1 to 65535"),
+        ("jdbc:mysql:loadbalance://h1,h2/d?user=hunter1", "scheme", "the primary"),
+        ("mysql:host=h.example;dbname=hunter1", "required", "user=…"),
+        ("Host=h.example;Database=d;Username=a;Password=hunter1;hunter2", "malformed", "in quotes"),
+        ("Server=h.example;Database=d;User Id=a;Password=hunter1", "required", "postgresql or mysql"),
+        ("Driver={MySQL};Server=h.example;Database=d;Uid=a;Pwd=hunter1", "odbc", "one by one"),
+        ("DB_HOST=h.example\nDB_PASSWORD=hunter1\\hunter2", "several-lines", "one by one"),
     ] {
         let report = test_url(&owner, text).await;
         expect_failure(&report, "parse", code);
@@ -74,5 +111,5 @@ async fn what_is_not_understood_is_named_by_its_part_and_not_repeated() {
     }
     // Of another engine than the one that is said beside it.
     let body = json!({ "engine": "mysql", "connectionString": "host=h.example dbname=d user=a password=b" });
-    expect_failure(&crate::doctor::test(&owner, body).await, "parse", "contradiction");
+    expect_failure(&test(&owner, body).await, "parse", "contradiction");
 }

@@ -17,6 +17,7 @@ use crate::cx::Cx;
 use crate::http::auth::Ops;
 use crate::identity;
 use crate::identity::routes::UserView;
+use crate::provisioning::routes::EngineBody;
 use crate::servers::{self, NewServer, Server, ServerStatus};
 use crate::stores::{self, Store};
 
@@ -105,7 +106,7 @@ pub struct ServerAddBody {
     #[schema(example = "eu-1")]
     name: String,
     /// Left out, the URL says it.
-    engine: Option<Engine>,
+    engine: Option<EngineBody>,
     /// The administrator's: `postgres://admin:password@host:5432/postgres`, or `mysql://…/mysql`. It is sealed at once. Without an `sslmode`, a
     /// host at a private address is spoken to without TLS, and any other as with `sslmode=verify-full`.
     #[schema(value_type = String, format = Password)]
@@ -138,6 +139,7 @@ async fn ops_server_add(
     Json(body): Json<ServerAddBody>,
 ) -> Result<(StatusCode, Json<ServerView>), Problem> {
     let ServerAddBody { name, engine, url, region, max_stores, max_connections } = body;
+    let engine = engine.map(Into::into);
     let new = NewServer { name, engine, url, region, max_stores, max_connections };
     let server = servers::add(&cx, Actor::User(ops.by.user.id), new).await?;
     Ok((StatusCode::CREATED, Json(server.into())))

@@ -34,6 +34,28 @@ pub fn router() -> OpenApiRouter<Cx> {
         .routes(routes!(provisioning_cancel))
 }
 
+/// The kind of server that holds a store's database. `postgres` is taken for `postgresql`, and `mariadb` for `mysql`, which is what
+/// answers say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EngineBody {
+    /// PostgreSQL.
+    #[serde(alias = "postgres")]
+    Postgresql,
+    /// MySQL or MariaDB.
+    #[serde(alias = "mariadb")]
+    Mysql,
+}
+
+impl From<EngineBody> for Engine {
+    fn from(engine: EngineBody) -> Self {
+        match engine {
+            EngineBody::Postgresql => Self::Postgresql,
+            EngineBody::Mysql => Self::Mysql,
+        }
+    }
+}
+
 /// How much of TLS is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -68,9 +90,10 @@ pub struct ConnectBody {
     managed: Option<bool>,
     /// Where a managed database shall be, as ops named it.
     region: Option<String>,
-    /// Of a managed database `postgresql` when left out; a connection string says it itself.
-    engine: Option<Engine>,
-    /// `postgres://user:password@host:5432/database?sslmode=verify-full`, or `mysql://…`; reserved characters percent-encoded.
+    /// Of a managed database `postgresql` when left out; a connection string mostly says it itself.
+    engine: Option<EngineBody>,
+    /// `postgres://user:password@host:5432/database?sslmode=verify-full`, or `mysql://…`; reserved characters percent-encoded. Or
+    /// what a driver is given: of JDBC, libpq (`host=… dbname=…`), PDO, ADO.NET or Go, and lines such as `DB_HOST=…` of one file.
     #[schema(value_type = Option<String>, format = Password)]
     connection_string: Option<SecretString>,
     host: Option<String>,
@@ -154,7 +177,7 @@ impl ConnectBody {
                 let region = self.region.map(|region| text::one_line(&region, 63)).transpose();
                 let region =
                     region.map_err(|error| BodyError::Body(Problem::invalid().field("/region", "text", error)))?;
-                let engine = self.engine.unwrap_or(Engine::Postgresql);
+                let engine = self.engine.map_or(Engine::Postgresql, Into::into);
                 Ok((NewDatabase::Managed { engine, region }, demo))
             }
             (true, _) => refused("/managed", "a managed database takes no connection of yours"),
@@ -168,12 +191,12 @@ impl ConnectBody {
                 refused("/connectionString", "give the connection string or its parts, not both")
             }
             (false, Some(text)) => {
-                let target = Target::from_url(&text, self.engine, tls, self.ca_pem)?;
+                let target = Target::from_url(&text, self.engine.map(Into::into), tls, self.ca_pem)?;
                 Ok((NewDatabase::Brought(target.for_store()?), demo))
             }
             (false, None) => {
                 let Self { engine, host, port, username, password, database, ca_pem, .. } = self;
-                let engine = engine.unwrap_or(Engine::Postgresql);
+                let engine = engine.map_or(Engine::Postgresql, Into::into);
                 let fields = TargetFields { engine, host, port, username, password, database, tls, ca_pem };
                 Ok((NewDatabase::Brought(Target::from_fields(fields)?.for_store()?), demo))
             }
@@ -185,8 +208,9 @@ impl ConnectBody {
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CredentialsBody {
-    engine: Option<Engine>,
-    /// `postgres://user:password@host:5432/database?sslmode=verify-full`, or `mysql://…`; reserved characters percent-encoded.
+    engine: Option<EngineBody>,
+    /// `postgres://user:password@host:5432/database?sslmode=verify-full`, or `mysql://…`; reserved characters percent-encoded. Or
+    /// what a driver is given, as for connecting a database.
     #[schema(value_type = Option<String>, format = Password)]
     connection_string: Option<SecretString>,
     host: Option<String>,
@@ -217,7 +241,7 @@ impl CredentialsBody {
             allows_fewer_rows,
         } = self;
         // A connection string says it itself.
-        let engine = engine.or_else(|| connection_string.is_none().then_some(Engine::Postgresql));
+        let engine = engine.or_else(|| connection_string.is_none().then_some(EngineBody::Postgresql));
         let (managed, region, demo_products) = (None, None, None);
         let body = ConnectBody {
             managed,
