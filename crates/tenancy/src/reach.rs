@@ -5,14 +5,24 @@
 //! also what the certificate must be for, and resolve it themselves; but they speak TLS over a local socket too. The way of
 //! such a connection is therefore a socket in a folder that only we may enter, and a task that carries bytes between it and
 //! the address. It costs a copy of every byte, which beside the public internet is nothing.
+//!
+//! The way also counts what the server says until we are logged in: a driver keeps what a server announces for as long as it
+//! comes. It does not bound what a driver sets aside for a mere announcement, which the way cannot see inside TLS. MySQL's sets
+//! aside 16 MiB at most. PostgreSQL's takes five bytes for up to 4 GiB: of addresses only without TLS, but with TLS it fills
+//! them with zeros in one go, which no time limit interrupts.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use kernel::address::{is_off_limits, is_public};
-use tokio::io::{AsyncWriteExt as _, copy};
+use tokio::io::{AsyncRead, AsyncWriteExt as _, ReadBuf, copy};
+use tokio::net::tcp::OwnedReadHalf;
 use tokio::net::{TcpStream, UnixListener, UnixStream, lookup_host};
 use tokio::time::timeout;
 
@@ -20,6 +30,8 @@ use tokio::time::timeout;
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the server may take to say its last after we have.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How much a server may say before we are logged in. The longest of it is a chain of certificates, of some kilobytes.
+const LOGIN_LIMIT: usize = 1024 * 1024;
 
 /// Where connections may lead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,9 +87,65 @@ impl Reach {
     }
 }
 
+/// How a login stands, between whoever logs in and the way that it takes.
+#[derive(Default)]
+pub(crate) struct Login(AtomicU8);
+
+impl Login {
+    const UNDER_WAY: u8 = 0;
+    const DONE: u8 = 1;
+    const CUT: u8 = 2;
+
+    /// Lets the server say what it wants from now on; false when it has said too much before.
+    pub(crate) fn end(&self) -> bool {
+        self.leave(Self::DONE)
+    }
+
+    /// Whether the server said too much.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.0.load(Ordering::Acquire) == Self::CUT
+    }
+
+    fn is_under_way(&self) -> bool {
+        self.0.load(Ordering::Acquire) == Self::UNDER_WAY
+    }
+
+    fn cut(&self) -> bool {
+        self.leave(Self::CUT)
+    }
+
+    fn leave(&self, to: u8) -> bool {
+        self.0.compare_exchange(Self::UNDER_WAY, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+}
+
+/// What a server says, which fails when it is too much for a login.
+struct Counted {
+    server: OwnedReadHalf,
+    left: usize,
+    login: Arc<Login>,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = into.filled().len();
+        ready!(Pin::new(&mut self.server).poll_read(cx, into))?;
+        if self.login.is_under_way() {
+            let said = into.filled().len() - before;
+            match self.left.checked_sub(said) {
+                Some(left) => self.left = left,
+                None if self.login.cut() => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
+                None => {}
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 /// A connection to a checked address, which a driver finds as a socket in the file system.
 pub(crate) struct Way {
     server: TcpStream,
+    login: Arc<Login>,
     listener: UnixListener,
     socket: PathBuf,
     _folder: Folder,
@@ -91,7 +159,7 @@ impl Way {
         let (folder, listener, socket) = Self::listen(port).inspect_err(|error| {
             tracing::error!("no way to a database can be made in {}: {error}", std::env::temp_dir().display());
         })?;
-        Ok(Self { server, listener, socket, _folder: folder })
+        Ok(Self { server, login: Arc::default(), listener, socket, _folder: folder })
     }
 
     fn listen(port: u16) -> io::Result<(Folder, UnixListener, PathBuf)> {
@@ -106,18 +174,24 @@ impl Way {
         &self.socket
     }
 
+    /// The login that it is for: until that is ended the server may say only so much.
+    pub(crate) fn login(&self) -> Arc<Login> {
+        Arc::clone(&self.login)
+    }
+
     /// Waits for the driver, and carries bytes from then on until either side ends.
     #[expect(clippy::disallowed_methods, reason = "it ends with the connection, which its owner closes at shutdown")]
     pub(crate) async fn carry(self) -> io::Result<()> {
         let (driver, _) = self.listener.accept().await?;
-        tokio::spawn(carry(driver, self.server));
+        tokio::spawn(carry(driver, self.server, self.login));
         Ok(())
     }
 }
 
-async fn carry(driver: UnixStream, server: TcpStream) {
+async fn carry(driver: UnixStream, server: TcpStream, login: Arc<Login>) {
     let (mut from_driver, mut to_driver) = driver.into_split();
-    let (mut from_server, mut to_server) = server.into_split();
+    let (server, mut to_server) = server.into_split();
+    let mut from_server = Counted { server, left: LOGIN_LIMIT, login };
     // However a direction ends, the other is told by the closing of both sockets: nothing is left to be reported.
     let answers = async { copy(&mut from_server, &mut to_driver).await.is_ok() };
     let questions = async {

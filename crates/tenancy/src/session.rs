@@ -173,10 +173,13 @@ impl Session {
     pub(crate) async fn connect_at(credential: &Credential, addresses: &[SocketAddr]) -> Result<Self, ConnectError> {
         let connecting = async {
             let way = Way::to(addresses, credential.port).await?;
-            let socket = way.socket().to_owned();
+            let (socket, login) = (way.socket().to_owned(), way.login());
             let carrying = way.carry().map_err(sqlx::Error::Io);
-            let (session, ()) = tokio::try_join!(Self::login(credential, Some(&socket)), carrying)?;
-            Ok::<_, sqlx::Error>(session)
+            let entered = tokio::try_join!(Self::login(credential, Some(&socket)), carrying);
+            if login.is_cut() || (entered.is_ok() && !login.end()) {
+                return Err(sqlx::Error::Protocol("the server says more than a login takes".to_owned()));
+            }
+            entered.map(|(session, ())| session)
         };
         unbroken(connecting).await
     }

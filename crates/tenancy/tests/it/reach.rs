@@ -8,7 +8,10 @@ use devkit::testing::shared_mariadb;
 use kernel::Engine;
 use sqlx::{Connection as _, Row as _};
 use tenancy::{AddressError, Cause, Credential, LeaseError, Reach, Session, TenancyConfig};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::faults::silent_server;
 use crate::support::{World, eventually, quick, run};
@@ -141,4 +144,62 @@ async fn a_server_that_breaks_the_protocol_is_told_and_ends_nothing_of_ours() {
 
 async fn run_mysql(connection: &mut sqlx::MySqlConnection, sql: &'static str) {
     sqlx::raw_sql(sql).execute(connection).await.expect(sql);
+}
+
+/// A server that says `greeting` and then `more` for as long as somebody listens: its port, and how much of it was listened to.
+async fn flood(greeting: Vec<u8>, more: Vec<u8>) -> (u16, JoinSet<usize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let port = listener.local_addr().expect("bound").port();
+    let mut server = JoinSet::new();
+    server.spawn(async move {
+        let (mut socket, _) = listener.accept().await.expect("a client");
+        // PostgreSQL's clients begin, and MySQL's wait.
+        if greeting.is_empty() {
+            assert!(socket.read(&mut [0; 64]).await.expect("it asks") > 0);
+        }
+        let (mut said, mut next) = (0, greeting.as_slice());
+        loop {
+            match socket.write(next).await {
+                Ok(count) => (said, next) = (said + count, &next[count..]),
+                Err(_) => return said,
+            }
+            if next.is_empty() {
+                next = &more;
+            }
+        }
+    });
+    (port, server)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_says_too_much_before_we_are_logged_in_is_not_listened_to() {
+    /// What the buffers of both ends hold, and nobody has read.
+    const ON_THE_WAY: usize = 16 << 20;
+    let world = World::start(quick()).await;
+    let credential = world.store().await.credential;
+    let message = |kind: u8, len: u32, body: &[u8]| [&[kind], &len.to_be_bytes()[..], body].concat();
+    let floods = [
+        ("one endless message", Engine::Postgresql, vec![], message(b'R', 1 << 30, &[0; 1 << 20])),
+        (
+            "settings without end",
+            Engine::Postgresql,
+            vec![],
+            message(b'S', 4096, &[&b"a\0"[..], &[b'b'; 4089], &[0]].concat()),
+        ),
+        (
+            "an endless greeting",
+            Engine::Mysql,
+            [&[255, 255, 255, 0, 10][..], &[b'8'; 0xff_fffe]].concat(),
+            vec![255; 1 << 20],
+        ),
+    ];
+    for (what, engine, greeting, more) in floods {
+        let (port, mut server) = flood(greeting, more).await;
+        let credential = Credential { engine, port, ..credential.clone() };
+        let refused = credential.connect_at(&at_loopback(port), LIMIT).await.err();
+        assert_eq!(refused.map(|error| error.cause), Some(Cause::Protocol), "{what}");
+        let said = timeout(LIMIT, server.join_next()).await.expect("nobody listens any more").expect("it ran");
+        let said = said.expect("it ended");
+        assert!((1 << 20..ON_THE_WAY).contains(&said), "{what}: {said}");
+    }
 }
