@@ -656,6 +656,61 @@ async fn who_tests_often_has_to_wait() {
     owner.api.post("/api/databases/test", body).await.expect_problem(503, "busy");
 }
 
+/// Tests until nothing more is allowed for a minute.
+async fn use_up_tests(owner: &Owner) {
+    while owner.api.post("/api/databases/test", json!({ "connectionString": "nonsense" })).await.status != 429 {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_has_a_run_taken_up_again_has_to_wait_as_well() {
+    let arguments = vec!["--database-tests-per-minute".to_owned(), "1".to_owned()];
+    let app = TestApp::start_with(TestAppOptions { arguments, without_server: true }).await;
+    let owner = app.owner("ada").await;
+    let store = owner.create_store("tea").await.expect_status(201);
+    let post = async |rest: &str| owner.api.post(&path_of(&store, &format!("/provisioning{rest}")), json!({})).await;
+    post("/retry").await.expect_problem(404, "not-found");
+    let mut body = brought_body(&app.cluster.brought().await);
+    body["password"] = json!("wrong");
+    owner.connect(&store, body).await.expect_status(202);
+    assert_eq!(failure(&app.run_ended(&owner, &store).await).1, "wrong-password");
+
+    use_up_tests(&owner).await;
+    let refused = post("/retry").await;
+
+    refused.expect_problem(429, "too-many-requests");
+    assert!(!refused.header("retry-after").is_empty());
+    // Nobody has to wait for the end of what was begun.
+    post("/cancel").await.expect_status(202);
+    assert_eq!(app.run_ended(&owner, &store).await["state"], "cancelled");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancellation_that_failed_is_a_retry_the_next_time() {
+    let arguments = vec!["--database-tests-per-minute".to_owned(), "1".to_owned()];
+    let app = TestApp::start_with(TestAppOptions { arguments, without_server: true }).await;
+    let owner = app.owner("ada").await;
+    let store = owner.create_store("tea").await.expect_status(201);
+    let post = async |rest: &str| owner.api.post(&path_of(&store, &format!("/provisioning{rest}")), json!({})).await;
+    let database = app.cluster.brought().await;
+    let mut admin = database.admin().await;
+    let refuse =
+        "create function refuse() returns event_trigger language plpgsql as $$ begin raise exception 'no'; end $$;
+         create event trigger refuse on ddl_command_start when tag in ('CREATE TABLE') execute function refuse()";
+    admin.execute(refuse).await.unwrap();
+    owner.connect(&store, brought_body(&database)).await.expect_status(202);
+    assert_eq!(failure(&app.run_ended(&owner, &store).await).0, "migrate");
+    admin.execute(AssertSqlSafe(format!("alter role {} nologin", database.database))).await.unwrap();
+
+    use_up_tests(&owner).await;
+    post("/cancel").await.expect_status(202);
+    assert_eq!(app.run_ended(&owner, &store).await["state"], "failed");
+    use_up_tests(&owner).await;
+    post("/cancel").await.expect_problem(429, "too-many-requests");
+
+    // That one calls nobody.
+    post("/cancel?abandon=true").await.expect_status(202);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_whole_ends_in_its_time_whatever_is_silent() {
     let arguments = vec!["--database-test-timeout-ms".to_owned(), "1000".to_owned()];

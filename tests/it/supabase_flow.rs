@@ -255,3 +255,12 @@ async fn a_connection_string_of_the_session_pooler_is_connected_as_any_other() {
     let detail = scene.owner.api.get(&store_path(&scene.store, "")).await.expect_status(200);
     assert_eq!(text(&detail["status"]), "active");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_connects_projects_again_and_again_has_to_wait() {
+    let scene = Scene::with(REACHABLE, &["--database-tests-per-minute", "1"]).await;
+    scene.connect().await.expect_problem(409, "supabase-not-connected");
+    let refused = scene.connect().await;
+    refused.expect_problem(429, "too-many-requests");
+    assert!(!refused.header("retry-after").is_empty());
+}

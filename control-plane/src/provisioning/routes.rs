@@ -465,11 +465,16 @@ async fn provisioning_watch(
 /// Goes on from the step that failed.
 #[utoipa::path(post, path = "/api/stores/{id}/provisioning/retry", tag = "stores", operation_id = "provisioning_retry", security(("bearer" = [])),
     params(("id" = StoreId, Path)),
-    responses((status = 202, body = RunEnvelope), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody)))]
+    responses((status = 202, body = RunEnvelope), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody), (status = 429, body = ProblemBody)))]
 async fn provisioning_retry(
     owner: OwnerOf<Store>,
+    Extension(ClientAddress(address)): Extension<ClientAddress>,
     State(cx): State<Cx>,
 ) -> Result<(StatusCode, Json<RunEnvelope>), Problem> {
+    let RunWithSteps { run, .. } = super::latest(&cx, owner.store.id).await?;
+    if run.kind == DatabaseKind::Brought {
+        cx.database_tests.count_one(owner.by.user.id, address)?;
+    }
     let run = super::retry(&cx, Actor::User(owner.by.user.id), owner.store.id).await?;
     Ok((StatusCode::ACCEPTED, Json(run.into())))
 }
@@ -488,9 +493,10 @@ pub struct CancelQuery {
 /// be reached, `abandon=true` forgets it without touching it.
 #[utoipa::path(post, path = "/api/stores/{id}/provisioning/cancel", tag = "stores", operation_id = "provisioning_cancel", security(("bearer" = [])),
     params(("id" = StoreId, Path), CancelQuery),
-    responses((status = 202, body = RunEnvelope), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody)))]
+    responses((status = 202, body = RunEnvelope), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody), (status = 429, body = ProblemBody)))]
 async fn provisioning_cancel(
     owner: OwnerOf<Store>,
+    Extension(ClientAddress(address)): Extension<ClientAddress>,
     State(cx): State<Cx>,
     Query(query): Query<CancelQuery>,
 ) -> Result<(StatusCode, Json<RunEnvelope>), Problem> {
@@ -498,6 +504,11 @@ async fn provisioning_cancel(
     let run = if query.abandon.unwrap_or(false) {
         super::abandon(&cx, by, owner.store.id).await?
     } else {
+        let RunWithSteps { run, .. } = super::latest(&cx, owner.store.id).await?;
+        // What was counted when it was connected is undone once; from then on cancelling is a retry, too.
+        if run.kind == DatabaseKind::Brought && run.is_cancelled && run.state == RunState::Failed {
+            cx.database_tests.count_one(owner.by.user.id, address)?;
+        }
         super::cancel(&cx, by, owner.store.id).await?
     };
     Ok((StatusCode::ACCEPTED, Json(run.into())))

@@ -1,5 +1,6 @@
 //! HTTP of signing in to Supabase.
 
+use axum::Extension;
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
@@ -18,6 +19,7 @@ use super::projects::{is_active, is_paused};
 use super::{Connection, ConnectionState, Projects, page};
 use crate::cx::Cx;
 use crate::http::auth::{MemberOf, OwnerOf};
+use crate::http::authority::ClientAddress;
 use crate::provisioning::routes::RunEnvelope;
 use crate::stores::Store;
 
@@ -308,12 +310,14 @@ pub struct SupabaseConnectBody {
     params(("id" = StoreId, Path)), request_body = SupabaseConnectBody,
     responses((status = 202, body = RunEnvelope), (status = 401, body = ProblemBody), (status = 403, body = ProblemBody),
         (status = 404, body = ProblemBody), (status = 409, body = ProblemBody), (status = 422, body = ProblemBody),
-        (status = 502, body = ProblemBody), (status = 503, body = ProblemBody)))]
+        (status = 429, body = ProblemBody), (status = 502, body = ProblemBody), (status = 503, body = ProblemBody)))]
 async fn supabase_connect(
     owner: OwnerOf<Store>,
+    Extension(ClientAddress(address)): Extension<ClientAddress>,
     State(cx): State<Cx>,
     Json(body): Json<SupabaseConnectBody>,
 ) -> Result<(StatusCode, Json<RunEnvelope>), Problem> {
+    cx.database_tests.count_one(owner.by.user.id, address)?;
     let demo = body.demo_products.unwrap_or(false);
     let run = super::connect(&cx, owner.by.user.id, owner.store.id, &body.project_ref, demo).await?;
     Ok((StatusCode::ACCEPTED, Json(run.into())))
