@@ -39,7 +39,7 @@ async fn a_string_is_understood_whatever_it_is_pasted_with() {
             PASSWORD.replace('\\', "\\\\")
         ),
         format!(
-            "{url}?options=endpoint%3Dep-cool-1&channel_binding=require&target_session_attrs=read-write&schema=public"
+            "{url}?options=endpoint%3Dep-cool-1&channel_binding=prefer&target_session_attrs=read-write&schema=public"
         ),
     ] {
         expect_ok(&test_url(&owner, &text).await);

@@ -176,6 +176,8 @@ mod tests {
             ("useSSL=true", TlsMode::VerifyFull),
             ("ssl=require", TlsMode::Require),
             ("sslmode=require&ssl=true", TlsMode::Require),
+            ("sslmode=require&channel_binding=prefer", TlsMode::Require),
+            ("sslmode=require&channel_binding=require", TlsMode::VerifyFull),
             ("sslmode=verify-full&ssl=require", TlsMode::VerifyFull),
             ("ssl-mode=DISABLED", TlsMode::Disable),
         ] {

@@ -32,6 +32,9 @@ pub(super) enum Meaning {
     Authorities,
     /// The oldest TLS that will do.
     OldestTls,
+    /// Whether the login must be bound to the server's certificate, so that nobody can stand between. Our driver cannot: it
+    /// checks the certificate instead.
+    Binding,
     /// Kerberos encryption, which we never speak.
     Gss,
     /// The schema that unqualified names are looked up in.
@@ -86,6 +89,7 @@ const TABLE: &[(Meaning, &[&str])] = &[
     (Meaning::Factory, &["sslfactory"]),
     (Meaning::Authorities, &["sslrootcert", "ssl_ca", "ssl-ca", "sslca", "root certificate", "ca certificate file", "x-tls-ca", "serverSslCert"]),
     (Meaning::OldestTls, &["ssl_min_protocol_version", "enabledTLSProtocols", "tlsVersions", "tls version", "enabledSslProtocolSuites"]),
+    (Meaning::Binding, &["channel_binding"]),
     (Meaning::Gss, &["gssencmode", "gss encryption mode"]),
     (Meaning::Schema, &["schema", "currentSchema", "search_path", "schema_search_path"]),
     (Meaning::Session, &["target_session_attrs", "target session attributes", "targetServerType"]),
@@ -116,7 +120,7 @@ const TABLE: &[(Meaning, &[&str])] = &[
     ]),
     (Meaning::Ignored, &[
         // libpq
-        "application_name", "fallback_application_name", "channel_binding", "client_encoding", "connect_timeout", "keepalives",
+        "application_name", "fallback_application_name", "client_encoding", "connect_timeout", "keepalives",
         "keepalives_count", "keepalives_idle", "keepalives_interval", "load_balance_hosts", "min_protocol_version", "max_protocol_version",
         "sslcompression", "ssl_max_protocol_version", "sslnegotiation", "sslsni", "tcp_user_timeout",
         // Settings of a session, of which we make our own.

@@ -83,6 +83,7 @@ impl Parts {
             Meaning::SwitchOn | Meaning::ChecksHost if is_off => {}
             Meaning::SwitchOn => AskedTls::say(&mut self.tls.switch, TlsMode::VerifyFull)?,
             Meaning::ChecksHost => AskedTls::say(&mut self.tls.is_checked, true)?,
+            Meaning::Binding if word == "require" => AskedTls::say(&mut self.tls.is_checked, true)?,
             Meaning::Checks | Meaning::Trusts if word.is_empty() => {}
             Meaning::Checks => AskedTls::say(&mut self.tls.is_checked, !is_off && word != "acceptinvalidcerts")?,
             // Only what clearly says so makes a connection less safe.
@@ -108,7 +109,7 @@ impl Parts {
             Meaning::ReadOnly if !is_off => self.refuse(Why::ReadsOnly, name),
             Meaning::Options if !value.trim().is_empty() && !is_neons(value) => self.refuse(Why::Unsupported, name),
             Meaning::Refused if !is_off => self.refuse(Why::Unsupported, name),
-            Meaning::OldestTls | Meaning::Gss | Meaning::Schema | Meaning::ReadOnly | Meaning::Options => {}
+            Meaning::OldestTls | Meaning::Binding | Meaning::Gss | Meaning::Schema | Meaning::ReadOnly | Meaning::Options => {}
             Meaning::SwitchOff | Meaning::Refused | Meaning::Ignored => {}
         }
         Ok(())
