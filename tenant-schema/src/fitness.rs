@@ -1,16 +1,21 @@
 //! Whether a store can still live on what its database lets it do: a login may get in and yet find its tables gone, its rights
 //! taken away, or everything set to read only.
 
+use std::sync::{Arc, LazyLock};
+
 use kernel::Engine;
+use sqlx::AssertSqlSafe;
 use sqlx::mysql::MySqlArguments;
 use sqlx::postgres::PgArguments;
 use tenancy::query::Kind;
 use tenancy::{Connection, Query, Session};
 
+use crate::migrate::oldest_tables;
+
 /// What keeps a store from working in a database that lets it in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ailment {
-    /// None of its tables is there.
+    /// Its tables are not there, or not all of them.
     TablesMissing,
     /// It may not read its tables.
     Unreadable,
@@ -50,31 +55,57 @@ struct Found {
     is_writable: bool,
 }
 
-const IN_POSTGRES: &str = "\
-    select current_setting('transaction_read_only') = 'on' as is_read_only, count(c.oid) > 0 as has_tables, \
-           coalesce(bool_and(has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')), true) as is_readable, \
-           coalesce(bool_and(has_table_privilege(c.oid, 'insert') and has_table_privilege(c.oid, 'update') \
-                             and has_table_privilege(c.oid, 'delete')), true) as is_writable \
-    from pg_catalog.pg_namespace n \
-    join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relkind in ('r', 'p') \
-    where n.nspname = 'tenantry'";
+static IN_POSTGRES: LazyLock<Arc<str>> = LazyLock::new(|| {
+    let (tables, count) = tables();
+    format!(
+        "select current_setting('transaction_read_only') = 'on' as is_read_only, \
+                count(c.oid) filter (where c.relname in ({tables})) = {count} as has_tables, \
+                coalesce(bool_and(has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')), true) \
+                    as is_readable, \
+                coalesce(bool_and(has_table_privilege(c.oid, 'insert') and has_table_privilege(c.oid, 'update') \
+                                  and has_table_privilege(c.oid, 'delete')), true) as is_writable \
+         from pg_catalog.pg_namespace n \
+         join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relkind in ('r', 'p') \
+         where n.nspname = 'tenantry'"
+    )
+    .into()
+});
 
-/// What a role brings, the server does not list: who has one is taken at its word.
-const IN_MYSQL: &str = "\
-    select @@global.read_only = 1 or @@global.innodb_read_only = 1 as is_read_only, \
-           exists (select 1 from information_schema.tables where table_schema = database()) as has_tables, \
-           held.by_role or held.reading = 1 as is_readable, held.by_role or held.changing = 3 as is_writable \
-    from (select coalesce(nullif(current_role(), 'NONE'), '') <> '' as by_role, \
-                 count(distinct case when privilege_type = 'SELECT' then 1 end) as reading, \
-                 count(distinct case when privilege_type <> 'SELECT' then privilege_type end) as changing \
-          from (select grantee, privilege_type from information_schema.user_privileges \
-                union all \
-                select grantee, privilege_type from information_schema.schema_privileges where database() like table_schema \
-               ) given \
-          where privilege_type in ('SELECT', 'INSERT', 'UPDATE', 'DELETE') and grantee = concat( \
-                '''', left(current_user(), char_length(current_user()) - 1 - char_length(substring_index(current_user(), '@', -1))), \
-                '''@''', substring_index(current_user(), '@', -1), '''') \
-         ) held";
+/// What a role brings, the server does not list: who has one is taken at its word. Of several grants on the database the server
+/// heeds one, that which names it most exactly.
+static IN_MYSQL: LazyLock<Arc<str>> = LazyLock::new(|| {
+    let (tables, count) = tables();
+    let account = "concat('''', left(current_user(), char_length(current_user()) - 1 \
+                                      - char_length(substring_index(current_user(), '@', -1))), \
+                          '''@''', substring_index(current_user(), '@', -1), '''')";
+    format!(
+        "select @@global.read_only = 1 or @@global.innodb_read_only = 1 as is_read_only, \
+                (select count(*) from information_schema.tables \
+                 where table_schema = database() and table_name in ({tables})) = {count} as has_tables, \
+                held.by_role or held.reading = 1 as is_readable, held.by_role or held.changing = 3 as is_writable \
+         from (select coalesce(nullif(current_role(), 'NONE'), '') <> '' as by_role, \
+                      count(distinct case when privilege_type = 'SELECT' then 1 end) as reading, \
+                      count(distinct case when privilege_type <> 'SELECT' then privilege_type end) as changing \
+               from (select privilege_type from information_schema.user_privileges where grantee = {account} \
+                     union all \
+                     select privilege_type from information_schema.schema_privileges \
+                     where grantee = {account} and table_schema = ( \
+                         select pattern.table_schema from information_schema.schema_privileges pattern \
+                         where pattern.grantee = {account} and database() like pattern.table_schema \
+                         order by replace(replace(pattern.table_schema, '\\\\_', ''), '\\\\%', '') regexp '[_%]' \
+                         limit 1) \
+                    ) given \
+               where privilege_type in ('SELECT', 'INSERT', 'UPDATE', 'DELETE') \
+              ) held"
+    )
+    .into()
+});
+
+/// The names of the tables that every store has, as a statement lists them, and how many they are.
+fn tables() -> (String, usize) {
+    let names: Vec<String> = oldest_tables().map(|name| format!("'{name}'")).collect();
+    (names.join(", "), names.len())
+}
 
 /// What keeps a store from working here, if anything does. Asks only.
 ///
@@ -82,8 +113,8 @@ const IN_MYSQL: &str = "\
 /// What the server or the connection says.
 pub async fn ailment(conn: &mut Connection) -> Result<Option<Ailment>, sqlx::Error> {
     let query = match conn.engine() {
-        Engine::Mysql => Query::mysql(Kind::Read, IN_MYSQL, MySqlArguments::default()),
-        _ => Query::postgres(Kind::Read, IN_POSTGRES, PgArguments::default()),
+        Engine::Mysql => Query::mysql(Kind::Read, AssertSqlSafe(Arc::clone(&IN_MYSQL)), MySqlArguments::default()),
+        _ => Query::postgres(Kind::Read, AssertSqlSafe(Arc::clone(&IN_POSTGRES)), PgArguments::default()),
     };
     conn.fetch_one(query).await.map(Found::ailment)
 }
@@ -94,8 +125,8 @@ pub async fn ailment(conn: &mut Connection) -> Result<Option<Ailment>, sqlx::Err
 /// What the server or the connection says.
 pub async fn ailment_in(session: &mut Session) -> Result<Option<Ailment>, sqlx::Error> {
     let found: Found = match session {
-        Session::Postgres(conn) => sqlx::query_as(IN_POSTGRES).fetch_one(conn).await?,
-        Session::MySql(conn) => sqlx::query_as(IN_MYSQL).fetch_one(conn).await?,
+        Session::Postgres(conn) => sqlx::query_as(AssertSqlSafe(Arc::clone(&IN_POSTGRES))).fetch_one(conn).await?,
+        Session::MySql(conn) => sqlx::query_as(AssertSqlSafe(Arc::clone(&IN_MYSQL))).fetch_one(conn).await?,
     };
     Ok(found.ailment())
 }

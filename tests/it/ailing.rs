@@ -1,8 +1,8 @@
 //! A store whose database lets us in, and lets it do too little or nothing: its owner and ops are told, with what helps.
 
-use integration_tests::{Brought, Owner, TestApp};
+use integration_tests::{Brought, Owner, Response, TestApp, eventually};
 use kernel::Engine;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::doctor::{connected, expect_ok, line, said, test_store};
 use crate::scenes::{store_path, text};
@@ -47,12 +47,20 @@ impl Ailing {
         assert!(!named.is_ok && named.detail.ends_with(code), "{named:?}");
     }
 
+    /// When a test has found it so, everybody does; sessions that were there before are no hindrance.
     async fn expect_well(&self) {
-        let seen = self.seen().await;
-        assert_eq!(seen["database"], serde_json::json!({ "state": "available" }));
+        expect_ok(&test_store(&self.owner, &self.store, None).await);
+        eventually("the store is well", || async {
+            (self.seen().await["database"] == json!({ "state": "available" })).then_some(())
+        })
+        .await;
         let findings = control_plane::ops::doctor(&self.app.cx).await.unwrap();
         assert!(findings.iter().all(|finding| finding.is_ok), "{findings:?}");
-        expect_ok(&test_store(&self.owner, &self.store, None).await);
+        self.open_cart().await.expect_status(201);
+    }
+
+    async fn open_cart(&self) -> Response {
+        self.app.storefront_of(&self.store).post("/store/v1/carts", json!({})).await
     }
 
     async fn run(&self, statements: &str) {
@@ -90,10 +98,10 @@ async fn a_store_that_lost_rights_or_tables_is_not_told_to_be_well(engine: Engin
         ailing.run(&format!("alter database {name} set default_transaction_read_only = on")).await;
         ailing.renew_sessions().await;
         ailing.expect("read-only", "read-only").await;
+        ailing.open_cart().await.expect_problem(503, "store-read-only");
         let report = test_store(&ailing.owner, &ailing.store, None).await;
         // As it is copied, in the database that it is about.
         ailing.run(said(&report, "server", "sql")).await;
-        ailing.renew_sessions().await;
         ailing.expect_well().await;
 
         ailing.run(&format!("revoke select on all tables in schema tenantry from {name}")).await;
@@ -101,7 +109,37 @@ async fn a_store_that_lost_rights_or_tables_is_not_told_to_be_well(engine: Engin
         let report = test_store(&ailing.owner, &ailing.store, None).await;
         ailing.run(said(&report, "privileges", "sql")).await;
         ailing.expect_well().await;
+
+        // Whom PostgreSQL does not let into a schema, it tells that there are no tables.
+        ailing
+            .run(&format!("alter schema tenantry owner to current_user; revoke all on schema tenantry from {name}"))
+            .await;
+        ailing.expect("unavailable", "missing-privilege").await;
+        let report = test_store(&ailing.owner, &ailing.store, None).await;
+        ailing.run(said(&report, "privileges", "sql")).await;
+        ailing.expect_well().await;
+    } else {
+        // A grant as people write it, in which an underscore stands for any letter. Of two grants the server heeds one.
+        ailing
+            .run(&format!(
+                "revoke all privileges on `{}`.* from '{name}'@'%';
+                 grant select, update, delete, create, drop, references, index, alter on `{name}`.* to '{name}'@'%'",
+                name.replace('_', "\\_")
+            ))
+            .await;
+        ailing.expect("read-only", "missing-privilege").await;
+        let report = test_store(&ailing.owner, &ailing.store, None).await;
+        ailing.run(said(&report, "privileges", "sql")).await;
+        ailing.expect_well().await;
     }
+
+    ailing.run("alter table cart_lines rename to cart_lines_away").await;
+    let seen = ailing.seen().await;
+    assert_eq!(seen["database"]["code"], "tables-missing", "{seen}");
+    let report = test_store(&ailing.owner, &ailing.store, None).await;
+    assert_eq!(line(&report, "schema")["code"], "schema-damaged", "{report}");
+    ailing.run("alter table cart_lines_away rename to cart_lines").await;
+    ailing.expect_well().await;
 
     ailing.run("delete from settings").await;
     let seen = ailing.seen().await;
@@ -118,4 +156,6 @@ async fn a_store_that_lost_rights_or_tables_is_not_told_to_be_well(engine: Engin
     }
     inside.close().await;
     ailing.expect("unavailable", "tables-missing").await;
+    let report = test_store(&ailing.owner, &ailing.store, None).await;
+    assert_eq!(line(&report, "schema")["code"], "tables-missing", "{report}");
 }

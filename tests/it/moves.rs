@@ -314,6 +314,19 @@ async fn what_is_no_whole_copy_of_the_store_at_its_version_is_refused(engine: En
         assert!(text(&problem["detail"]).contains(part), "{part}: {problem}");
     }
     assert_eq!(text(&problem["detail"]).matches("; ").count(), 4, "and nothing else: {problem}");
+    // As many rows, and not the same ones: both were used after the one was copied from the other.
+    let apart = moved.copy(&app).await;
+    for (database, id) in [(&moved.old, "cus_of_the_old"), (&apart, "cus_of_the_copy")] {
+        let mut inside = database.inside().await;
+        let customer = format!(
+            "insert into customers (id, email, accepts_marketing, version, created_at, updated_at)
+             values ('{id}', '{id}@example.com', false, 1, current_timestamp, current_timestamp)"
+        );
+        inside.execute(&customer).await;
+        inside.close().await;
+    }
+    let problem = moved.give(&apart).await.expect_field(409, "fewer-rows", "/connectionString");
+    assert!(text(&problem["detail"]).contains("customers"), "{problem}");
     let copy_of_other = app.brought().await;
     copy_of_other.copy_from(&others).await;
     for elsewhere in [&others, &copy_of_other] {

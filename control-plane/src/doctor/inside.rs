@@ -61,8 +61,12 @@ pub(super) async fn look(
         Err(Some(error)) if is_forbidden(error) => Seen::Hidden,
         Err(_) => Seen::Nothing,
     };
-    let looked = async { Ok((privileges(credential, session, seen).await?, ())) };
-    course.line(CheckName::Privileges, LINE_LIMIT, looked).await;
+    let looked = async {
+        let note = privileges(credential, session, seen).await?;
+        let is_passed = note.state == CheckState::Passed;
+        Ok((note, is_passed))
+    };
+    let has_rights = course.line(CheckName::Privileges, LINE_LIMIT, looked).await == Some(true);
     let missing = match (&state, holder) {
         // Of an older version something is missing by nature.
         (Ok(SchemaState::Ours { version: tenant_schema::LATEST_VERSION, .. }), Holder::Of(_)) => {
@@ -74,7 +78,7 @@ pub(super) async fn look(
     };
     let schema = match state {
         Ok(state) => schema(credential.engine, state, holder, &missing),
-        Err(Some(error)) if is_forbidden(&error) => {
+        Err(Some(error)) if is_forbidden(&error) && !has_rights => {
             Note::skipped("Not looked at, because the login may not read what is there.")
         }
         Err(Some(error)) => error.into(),
@@ -211,6 +215,7 @@ pub(super) fn is_forbidden(error: &sqlx::Error) -> bool {
 fn schema(engine: Engine, state: SchemaState, holder: Holder, missing: &[&str]) -> Note {
     let wanted = tenant_schema::LATEST_VERSION;
     let ours = |store: Option<StoreId>, version: i64| {
+        let has_no_rows = version == 0;
         let version = match version {
             version if version == wanted => format!("at version {version}, the newest"),
             0 => format!("begun and not at any version yet; it is to be brought to {wanted}"),
@@ -224,6 +229,11 @@ fn schema(engine: Engine, state: SchemaState, holder: Holder, missing: &[&str]) 
                     parts_in_words(missing)
                 ),
                 "Copy the whole schema with all its tables and rows, and try again.",
+            ),
+            (Some(found), Holder::Of(store)) if found == store && has_no_rows => Note::failed(
+                "incomplete-copy",
+                "It holds this store's tables, and not the rows that say which version they are of.",
+                "Copy the store's database whole, with every table and row, and try again.",
             ),
             (Some(found), Holder::Of(store) | Holder::New(store)) if found == store => {
                 Note::passed(format!("It holds this store, {version}."))

@@ -28,11 +28,12 @@ use std::time::Duration;
 use kernel::{Engine, ServerId, StoreId, StoreStatus};
 use problem::Problem;
 use tenancy::{Credential, LeaseError, Reach, Reservation, TlsMode};
+use tenant_schema::fitness::Ailment;
 
 use crate::cx::OpsCx;
 use crate::directory;
 use crate::provisioning::target::{Target, TargetError};
-use crate::provisioning::{self, DatabaseKind, OURS, engine};
+use crate::provisioning::{self, DatabaseKind, OURS, StepError, engine};
 use crate::stores;
 
 pub use report::{Check, CheckName, CheckState, Report};
@@ -137,7 +138,10 @@ pub async fn examine_store(
         Some(server) => Some([reserve(cx, server).await?, reserve(cx, server).await?]),
         None => None,
     };
-    let report = look(cx, patient, holder).await;
+    let mut report = look(cx, patient, holder).await;
+    if is_own && matches!(holder, Holder::Of(_)) {
+        report.checks.iter_mut().for_each(tell_of_own);
+    }
     if is_own && report.ok {
         directory::db::store_recovery_tell(&mut *cx.master.acquire().await?, store.id).await?;
     }
@@ -272,6 +276,20 @@ const fn product(engine: Engine) -> &'static str {
 fn capitalized(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
+/// What is missing from a copy, or is elsewhere, is lost when it is the store's own.
+fn tell_of_own(check: &mut Check) {
+    let lost = StepError::ailing(Ailment::TablesMissing);
+    check.code = match check.code {
+        Some("incomplete-copy") => Some("schema-damaged"),
+        Some("other-database") => {
+            check.detail = lost.what;
+            Some(lost.code)
+        }
+        _ => return,
+    };
+    check.advice = Some(lost.advice.into_owned());
 }
 
 /// Takes off a line what is about our own servers: where they are, how they are certified, how full they are.

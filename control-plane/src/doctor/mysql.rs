@@ -5,7 +5,7 @@ use tenancy::Credential;
 
 use super::inside::Limits;
 use super::report::Note;
-use crate::provisioning::mysql;
+use crate::provisioning::mysql::{self, MissingRights};
 use crate::provisioning::remedy::{self, Guest};
 
 /// Makes the session one that only reads.
@@ -51,12 +51,12 @@ pub(super) async fn privileges(conn: &mut MySqlConnection, credential: &Credenti
             .fetch_one(&mut *conn)
             .await?;
     let (name, host) = user.rsplit_once('@').unwrap_or((&user, remedy::ANY_HOST));
-    let missing = mysql::missing_rights(conn).await?;
+    let MissingRights { missing, heeded } = mysql::missing_rights(conn).await?;
     if missing.is_empty() {
         return Ok(Note::passed("The login has every right on this database that a store needs."));
     }
     let list = missing.join(", ");
-    let sql = Guest::from(credential).grant(&list, &remedy::account(name, host));
+    let sql = Guest::from(credential).grant(&list, heeded.as_deref(), &remedy::account(name, host));
     if has_role {
         // What a role brings is not listed.
         return Ok(Note::warning(

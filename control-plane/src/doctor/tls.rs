@@ -333,8 +333,9 @@ fn explain(
         CertificateError::Other(_) if signs_itself => (
             "self-signed",
             "The server's certificate is signed by itself, and by no authority.",
-            "Give the server one that an authority has signed, which may be one of your own, given as caPem; or ask for require, \
-             which encrypts and does not look at the certificate.",
+            "Give the server one that an authority has signed, which may be one of your own, given as caPem: an authority's own \
+             certificate is taken for no server's, also when it is given. Or ask for require, which encrypts and does not look at \
+             the certificate.",
         ),
         // The latter is what comes of an authority of the same name with another key.
         CertificateError::UnknownIssuer | CertificateError::BadSignature => (

@@ -168,15 +168,15 @@ pub fn serving(route: &Route) -> Result<(), Problem> {
 /// 503 while it does not, without touching its database; its pages are served all the same.
 pub fn taking_orders(route: &Route) -> Result<(), Problem> {
     if route.is_read_only {
-        return Err(Problem::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "store-read-only",
-            "The store takes no orders right now",
-        )
-        .detail("What it sells can be looked at; carts and checkouts have to wait.")
-        .retry_after(Duration::from_secs(300)));
+        return Err(read_only().retry_after(Duration::from_secs(300)));
     }
     Ok(())
+}
+
+/// A store that can be looked at, and does not sell.
+pub fn read_only() -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store-read-only", "The store takes no orders right now")
+        .detail("What it sells can be looked at; carts and checkouts have to wait.")
 }
 
 /// Why no route was found, as an answer.

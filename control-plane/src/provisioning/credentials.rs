@@ -186,8 +186,17 @@ async fn accepts(cx: &OpsCx, old: &Credential) -> bool {
 }
 
 /// What an owner has put into a store, and nobody takes out of it whole.
-const KEPT: [&str; 8] =
-    ["settings", "staff", "categories", "products", "product_variants", "prices", "inventory_levels", "pages"];
+const KEPT: [&str; 9] = [
+    "store_identity",
+    "settings",
+    "staff",
+    "categories",
+    "products",
+    "product_variants",
+    "prices",
+    "inventory_levels",
+    "pages",
+];
 /// What visitors have left in it for good.
 const LEFT: [&str; 2] = ["orders", "customers"];
 
@@ -223,6 +232,18 @@ async fn check_rows(copy: &mut Session, old: &mut Session, allows_fewer: bool) -
             return Err(StepError::new(
                 "fewer-rows",
                 format!("In this copy {table} has {has} rows, and in the store's database {had}."),
+                "Copy the store's database again, while nobody changes it or orders, and give that copy. To go back to an older \
+                 one, and leave what is missing there behind, say allowsFewerRows.",
+            ));
+        }
+        if !allows_fewer
+            && (LEFT.contains(&table) || table == "products")
+            && let Some(newest) = engine::newest_row(old, table).await?
+            && !engine::has_row(copy, table, &newest).await?
+        {
+            return Err(StepError::new(
+                "fewer-rows",
+                format!("In this copy {table} has not the row that is the newest in the store's database."),
                 "Copy the store's database again, while nobody changes it or orders, and give that copy. To go back to an older \
                  one, and leave what is missing there behind, say allowsFewerRows.",
             ));

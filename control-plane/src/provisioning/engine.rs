@@ -45,7 +45,8 @@ impl Facts {
             .sql(remedy::MAKE_SERVER_WRITABLE)),
             (true, false, _) => Err(read_only(
                 "It begins every transaction of this login in this database read-only.",
-                "Have an administrator of the database run the statements.",
+                "Have an administrator of the database run the statements. When that does not help, the whole server is set so: \
+                 default_transaction_read_only in its configuration.",
             )
             .sql(guest.make_writable())),
         }
@@ -168,6 +169,22 @@ pub async fn count_rows(session: &mut Session, table: &'static str) -> Result<i6
     match session {
         Session::Postgres(conn) => postgres::count_rows(conn, table).await,
         Session::MySql(conn) => mysql::count_rows(conn, table).await,
+    }
+}
+
+/// The id of the newest row of one of the store's tables: ids begin with the time.
+pub async fn newest_row(session: &mut Session, table: &'static str) -> Result<Option<String>, sqlx::Error> {
+    match session {
+        Session::Postgres(conn) => postgres::newest_row(conn, table).await,
+        Session::MySql(conn) => mysql::newest_row(conn, table).await,
+    }
+}
+
+/// Whether one of the store's tables has the row with this id.
+pub async fn has_row(session: &mut Session, table: &'static str, id: &str) -> Result<bool, sqlx::Error> {
+    match session {
+        Session::Postgres(conn) => postgres::has_row(conn, table, id).await,
+        Session::MySql(conn) => mysql::has_row(conn, table, id).await,
     }
 }
 

@@ -64,21 +64,47 @@ pub async fn account_host(connection: &mut MySqlConnection) -> Result<String, sq
 }
 
 /// What the login needs in its database and has not, of its own or everywhere on the server.
-pub async fn missing_rights(connection: &mut MySqlConnection) -> Result<Vec<&'static str>, sqlx::Error> {
-    let rights: Vec<String> = sqlx::query_scalar(
-        "select privilege_type from information_schema.user_privileges
+pub async fn missing_rights(connection: &mut MySqlConnection) -> Result<MissingRights, sqlx::Error> {
+    let rights: Vec<(String, Option<String>)> = sqlx::query_as(
+        "select privilege_type, null from information_schema.user_privileges
          where grantee = concat(
              '''', left(current_user(), char_length(current_user()) - 1 - char_length(substring_index(current_user(), '@', -1))),
              '''@''', substring_index(current_user(), '@', -1), '''')
          union
-         select privilege_type from information_schema.schema_privileges
+         select privilege_type, table_schema from information_schema.schema_privileges
          where grantee = concat(
              '''', left(current_user(), char_length(current_user()) - 1 - char_length(substring_index(current_user(), '@', -1))),
              '''@''', substring_index(current_user(), '@', -1), '''') and database() like table_schema",
     )
     .fetch_all(connection)
     .await?;
-    Ok(NEEDED.into_iter().filter(|needed| !rights.iter().any(|right| right == needed)).collect())
+    let heeded = rights.iter().filter_map(|(_, pattern)| pattern.as_deref()).max_by_key(|pattern| exactness(pattern));
+    let holds = |needed: &str| {
+        rights.iter().any(|(right, pattern)| right == needed && (pattern.is_none() || pattern.as_deref() == heeded))
+    };
+    let missing = NEEDED.into_iter().filter(|needed| !holds(needed)).collect();
+    Ok(MissingRights { missing, heeded: heeded.map(str::to_owned) })
+}
+
+/// What a login lacks on its database.
+pub struct MissingRights {
+    pub missing: Vec<&'static str>,
+    /// The name under which the grant was made that the server heeds, if there is one: `my_shop`, in which the underscore stands
+    /// for any letter, or `my\_shop`. Of several that fit it heeds the one that is most exact, and only that.
+    pub heeded: Option<String>,
+}
+
+/// How far a name reaches before the first letter that stands for others, as the server ranks grants by it.
+fn exactness(pattern: &str) -> usize {
+    let mut letters = pattern.char_indices();
+    while let Some((at, letter)) = letters.next() {
+        match letter {
+            '\\' => drop(letters.next()),
+            '_' | '%' => return at,
+            _ => {}
+        }
+    }
+    usize::MAX
 }
 
 /// `10.11.14-MariaDB-0+deb12u2` is 10.11.14; some hosts put `5.5.5-` before it.
@@ -138,6 +164,17 @@ pub async fn wait_little(connection: &mut MySqlConnection) -> Result<(), sqlx::E
 pub async fn count_rows(connection: &mut MySqlConnection, table: &'static str) -> Result<i64, sqlx::Error> {
     let text = format!("select count(*) from (select 1 from {table} limit {MOST_COUNTED}) counted");
     sqlx::query_scalar(AssertSqlSafe(text)).fetch_one(connection).await
+}
+
+pub async fn newest_row(connection: &mut MySqlConnection, table: &'static str) -> Result<Option<String>, sqlx::Error> {
+    let text = format!("select id from {table} order by id desc limit 1");
+    sqlx::query_scalar(AssertSqlSafe(text)).fetch_optional(connection).await
+}
+
+pub async fn has_row(connection: &mut MySqlConnection, table: &'static str, id: &str) -> Result<bool, sqlx::Error> {
+    let text = format!("select count(*) from {table} where id = ?");
+    let found: i64 = sqlx::query_scalar(AssertSqlSafe(text)).bind(id).fetch_one(connection).await?;
+    Ok(found > 0)
 }
 
 pub async fn sessions_beside(connection: &mut MySqlConnection) -> Result<Vec<i64>, sqlx::Error> {

@@ -93,6 +93,17 @@ pub async fn count_rows(connection: &mut PgConnection, table: &'static str) -> R
     sqlx::query_scalar(AssertSqlSafe(text)).fetch_one(connection).await
 }
 
+pub async fn newest_row(connection: &mut PgConnection, table: &'static str) -> Result<Option<String>, sqlx::Error> {
+    let text = format!("select id from tenantry.{table} order by id desc limit 1");
+    sqlx::query_scalar(AssertSqlSafe(text)).fetch_optional(connection).await
+}
+
+pub async fn has_row(connection: &mut PgConnection, table: &'static str, id: &str) -> Result<bool, sqlx::Error> {
+    let text = format!("select count(*) from tenantry.{table} where id = $1");
+    let found: i64 = sqlx::query_scalar(AssertSqlSafe(text)).bind(id).fetch_one(connection).await?;
+    Ok(found > 0)
+}
+
 pub async fn sessions_beside(connection: &mut PgConnection) -> Result<Vec<i64>, sqlx::Error> {
     sqlx::query_scalar(
         "select pid::int8 from pg_catalog.pg_stat_activity

@@ -120,19 +120,23 @@ pub(super) fn of_cause(engine: Engine, cause: Cause) -> Refusal {
 
 fn of_postgres(guest: &Guest<'_>, code: &str, particular: Option<&Particular>) -> Option<Refusal> {
     Some(match code {
+        "28000" if particular == Some(&Particular::NoLogin) => refusal(
+            "login-refused",
+            "The server has no such login, or it may not log in.",
+            "Check the user's name; when it is right, have an administrator of the database run the statement.",
+        )
+        .sql(guest.let_log_in()),
         "28000" => refusal(
             "login-refused",
             "The server does not let this login in from here, whatever its password.",
             if guest.is_encrypted {
-                "Check the user's name; that it may log in, which the statement mends; and that pg_hba.conf has a line for our \
-                 address, this user and this database."
+                "Check the user's name, and that pg_hba.conf has a line for our address, this user and this database."
             } else {
                 "Ask for TLS (sslmode=require, or verify-full with the server's CA): we came without it, and pg_hba.conf may let \
-                 nobody in so. Check also the user's name; that it may log in, which the statement mends; and that pg_hba.conf has \
-                 a line for our address, this user and this database."
+                 nobody in so. Check also the user's name, and that pg_hba.conf has a line for our address, this user and this \
+                 database."
             },
-        )
-        .sql(guest.let_log_in()),
+        ),
         "28P01" => refusal(
             "wrong-password",
             "The server refused the user or the password.",
@@ -244,7 +248,7 @@ fn of_mysql(guest: &Guest<'_>, code: &str, particular: Option<&Particular>) -> O
         .sql(remedy::UNLIMIT_LOGINS),
         "1226" => refusal(
             "login-connection-limit",
-            "The login has as many connections as it may have.",
+            "The login has used up what it may have: connections at once, or connections, queries or changes in an hour.",
             by_administrator,
         )
         .sql(guest.unlimit_login(host)),
@@ -264,8 +268,8 @@ fn of_mysql(guest: &Guest<'_>, code: &str, particular: Option<&Particular>) -> O
         .sql(guest.show_accounts()),
         "1698" => refusal(
             "login-refused",
-            "This login gets in without a password, from the server's own machine only.",
-            "Use a login that has a password; create one if there is none.",
+            "This login gets in without a password, from the server's own machine only; or there is none of this name.",
+            "Check the user's name, and use a login that has a password; create one if there is none.",
         ),
         "1820" | "1862" => refusal(
             "password-expired",

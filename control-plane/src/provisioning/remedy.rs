@@ -73,11 +73,15 @@ impl Guest<'_> {
         format!("SELECT user, host, ssl_type FROM mysql.user WHERE user IN ({}, '');", text(self.login))
     }
 
-    /// Takes the limit off the connections of the login.
+    /// Takes the limits off the login, of its connections, and in MySQL of what it asks in an hour.
     pub fn unlimit_login(&self, host: &str) -> String {
         match self.engine {
             Engine::Mysql => {
-                format!("ALTER USER {} WITH MAX_USER_CONNECTIONS 0 MAX_CONNECTIONS_PER_HOUR 0;", self.account(host))
+                format!(
+                    "ALTER USER {} WITH MAX_USER_CONNECTIONS 0 MAX_CONNECTIONS_PER_HOUR 0 MAX_QUERIES_PER_HOUR 0 \
+                     MAX_UPDATES_PER_HOUR 0;",
+                    self.account(host)
+                )
             }
             _ => format!("ALTER ROLE {} CONNECTION LIMIT -1;", pg_name(self.login)),
         }
@@ -108,9 +112,11 @@ impl Guest<'_> {
         )
     }
 
-    /// Gives the login rights on the database, in MySQL.
-    pub fn grant(&self, rights: &str, account: &str) -> String {
-        format!("GRANT {rights} ON {}.* TO {account};", mysql_pattern(self.database))
+    /// Gives the login rights on the database, in MySQL, by the name that `heeded` has when it has others there already: of grants
+    /// by several names the server heeds one.
+    pub fn grant(&self, rights: &str, heeded: Option<&str>, account: &str) -> String {
+        let database = heeded.map_or_else(|| mysql_pattern(self.database), mysql_name);
+        format!("GRANT {rights} ON {database}.* TO {account};")
     }
 
     /// Lets the login make a schema in the database, in PostgreSQL.
@@ -134,8 +140,9 @@ impl Guest<'_> {
     pub fn grant_tables(&self) -> String {
         let login = pg_name(self.login);
         format!(
-            "GRANT USAGE ON SCHEMA tenantry TO {login};\n\
-             GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA tenantry TO {login};"
+            "-- In the database {}:\nGRANT USAGE ON SCHEMA tenantry TO {login};\n\
+             GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA tenantry TO {login};",
+            pg_name(self.database)
         )
     }
 
@@ -150,11 +157,12 @@ impl Guest<'_> {
         }
         let quoted = login.replace('\'', "''");
         format!(
-            "ALTER SCHEMA tenantry OWNER TO {login};\n\
+            "-- In the database {}:\nALTER SCHEMA tenantry OWNER TO {login};\n\
              DO {tag} DECLARE one text; BEGIN\n  \
                FOR one IN SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname = 'tenantry' LOOP\n    \
                  EXECUTE format('ALTER TABLE %s OWNER TO %s', one, '{quoted}');\n  \
-               END LOOP;\nEND {tag};"
+               END LOOP;\nEND {tag};",
+            pg_name(self.database)
         )
     }
 }

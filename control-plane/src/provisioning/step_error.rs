@@ -71,6 +71,8 @@ enum Said {
     /// Somebody else was in the way: locks, deadlocks, a template in use, the same thing made twice at once.
     Busy,
     Unavailable,
+    /// The login has had what it may have in an hour, or at once.
+    UsedUp,
     ConnectionLost,
     Unexpected,
 }
@@ -90,7 +92,8 @@ impl Said {
                 1021 | 1114 => Self::DiskFull,
                 1969 | 3024 => Self::StatementTimeout,
                 1007 | 1020 | 1062 | 1205 | 1213 => Self::Busy,
-                1040 | 1053 | 1203 | 1226 | 1927 | 4031 => Self::Unavailable,
+                1203 | 1226 => Self::UsedUp,
+                1040 | 1053 | 1927 | 4031 => Self::Unavailable,
                 _ => Self::Unexpected,
             };
         }
@@ -116,7 +119,7 @@ pub(super) fn is_waiting(error: &sqlx::Error) -> bool {
 
 /// Whether the server, or the way to it, is gone or on its way.
 pub(super) fn is_lost(error: &sqlx::Error) -> bool {
-    matches!(Said::by(error), Said::Unavailable | Said::ConnectionLost)
+    matches!(Said::by(error), Said::Unavailable | Said::UsedUp | Said::ConnectionLost)
 }
 
 impl From<sqlx::Error> for StepError {
@@ -147,6 +150,13 @@ impl From<sqlx::Error> for StepError {
                 "database-unavailable",
                 "The database server is not available.",
                 "Check that it runs and has connections left, then retry.",
+            )
+            .transient(),
+            Said::UsedUp => Self::new(
+                "login-connection-limit",
+                "The login has used up what it may have: connections at once, or connections, queries or changes in an hour.",
+                "Take its limits off: ALTER USER ... WITH MAX_QUERIES_PER_HOUR 0 MAX_UPDATES_PER_HOUR 0 MAX_CONNECTIONS_PER_HOUR 0 \
+                 MAX_USER_CONNECTIONS 0; then retry.",
             )
             .transient(),
             Said::ConnectionLost => Self::new(

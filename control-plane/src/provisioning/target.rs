@@ -125,6 +125,13 @@ impl Target {
                 "the CA must be one or several certificates as PEM, whole from BEGIN to END CERTIFICATE, at most 64 KiB",
             ));
         }
+        if fields.ca_pem.is_some() && fields.tls == Some(TlsMode::Disable) {
+            return Err(invalid(
+                "/caPem",
+                "contradiction",
+                "a CA is of no use without TLS; leave it out, or ask for verify-full",
+            ));
+        }
         let TargetFields { engine, tls, ca_pem, .. } = fields;
         Ok(Self { engine, host, port, username, password, database, tls, ca_pem, is_text: false })
     }

@@ -13,6 +13,7 @@ use tenant_schema::catalog::CatalogError;
 use tenant_schema::checkout::CheckoutError;
 use tenant_schema::settings::SettingsError;
 
+use crate::http::entry::read_only;
 use crate::http::errors::{chain, invalid_cursor};
 
 /// No connection was given.
@@ -67,8 +68,8 @@ pub fn from_db(error: &sqlx::Error) -> Problem {
         | sqlx::Error::PoolClosed
         | sqlx::Error::Protocol(_) => true,
         sqlx::Error::Database(database) if let Some(mysql) = database.try_downcast_ref::<MySqlDatabaseError>() => {
-            // As below: no resources, a time limit, the server or its session ended, read-only, and tables, a database or
-            // rights that somebody took away.
+            // As below: no resources, a time limit, the server or its session ended, and tables, a database or rights that
+            // somebody took away.
             matches!(
                 mysql.number(),
                 1021 | 1030
@@ -83,9 +84,7 @@ pub fn from_db(error: &sqlx::Error) -> Problem {
                     | 1203
                     | 1205
                     | 1226
-                    | 1290
                     | 1317
-                    | 1836
                     | 1927
                     | 1969
                     | 3024
@@ -95,18 +94,30 @@ pub fn from_db(error: &sqlx::Error) -> Problem {
         sqlx::Error::Database(database) => {
             let code = database.code().unwrap_or_default().into_owned();
             // Broken connection, no resources, operator intervention (which a statement's time limit is), system error,
-            // read-only, a schema that somebody took away, no more rights.
+            // a schema that somebody took away, no more rights.
             ["08", "53", "57", "58"].iter().any(|class| code.starts_with(class))
-                || ["25006", "3F000", "42P01", "42501", "55P03"].contains(&code.as_str())
+                || ["3F000", "42P01", "42501", "55P03"].contains(&code.as_str())
         }
         _ => false,
     };
+    if is_read_only(error) {
+        tracing::warn!(error = chain(error), "a store's database is read-only");
+        return read_only().retry_after(Duration::from_secs(30));
+    }
     if is_outage {
         tracing::warn!(error = chain(error), "a store's database failed");
         return database_unavailable().retry_after(Duration::from_secs(2));
     }
     tracing::error!(error = chain(error), "a statement in a store's database failed");
     Problem::internal()
+}
+
+fn is_read_only(error: &sqlx::Error) -> bool {
+    let Some(said) = error.as_database_error() else { return false };
+    match said.try_downcast_ref::<MySqlDatabaseError>() {
+        Some(said) => matches!(said.number(), 1290 | 1792 | 1836),
+        None => said.code().as_deref() == Some("25006"),
+    }
 }
 
 fn invalid(errors: Vec<FieldError>) -> Problem {

@@ -50,7 +50,9 @@ impl Trouble {
         let advice = match (kind, cause) {
             (DatabaseKind::Managed, _) => provisioning::OURS.into(),
             (DatabaseKind::Brought, Cause::WrongPassword) => {
-                "Give the right user and password: PUT /api/stores/{id}/database/credentials.".into()
+                "Give the right user and password: PUT /api/stores/{id}/database/credentials. When these are right again: POST \
+                 /api/stores/{id}/database/test; until then nobody tries them any more."
+                    .into()
             }
             (DatabaseKind::Brought, Cause::MissingDatabase) => {
                 "Bring it back, or give its new name: PUT /api/stores/{id}/database/credentials.".into()
@@ -128,8 +130,14 @@ pub async fn read(cx: &Cx, store: &Store) -> Inside {
         let error = match read.await {
             Ok((settings, counts, None)) => return Ok(Inside::Read { settings, counts, ailing: None }),
             Ok((settings, counts, Some(ailment))) => {
-                let ailing = Trouble::of_ailment(ailment, kind_of(cx, store).await?.0);
-                return Ok(Inside::Read { settings, counts, ailing: Some(ailing) });
+                // When it is mended, another session sees it.
+                connection.give_up();
+                let trouble = Trouble::of_ailment(ailment, kind_of(cx, store).await?.0);
+                return Ok(if ailment.leaves_readable() {
+                    Inside::Read { settings, counts, ailing: Some(trouble) }
+                } else {
+                    Inside::Unavailable(trouble)
+                });
             }
             Err(SettingsError::Db(error)) => error,
             Err(error @ SettingsError::Incomplete) => {
@@ -145,7 +153,12 @@ pub async fn read(cx: &Cx, store: &Store) -> Inside {
         };
         // Which writes it into the log.
         drop(errors::from_db(&error));
-        Ok(Inside::Unavailable(Trouble::of_db(error, kind_of(cx, store).await?.0)))
+        let kind = kind_of(cx, store).await?.0;
+        // Of a table in a schema that it may not enter, PostgreSQL says that it is not there.
+        Ok(Inside::Unavailable(match fitness::ailment(&mut connection).await {
+            Ok(Some(ailment)) => Trouble::of_ailment(ailment, kind),
+            _ => Trouble::of_db(error, kind),
+        }))
     };
     found.await.unwrap_or_else(|problem| Inside::Unavailable(Trouble::of_problem(&problem)))
 }

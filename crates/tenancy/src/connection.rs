@@ -86,6 +86,11 @@ impl Connection {
         Some(connection)
     }
 
+    /// Closes it when it is given back: its session keeps something that only another one is without.
+    pub fn give_up(&mut self) {
+        self.condition = Condition::Dead;
+    }
+
     /// All rows.
     ///
     /// # Errors

@@ -102,6 +102,8 @@ pub enum Particular {
     DatabaseLimit,
     /// The host part of the account that MySQL took the login for: `%`, `10.0.0.%`.
     AccountHost(String),
+    /// PostgreSQL has no such login, or it is one that may not log in.
+    NoLogin,
     /// A pooler refused the user or the password.
     PoolerLogin,
     /// A pooler knows no such database.
@@ -167,6 +169,10 @@ fn particular_of(error: &dyn DatabaseError) -> Option<Particular> {
     let error = error.try_downcast_ref::<PgDatabaseError>()?;
     if error.code() == "08P01" {
         return said_by_pgbouncer(error.message());
+    }
+    if error.code() == "28000" {
+        let is_of_login = error.routine().is_some_and(|routine| routine.starts_with("InitializeSessionUserId"));
+        return is_of_login.then_some(Particular::NoLogin);
     }
     if error.code() != "53300" {
         return None;
@@ -303,14 +309,15 @@ pub(crate) fn is_fatal(error: &sqlx::Error) -> bool {
 }
 
 /// Whether the server has ended the session, or will answer this statement with the same error for ever: prepared
-/// statements that are gone, or no longer fit after a migration.
+/// statements that are gone, or no longer fit after a migration; and what a session keeps of its beginning, read-only defaults
+/// and MySQL's rights on its database, until another one begins.
 fn is_fatal_to_the_session(error: &dyn DatabaseError) -> bool {
     if let Some(error) = error.try_downcast_ref::<PgDatabaseError>() {
-        let is_stale = matches!(error.code(), "26000" | "0A000");
+        let is_stale = matches!(error.code(), "26000" | "0A000" | "25006");
         return is_stale || matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic);
     }
     error.try_downcast_ref::<MySqlDatabaseError>().is_none_or(|error| {
-        let is_stale = matches!(error.number(), 1243 | 1615);
+        let is_stale = matches!(error.number(), 1243 | 1615 | 1044 | 1142 | 1143 | 1792);
         // Shut down, killed, left idle for too long, or a packet that did not make sense.
         is_stale || matches!(error.number(), 1053 | 1152..=1161 | 1184 | 1927 | 4031)
     })

@@ -134,11 +134,14 @@ impl<D: Directory> Tenancy<D> {
     }
 
     /// Takes note that somebody saw the store's database well, after it was in trouble: the next request tries it, however
-    /// long nobody was to.
+    /// long nobody was to; and in a session that begins now, as what was mended may be set for those that begin.
     pub fn try_again(&self, store: StoreId) {
         let Some(slot) = self.inner.node.stores.slot(store) else { return };
         match slot.pools().0 {
-            Some(pool) => pool.gate.try_again(Instant::now()),
+            Some(pool) => {
+                pool.gate.try_again(Instant::now());
+                pool.close_idle();
+            }
             None => lock(&slot.breaker).try_again(Instant::now()),
         }
     }

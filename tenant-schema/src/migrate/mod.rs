@@ -11,6 +11,7 @@ mod parts;
 mod postgres;
 
 pub use mysql::is_marked_table;
+pub(crate) use parts::oldest_tables;
 pub use parts::{PARTS, found_parts, missing_parts};
 
 use std::time::Duration;

@@ -26,6 +26,14 @@ pub async fn missing_parts(session: &mut Session, version: i64) -> Result<Vec<&'
     Ok(missing.iter().copied().filter(|part| !is_of_missing_table(part)).collect())
 }
 
+/// The version that stores of the first release are at. Whatever is served has its tables, and those of later ones not for sure.
+const OLDEST_SERVED: i64 = 20261121000028;
+
+/// The tables that every store has.
+pub(crate) fn oldest_tables() -> impl Iterator<Item = &'static str> {
+    parts_of(OLDEST_SERVED).filter_map(|part| part.strip_prefix("table "))
+}
+
 /// The parts that are there, whoever made them.
 ///
 /// # Errors

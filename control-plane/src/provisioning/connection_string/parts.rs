@@ -109,7 +109,12 @@ impl Parts {
             Meaning::ReadOnly if !is_off => self.refuse(Why::ReadsOnly, name),
             Meaning::Options if !value.trim().is_empty() && !is_neons(value) => self.refuse(Why::Unsupported, name),
             Meaning::Refused if !is_off => self.refuse(Why::Unsupported, name),
-            Meaning::OldestTls | Meaning::Binding | Meaning::Gss | Meaning::Schema | Meaning::ReadOnly | Meaning::Options => {}
+            Meaning::OldestTls
+            | Meaning::Binding
+            | Meaning::Gss
+            | Meaning::Schema
+            | Meaning::ReadOnly
+            | Meaning::Options => {}
             Meaning::SwitchOff | Meaning::Refused | Meaning::Ignored => {}
         }
         Ok(())
