@@ -23,6 +23,8 @@ pub const STEP_TIMEOUT: Duration = Duration::from_secs(120);
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a place at a server of ours is waited for.
 const PLACE_TIMEOUT: Duration = Duration::from_secs(20);
+/// By then a server has ended whatever we asked it for last: a little later than the limit that is set to statements.
+const STATEMENT_END: Duration = Duration::from_secs(65);
 
 /// The steps by name, in the order in which they are done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, sqlx::Type, utoipa::ToSchema)]
@@ -85,32 +87,53 @@ impl StepName {
 #[must_use = "announce it after the commit"]
 pub struct News(Option<i64>);
 
-/// A session with its place in what we may have open at the server, where that is one of ours.
+/// A session with its place in what we may have open at the server, where that is one of ours. Dropped in the middle of a
+/// statement, as by a step's time limit, it keeps the place until the server has done with that.
 pub struct Held {
-    session: Session,
+    /// There until it is closed or dropped.
+    session: Option<Session>,
     place: Option<Reservation>,
 }
 
 impl Held {
+    fn new(session: Session, place: Option<Reservation>) -> Self {
+        Self { session: Some(session), place }
+    }
+
     /// Says good-bye, and fails when that is not heard.
-    pub async fn close(self) -> Result<(), sqlx::Error> {
-        let Self { session, place } = self;
-        let closed = session.close().await;
-        drop(place);
-        closed
+    pub async fn close(mut self) -> Result<(), sqlx::Error> {
+        match self.session.take() {
+            Some(session) => session.close().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Says good-bye, whether that is heard or not.
+    async fn leave(mut self) {
+        if let Some(session) = self.session.take() {
+            engine::leave(session).await;
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let (Some(session), Some(place)) = (self.session.take(), self.place.take()) {
+            place.close_after_work(session, STATEMENT_END);
+        }
     }
 }
 
 impl Deref for Held {
     type Target = Session;
     fn deref(&self) -> &Session {
-        &self.session
+        self.session.as_ref().expect("only closing and dropping take it, and nobody has it afterwards")
     }
 }
 
 impl DerefMut for Held {
     fn deref_mut(&mut self) -> &mut Session {
-        &mut self.session
+        self.session.as_mut().expect("only closing and dropping take it, and nobody has it afterwards")
     }
 }
 
@@ -160,7 +183,7 @@ impl<'a> StepCx<'a> {
         let place = self.place().await?;
         let connected = Box::pin(self.credential.connect(self.reach(), CONNECT_TIMEOUT)).await;
         let session = connected.map_err(|error| self.of_ours(StepError::connecting(&self.credential, error)))?;
-        let mut held = Held { session, place };
+        let mut held = Held::new(session, place);
         engine::set_limits(&mut held).await?;
         Ok(held)
     }
@@ -182,7 +205,7 @@ impl<'a> StepCx<'a> {
                 .transient()
                 .because(error)
         })?;
-        let mut held = Held { session, place };
+        let mut held = Held::new(session, place);
         engine::set_limits(&mut held).await?;
         Ok(held)
     }
@@ -262,7 +285,7 @@ impl<'a> StepCx<'a> {
                 }
                 // Of a database that was brought: it is at no server of ours.
                 let mut session = match Box::pin(self.credential.connect(self.reach(), CONNECT_TIMEOUT)).await {
-                    Ok(session) => Held { session, place: None },
+                    Ok(session) => Held::new(session, None),
                     // The owner has taken it away themselves.
                     Err(error) if error.cause == Cause::MissingDatabase => return Ok(()),
                     Err(error) => return Err(StepError::connecting(&self.credential, error)),
@@ -344,7 +367,7 @@ impl<'a> StepCx<'a> {
             return keep(session, checked).await;
         }
         let session = Box::pin(entry::enter(&self.credential, self.reach(), self.cx.clock.now())).await?;
-        let mut session = Held { session, place: None };
+        let mut session = Held::new(session, None);
         let checked = async {
             // Before it is known to be a session of ours alone, nothing is set that a pooler would leave to others.
             entry::check_session_mode(&self.credential, self.reach(), &mut session).await?;
@@ -536,8 +559,7 @@ async fn keep(session: Held, checked: Result<(), StepError>) -> Result<Held, Ste
 
 /// Says good-bye to the server in every outcome.
 async fn close<T>(held: Held, outcome: Result<T, StepError>) -> Result<T, StepError> {
-    engine::leave(held.session).await;
-    drop(held.place);
+    held.leave().await;
     outcome
 }
 

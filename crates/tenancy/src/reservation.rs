@@ -1,11 +1,13 @@
 //! The right to a connection that is opened outside every pool.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::sleep;
 
 use crate::budget::Permit;
 use crate::node::Node;
+use crate::session::Session;
 
 /// The right to one connection to a server, for who opens it outside every pool, as provisioning does. To be dropped after the
 /// connection is closed: the permit comes back a moment later, when the server's side is gone as well.
@@ -18,6 +20,17 @@ pub struct Reservation {
 impl Reservation {
     pub(crate) const fn new(node: Arc<Node>, permit: Permit) -> Self {
         Self { node, permit: Some(permit) }
+    }
+
+    /// Closes the session that it was for, apart from the caller, when nobody has waited for what that was asked last. The
+    /// server goes on with it, and counts the session until then: so long the right is kept, but no longer than `limit`.
+    pub fn close_after_work(self, mut session: Session, limit: Duration) {
+        let node = Arc::clone(&self.node);
+        node.spawn(async move {
+            session.ping(limit).await;
+            session.close_within(self.node.config.close_timeout).await;
+            drop(self);
+        });
     }
 }
 

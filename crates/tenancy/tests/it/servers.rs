@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use kernel::{Clock as _, ServerId, SystemClock};
+use sqlx::Executor as _;
 use tenancy::{BreakerConfig, Cause, LeaseError, TenancyConfig};
 use tokio::task::JoinSet;
 
@@ -148,4 +149,42 @@ async fn what_is_opened_outside_the_pools_has_its_turn_and_counts() {
     drop(lease);
     assert_eq!(world.tenancy.shutdown(limit).await, 0);
     assert!(matches!(world.tenancy.reserve(server, limit).await, Err(LeaseError::ShuttingDown)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_place_whose_session_was_left_at_work_comes_back_when_the_server_has_done() {
+    let world = World::start(TenancyConfig { max_connections_per_server: 1, ..quick() }).await;
+    let server = server_id();
+    let store = world.store().await;
+    let limit = Duration::from_secs(10);
+    let mut holder = world.cluster.admin(&store.credential.database).await;
+    run(&mut holder, "begin; lock table tenantry.mark").await;
+    let place = world.tenancy.reserve(server, limit).await.expect("room");
+    let mut session = store.credential.connect(tenancy::Reach::Anywhere, limit).await.expect("it is there");
+    let asking = async {
+        session
+            .postgres()
+            .expect("PostgreSQL")
+            .execute("update tenantry.mark set name = name")
+            .await
+            .expect("an answer");
+    };
+    let waits = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()";
+    let is_waiting = async {
+        while sqlx::query_scalar::<_, i64>(waits).fetch_one(&mut holder).await.expect("a count") == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        () = asking => panic!("the table is locked"),
+        () = is_waiting => {}
+    }
+
+    place.close_after_work(session, limit);
+
+    let refused = world.tenancy.reserve(server, Duration::ZERO).await;
+    assert!(matches!(refused, Err(LeaseError::Busy { .. })));
+    run(&mut holder, "rollback").await;
+    drop(world.tenancy.reserve(server, limit).await.expect("the server has done with it"));
+    assert_eq!(world.backends(&store).await, 1, "the holder's own");
 }
