@@ -345,3 +345,56 @@ async fn the_login_is_dropped_with_the_access_when_the_store_does_not_live_there
             .unwrap();
     assert_eq!(kept, json!({ "login": false }));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consent_is_not_completed_while_the_one_before_is_being_revoked() {
+    let scene = Scene::with(REACHABLE, &["--supabase-request-timeout-ms", "10000"]).await;
+    scene.sign_in().await;
+    scene.supabase.fail_next("/oauth/revoke", Fault::Status(500));
+    scene.owner.api.delete(&scene.path("")).await.expect_status(204);
+    scene.advance(60);
+    scene.supabase.fail_next("/oauth/revoke", Fault::Hang);
+    let cx = scene.app.cx.clone();
+    let revoking = tokio::spawn(async move { jobs::revoke(&cx).await });
+    within("the revocation that hangs", scene.supabase.hanging()).await;
+    let back = scene.consent().await;
+    let code = scene.come_back(&back).await;
+
+    let refused = scene.complete(&code).await;
+
+    refused.expect_problem(409, "supabase-disconnecting");
+    assert!(!refused.header("retry-after").is_empty());
+    assert_eq!(scene.supabase.calls("/oauth/token"), 1, "the code is not used up");
+    // Whoever dies at it may have sent it: it is waited for as long as it may be under way.
+    revoking.abort();
+    drop(revoking.await);
+    scene.complete(&code).await.expect_problem(409, "supabase-disconnecting");
+    scene.advance(120);
+    scene.complete(&code).await.expect_status(200);
+    assert_eq!(scene.pending().await, Vec::<i32>::new());
+    jobs::revoke(&scene.app.cx).await.unwrap();
+    scene.projects().await.expect_status(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_revoked_while_a_consent_is_completed() {
+    let scene = Scene::with(REACHABLE, &["--supabase-request-timeout-ms", "1000"]).await;
+    scene.sign_in().await;
+    scene.supabase.fail_next("/oauth/revoke", Fault::Status(500));
+    scene.owner.api.delete(&scene.path("")).await.expect_status(204);
+    let back = scene.consent().await;
+    let code = scene.come_back(&back).await;
+    scene.advance(60);
+    scene.supabase.fail_next("/oauth/token", Fault::Hang);
+    let (owner, path) = (scene.owner.clone(), scene.path("/complete"));
+    let completing = tokio::spawn(async move { owner.api.post(&path, json!({ "completionCode": code })).await });
+    within("the exchange that hangs", scene.supabase.hanging()).await;
+
+    jobs::revoke(&scene.app.cx).await.unwrap();
+
+    assert_eq!(scene.supabase.calls("/oauth/revoke"), 1, "it is due, and waits");
+    completing.await.unwrap().expect_problem(503, "supabase-unavailable");
+    scene.advance(120);
+    jobs::revoke(&scene.app.cx).await.unwrap();
+    assert_eq!((scene.supabase.calls("/oauth/revoke"), scene.pending().await), (2, vec![]));
+}

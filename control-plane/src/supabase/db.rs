@@ -331,51 +331,51 @@ pub async fn project_set(
     Ok(())
 }
 
-/// Writes down what is to be revoked; its id.
+/// Writes down what is to be revoked, claimed for the caller until then; its id.
 pub async fn revocation_insert(
     conn: &mut PgConnection,
     connection: &Connection,
     tokens: &Sealed,
     project: Option<&str>,
-    next_attempt_at: DateTime<Utc>,
+    claimed_until: DateTime<Utc>,
     now: DateTime<Utc>,
 ) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar!(
         "insert into supabase_revocations
-            (store_id, tokens, token_version, access_expires_at, project_ref, next_attempt_at, created_at)
-         values ($1, $2, $3, $4, $5, $6, $7)
+            (store_id, tokens, token_version, access_expires_at, project_ref, next_attempt_at, claimed_until, created_at)
+         values ($1, $2, $3, $4, $5, $7, $6, $7)
          returning id",
         connection.store_id.as_uuid(),
         tokens.as_bytes(),
         connection.token_version,
         connection.access_expires_at,
         project,
-        next_attempt_at,
+        claimed_until,
         now,
     )
     .fetch_one(conn)
     .await
 }
 
-/// Takes up what is due, so that nobody else does before `next`.
+/// Takes up what is due, so that nobody else does before `until`.
 pub async fn revocations_claim(
     conn: &mut PgConnection,
     now: DateTime<Utc>,
-    next: DateTime<Utc>,
+    until: DateTime<Utc>,
     limit: i64,
 ) -> Result<Vec<i64>, sqlx::Error> {
     sqlx::query_scalar!(
-        "update supabase_revocations set next_attempt_at = $2
+        "update supabase_revocations set claimed_until = $2
          where id in (
              select id from supabase_revocations
-             where next_attempt_at <= $1
+             where next_attempt_at <= $1 and (claimed_until is null or claimed_until <= $1)
              order by next_attempt_at
              limit $3
              for update skip locked
          )
          returning id",
         now,
-        next,
+        until,
         limit,
     )
     .fetch_all(conn)
@@ -435,7 +435,7 @@ pub async fn revocation_delay(
     next_attempt_at: DateTime<Utc>,
 ) -> Result<(), sqlx::Error> {
     sqlx::query!(
-        "update supabase_revocations set attempts = attempts + 1, next_attempt_at = $2 where id = $1",
+        "update supabase_revocations set attempts = attempts + 1, next_attempt_at = $2, claimed_until = null where id = $1",
         id,
         next_attempt_at,
     )
@@ -447,6 +447,25 @@ pub async fn revocation_delay(
 pub async fn revocation_delete(conn: &mut PgConnection, id: i64) -> Result<(), sqlx::Error> {
     sqlx::query!("delete from supabase_revocations where id = $1", id).execute(conn).await?;
     Ok(())
+}
+
+/// Lets nobody begin before `until` with what is still to be revoked of a store. True when somebody has begun.
+pub async fn revocations_put_off(
+    conn: &mut PgConnection,
+    store: StoreId,
+    (now, until): (DateTime<Utc>, DateTime<Utc>),
+) -> Result<bool, sqlx::Error> {
+    let claimed = sqlx::query_scalar!(
+        r#"update supabase_revocations set next_attempt_at = greatest(next_attempt_at, $3)
+           where store_id = $1
+           returning coalesce(claimed_until > $2, false) as "claimed!""#,
+        store.as_uuid(),
+        now,
+        until,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(claimed.contains(&true))
 }
 
 /// Gives up what was to be revoked of a store, since its owner has consented again: the versions of its tokens, and the projects

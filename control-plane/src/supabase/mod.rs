@@ -161,6 +161,8 @@ pub enum SupabaseError {
     NotConnected,
     #[error("somebody has signed in to Supabase for the store")]
     AlreadyConnected,
+    #[error("what the store had at Supabase is being revoked")]
+    BeingRevoked,
     #[error("Supabase takes the store's tokens no more")]
     Reauthorize,
     #[error("the completion code is not good")]
@@ -290,6 +292,13 @@ impl From<SupabaseError> for Problem {
                 "Somebody has signed in to Supabase for this store",
                 "Disconnect first: DELETE /api/stores/{id}/supabase.",
             ),
+            SupabaseError::BeingRevoked => conflict(
+                "supabase-disconnecting",
+                "The store is being disconnected from Supabase",
+                "Our access of before is revoked at this moment, which would end the new one. Complete it in some seconds, or sign in \
+                 again.",
+            )
+            .retry_after(std::time::Duration::from_secs(5)),
             SupabaseError::Reauthorize => conflict(
                 "supabase-reauthorize",
                 "Supabase lets us in no more",

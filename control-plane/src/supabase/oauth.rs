@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use vault::{Aad, Purpose};
 
 use super::client::ApiError;
-use super::{Authorization, Connection, ConnectionState, SupabaseError, configured, db, tokens};
+use super::{Authorization, Connection, ConnectionState, SupabaseError, configured, db, revoke, tokens};
 use crate::audit::{self, Actor, Subject};
 use crate::cx::OpsCx;
 use crate::stores;
@@ -140,6 +140,10 @@ pub async fn complete(
     if is_connected(db::connection_lock(&mut tx, store).await?.as_ref()) {
         return Err(SupabaseError::AlreadyConnected);
     }
+    // What is being revoked would take what is about to be given with it; what is not being revoked yet waits.
+    if db::revocations_put_off(&mut tx, store, (now, now + revoke::CLAIM)).await? {
+        return Err(SupabaseError::BeingRevoked);
+    }
     let hash = hash(completion_code.expose_secret());
     let taken = db::authorization_take_consented(&mut tx, &hash, store, by, now).await?;
     let (id, verifier, code) = taken.ok_or(SupabaseError::InvalidCompletion)?;
@@ -183,6 +187,11 @@ async fn exchange(
         // Another consent was quicker. To revoke this one could end that one as well, where one person gave both.
         return Err(SupabaseError::AlreadyConnected);
     };
+    if db::revocations_put_off(&mut tx, store, (now, now)).await? {
+        tx.rollback().await?;
+        // Another consent was quicker, and has been taken back since; this one goes with it.
+        return Err(SupabaseError::BeingRevoked);
+    }
     // What was still to be revoked of an earlier consent would take this one away with it.
     let dropped = db::revocations_drop(&mut tx, store).await?;
     for (_, project) in &dropped {

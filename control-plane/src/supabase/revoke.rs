@@ -15,6 +15,8 @@ use crate::stores::{self, Store};
 /// What could not be revoked is tried again so late, twice as late the next time, up to so late.
 const RETRY: TimeDelta = TimeDelta::seconds(30);
 const MAX_RETRY: TimeDelta = TimeDelta::hours(6);
+/// So long whoever revokes has it to themselves: longer than its calls of Supabase, four at most, may take together.
+pub(super) const CLAIM: TimeDelta = TimeDelta::seconds(120);
 /// After so many tries, in about three days, somebody has to look at it.
 const MAX_ATTEMPTS: i32 = 20;
 
@@ -38,7 +40,7 @@ pub async fn disconnect(cx: &OpsCx, by: UserId, store: StoreId, keeps_database: 
     }
     let project = known.project_ref.as_deref().filter(|_| !is_in_use && !keeps_database);
     let pending = match &known.tokens {
-        Some(sealed) => Some(db::revocation_insert(&mut tx, &known, sealed, project, now + RETRY, now).await?),
+        Some(sealed) => Some(db::revocation_insert(&mut tx, &known, sealed, project, now + CLAIM, now).await?),
         // Supabase lets us in no more: there is nothing that we could do there.
         None => None,
     };
@@ -78,7 +80,7 @@ pub(super) async fn unmake(cx: &OpsCx, store: StoreId, project: &str) -> Result<
     tokens::call(cx, store, |token| client.query(token, project, &statement)).await.map(drop)
 }
 
-/// Revokes one that was written down; what fails is tried again later, and not for ever.
+/// Revokes one that was written down and is claimed; what fails is tried again later, and not for ever.
 pub(super) async fn attempt(cx: &OpsCx, id: i64) -> Result<(), SupabaseError> {
     let found = db::revocation_find(&mut *cx.master.acquire().await?, id).await?;
     let Some(mut pending) = found else { return Ok(()) };
@@ -165,7 +167,7 @@ pub(super) async fn round(cx: &OpsCx, limit: usize) -> Result<(), sqlx::Error> {
     for _ in 0..limit {
         // One after the other, so that a claim lasts for what is done under it.
         let now = cx.clock.now();
-        let due = db::revocations_claim(&mut *cx.master.acquire().await?, now, now + RETRY * 4, 1).await?;
+        let due = db::revocations_claim(&mut *cx.master.acquire().await?, now, now + CLAIM, 1).await?;
         let Some(id) = due.into_iter().next() else { return Ok(()) };
         match attempt(cx, id).await {
             Ok(()) => {}
