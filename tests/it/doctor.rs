@@ -102,7 +102,7 @@ pub(crate) async fn connected(app: &TestApp, owner: &Owner, slug: &str, body: Va
     store
 }
 
-async fn test_store(owner: &Owner, store: &Value, body: Option<Value>) -> Value {
+pub(crate) async fn test_store(owner: &Owner, store: &Value, body: Option<Value>) -> Value {
     checked(owner.api.send(Method::POST, &path_of(store, "/database/test"), body).await.expect_status(200))
 }
 
@@ -301,6 +301,11 @@ async fn certificates_are_shown_and_what_is_wrong_with_them_is_told_apart() {
     unreadable["caPem"] = json!("-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n");
     expect_failure(&test(&owner, unreadable).await, "parse", "malformed");
 
+    // An authority's own certificate is no server's, whoever trusts it.
+    present(server, "itself", &authority.own()).await;
+    for trusted in [None, Some(&authority)] {
+        expect_failure(&test(&owner, body("verify-full", trusted)).await, "tls", "self-signed");
+    }
     present(server, "other", &authority.certify("db.elsewhere.example", 2095)).await;
     let report = test(&owner, body("verify-full", Some(&authority))).await;
     expect_failure(&report, "tls", "certificate-name");
@@ -509,7 +514,10 @@ async fn what_poolers_and_old_servers_say_is_told_in_plain_words() {
         ("28P01", "(EWRONGPASSWORD) password authentication failed", "wrong-password", "28P01 EWRONGPASSWORD"),
         ("XX000", "hunter2 fell over", "server-error", "XX000"),
         ("57P03", "the database system is starting up", "not-ready", "57P03"),
-        ("08P01", "no such user", "pooler-refused", "08P01"),
+        ("08P01", "no such user: hunter2", "wrong-password", "08P01"),
+        ("08P01", "no more connections allowed (max_client_conn)", "too-many-connections", "08P01"),
+        ("08P01", "server login has been failing, try again later (server_login_retry)", "pooler-server", "08P01"),
+        ("08P01", "bouncer config error", "pooler-refused", "08P01"),
     ] {
         let server = ScriptedServer::refusing(code, message).await;
         let report = test_url(&owner, &format!("postgres://a:b@127.0.0.1:{}/d", server.port)).await;
