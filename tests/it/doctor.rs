@@ -151,7 +151,7 @@ async fn a_sound_database_passes_every_line_and_is_left_as_it_was() {
 async fn a_string_that_is_not_understood_is_a_line_that_repeats_nothing_of_it() {
     let (_app, owner) = app().await;
     for (url, code, word) in [
-        ("mongodb://hunter1:hunter2@h/d", "scheme", "postgres://"),
+        ("mongodb://hunter1:hunter2@h/d", "scheme", "PostgreSQL"),
         ("postgres://hunter1:hunter2@h.example:port/d", "malformed", "port"),
         ("postgres://hunter1:hunter2/x@h.example/d", "malformed", "%2F"),
         ("postgres://hunter1:hunter2@h1,h2/d", "host", "several"),

@@ -58,8 +58,7 @@ async fn what_a_pooler_refuses_is_told_apart() {
     expect_ok(&test_url(&owner, &url(right.port, &password, login)).await);
     for (wrong, code) in [
         (url(right.port, "wrong", login), "wrong-password"),
-        // Whom it asks for a password, it does not tell that there is no such database.
-        (url(right.port, &password, "nothing_here"), "wrong-password"),
+        (url(right.port, &password, "nothing_here"), "missing-database"),
         // The pooler lets us in, and the server does not let the pooler in.
         (url(stale.port, "of-last-year", login), "pooler-server"),
     ] {

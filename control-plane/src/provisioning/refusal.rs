@@ -289,9 +289,9 @@ fn of_pgbouncer(particular: Option<&Particular>) -> Refusal {
     match particular {
         Some(Particular::PoolerLogin) => refusal(
             "wrong-password",
-            "The pooler before the database refused the user or the password, or knows no such database: it does not say which.",
-            "Connect again with the right ones, and with the database as the pooler calls it. When they are, have the pooler learn \
-             them (PgBouncer: [databases], and auth_file or auth_query; then RELOAD).",
+            "The pooler before the database refused the user or the password.",
+            "Connect again with the right ones; when they are, have the pooler learn them (PgBouncer: auth_file or auth_query, \
+             then RELOAD).",
         ),
         Some(Particular::PoolerDatabase) => refusal(
             "missing-database",

@@ -67,7 +67,7 @@ pub enum ServerError {
     Invalid { pointer: &'static str, code: &'static str, detail: String },
     #[error(transparent)]
     Target(#[from] TargetError),
-    #[error("the server cannot be used: {what}")]
+    #[error("the server cannot be used ({code}): {what}")]
     Unusable { code: &'static str, what: String },
     #[error("database error")]
     Db(#[from] sqlx::Error),

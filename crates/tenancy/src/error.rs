@@ -192,8 +192,8 @@ fn particular_of(error: &dyn DatabaseError) -> Option<Particular> {
 /// words.
 fn said_by_pgbouncer(message: &str) -> Option<Particular> {
     let says = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
-    // It repeats what the server said of its own login there: that comes first.
-    if says(&["server login", "cannot connect to server", "server conn crashed"]) {
+    // It repeats what the server said of its own login there, with the name, which it leaves out itself: that comes first.
+    if says(&["server login", "cannot connect to server", "server conn crashed", "authentication failed for user"]) {
         Some(Particular::PoolerServer)
     } else if says(&["authentication failed", "no such user"]) {
         Some(Particular::PoolerLogin)
@@ -423,6 +423,7 @@ mod tests {
             ("no more connections allowed (max_client_conn)", Some(Particular::PoolerFull)),
             ("query_wait_timeout", Some(Particular::PoolerFull)),
             ("server login has been failing, try again later (server_login_retry)", Some(Particular::PoolerServer)),
+            ("password authentication failed for user \"ada\"", Some(Particular::PoolerServer)),
             (
                 "server login failed: FATAL password authentication failed for user \"ada\"",
                 Some(Particular::PoolerServer),
