@@ -67,7 +67,7 @@ pub enum ServerError {
     Invalid { pointer: &'static str, code: &'static str, detail: String },
     #[error(transparent)]
     Target(#[from] TargetError),
-    #[error("the server cannot be used ({code}): {what}")]
+    #[error("the server cannot be used: {what}")]
     Unusable { code: &'static str, what: String },
     #[error("database error")]
     Db(#[from] sqlx::Error),
@@ -225,8 +225,9 @@ impl ServerError {
 
 /// What is told to an owner whose database it were, is told to ops.
 impl From<StepError> for ServerError {
-    fn from(StepError { code, what, advice, .. }: StepError) -> Self {
-        Self::Unusable { code, what: format!("{what} {advice}") }
+    fn from(StepError { code, what, advice, sql, .. }: StepError) -> Self {
+        let statement = sql.map_or_else(String::new, |sql| format!("\n{sql}"));
+        Self::Unusable { code, what: format!("{code}: {what} {advice}{statement}") }
     }
 }
 
