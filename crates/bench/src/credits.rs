@@ -21,6 +21,7 @@ use tokio::process::Command;
 use crate::figures::{Spread, quantile};
 use crate::process;
 use crate::report::{Table, say};
+use crate::rig::temporary_dir;
 
 const ACCOUNTS: usize = 100;
 /// More than all rounds spend.
@@ -95,10 +96,7 @@ struct Bench {
 }
 
 pub(crate) async fn measure(options: &CreditOptions) -> anyhow::Result<()> {
-    let data_dir = options
-        .data_dir
-        .clone()
-        .unwrap_or_else(|| std::env::temp_dir().join(format!("tenantry-bench-{}", std::process::id())));
+    let data_dir = options.data_dir.clone().unwrap_or_else(temporary_dir);
     let mut server = PostgresOptions::new(&data_dir, Profile::Bench);
     server.bin_dir = process::env("PG_BINDIR").map(PathBuf::from);
     let bin_dir = server.bin_dir.clone();

@@ -8,11 +8,11 @@ use secrecy::ExposeSecret as _;
 use tokio::process::Command;
 
 use crate::Options;
+use crate::cell::{self, Cell, ratio, spread};
 use crate::client::Http;
-use crate::figures::Spread;
-use crate::load::{self, Target};
+use crate::load::Target;
 use crate::plain::{Database, Told};
-use crate::process::{Server, database_cpu};
+use crate::process::Server;
 use crate::report::{Report, Table, say};
 use crate::rig::{Rig, Store};
 
@@ -41,16 +41,6 @@ impl Who {
             Self::Pools => "plain, a pool for each",
         }
     }
-}
-
-/// One measurement.
-#[derive(Debug, Clone, Copy)]
-struct Cell {
-    per_second: f64,
-    p50_us: f64,
-    p99_us: f64,
-    server_us: f64,
-    database_us: f64,
 }
 
 struct Services {
@@ -142,20 +132,10 @@ async fn measure(
         Who::Pools => (&services.pools, rig.asks()),
     };
     let target = Arc::new(Target { address: server.address, asks });
-    let cpu = || (server.cpu(), database_cpu(rig.database_process()));
-    let (seen, before, after) = load::run(&target, connections, WARM, length, cpu).await?;
-    let per_request = |before: Duration, after: Duration| (after - before).as_secs_f64() * 1e6 / seen.requests;
-    Ok(Cell {
-        per_second: seen.requests / seen.seconds,
-        p50_us: seen.p50_us,
-        p99_us: seen.p99_us,
-        server_us: per_request(before.0, after.0),
-        database_us: per_request(before.1, after.1),
-    })
+    cell::measure(server, rig.database_process(), &target, connections, WARM, length).await
 }
 
 fn add_tables<'c>(report: &mut Report, of: &impl Fn(usize, Who) -> &'c [Cell]) {
-    let spread = |cells: &[Cell], what: fn(&Cell) -> f64| Spread::range(&cells.iter().map(what).collect::<Vec<_>>());
     let mut table = Table::new(
         "(a) Product list of 20",
         &["connections", "who", "requests/s", "p50 µs", "p99 µs", "server CPU µs/request", "database CPU µs/request"],
@@ -178,10 +158,7 @@ fn add_tables<'c>(report: &mut Report, of: &impl Fn(usize, Who) -> &'c [Cell]) {
             ]);
         }
         for (who, base) in [(Who::Tenantry, Who::Limit), (Who::Pools, Who::Limit), (Who::Tenantry, Who::Pools)] {
-            let pairs = || of(connections, who).iter().zip(of(connections, base));
-            let ratio = |what: fn(&Cell) -> f64| {
-                Spread::range(&pairs().map(|(cell, base)| what(cell) / what(base)).collect::<Vec<_>>())
-            };
+            let ratio = |what: fn(&Cell) -> f64| ratio(of(connections, who), of(connections, base), what);
             let per_second = ratio(|cell| cell.per_second);
             ratios.row([
                 connections.to_string(),

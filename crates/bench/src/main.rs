@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod cell;
 mod client;
 mod cold;
 mod credits;
@@ -125,12 +126,7 @@ fn main() -> ExitCode {
             .build()
             .map_err(Into::into)
             .and_then(|runtime| runtime.block_on(credits::measure(&options))),
-        // One thread, so that the load takes as little as possible from what it measures.
-        None => tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(Into::into)
-            .and_then(|runtime| runtime.block_on(measure(&cli.options))),
+        None => alone(measure(&cli.options)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -141,8 +137,13 @@ fn main() -> ExitCode {
     }
 }
 
+/// On one thread, so that the load takes as little as possible from what it measures.
+fn alone(measuring: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(measuring)
+}
+
 async fn measure(options: &Options) -> anyhow::Result<()> {
-    let mut rig = Rig::start(options).await?;
+    let mut rig = Rig::start(options.engine, options.data_dir.as_deref()).await?;
     let measured = parts(&mut rig, options).await;
     let stopped = rig.stop().await;
     let report = measured?;
@@ -152,7 +153,8 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
 }
 
 async fn parts(rig: &mut Rig, options: &Options) -> anyhow::Result<Report> {
-    let mut report = Report::new(rig, options).await?;
+    let arguments = if rig.engine == Engine::Mysql { " --engine mysql" } else { "" };
+    let mut report = Report::new("Results", arguments.to_owned(), conditions(rig, options).await?);
     let wants = |part| options.wants(part);
     // Every store is provisioned anyway; this part looks at how long it takes.
     let provisioned = provision::run(rig, options.stores()).await?;
@@ -169,4 +171,19 @@ async fn parts(rig: &mut Rig, options: &Options) -> anyhow::Result<Report> {
         cold::run(rig, options, &mut report).await?;
     }
     Ok(report)
+}
+
+async fn conditions(rig: &Rig, options: &Options) -> anyhow::Result<String> {
+    Ok(format!(
+        "{} stores with {} products each; {} rounds of {:.1} s; {}; {}, fsync on, over TCP on loopback; a pool of {} \
+         connections in the limit, of 4 for each store in the plain service with pools, of at most 8 for each store and 200 \
+         in all in Tenantry",
+        options.stores(),
+        options.products,
+        options.rounds(),
+        options.length().as_secs_f64(),
+        report::machine(),
+        rig.database_version().await?,
+        options.pool,
+    ))
 }

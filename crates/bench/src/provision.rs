@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use kernel::Engine;
-use serde_json::json;
+use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 
 use crate::client::Http;
@@ -67,28 +67,32 @@ pub(crate) async fn run(rig: &mut Rig, count: usize) -> anyhow::Result<Provision
 }
 
 async fn provision(rig: &mut Rig, seen: &mut Provisioned, n: usize) -> anyhow::Result<()> {
-    let marker = format!("shop-{n:05}");
+    let body = json!({ "managed": true, "engine": rig.engine });
+    let (store, active_ms, whole_ms) = open(rig, &format!("shop-{n:05}"), &body).await?;
+    seen.active_ms.push(active_ms);
+    seen.whole_ms.push(whole_ms);
+    rig.stores.push(store);
+    Ok(())
+}
+
+/// Creates a store, and connects the database that `body` names; how long that took since it was accepted, and since it was
+/// asked for, in milliseconds.
+async fn open(rig: &Rig, marker: &str, body: &Value) -> anyhow::Result<(Store, f64, f64)> {
     let mut api = Http::connect(rig.node.address).await?;
     let mut watcher = Http::connect(rig.node.address).await?;
     let create = rig.api("POST", "/api/stores/create", Some(json!({ "name": marker, "slug": marker })));
     let store = api.ask(&create).await?.json(201)?;
     let text = |name: &str| store[name].as_str().map(str::to_owned).with_context(|| format!("no {name}"));
     let (id, hostname) = (text("id")?, text("hostname")?);
-    let connect = rig.api(
-        "POST",
-        &format!("/api/stores/{id}/connect-database"),
-        Some(json!({ "managed": true, "engine": rig.engine })),
-    );
+    let connect = rig.api("POST", &format!("/api/stores/{id}/connect-database"), Some(body.clone()));
     let watch = rig.api("GET", &format!("/api/stores/{id}/provisioning/events"), None);
     let began = Instant::now();
     api.ask(&connect).await?.json(202)?;
     let accepted = Instant::now();
     let end = watcher.read_until(&watch, &ENDS).await?;
-    seen.active_ms.push(accepted.elapsed().as_secs_f64() * 1e3);
-    seen.whole_ms.push(began.elapsed().as_secs_f64() * 1e3);
+    let (active_ms, whole_ms) = (accepted.elapsed().as_secs_f64() * 1e3, began.elapsed().as_secs_f64() * 1e3);
     ensure!(end == 0, "provisioning store {id} ended with {}", ENDS[end]);
-    rig.stores.push(Store { id: id.parse()?, hostname, marker });
-    Ok(())
+    Ok((Store { id: id.parse()?, hostname, marker: marker.to_owned() }, active_ms, whole_ms))
 }
 
 impl Provisioned {

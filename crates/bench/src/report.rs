@@ -5,51 +5,42 @@ use std::thread::available_parallelism;
 
 use anyhow::Context as _;
 
-use kernel::Engine;
-
-use crate::Options;
 use crate::figures::Spread;
-use crate::rig::Rig;
 
 /// Whatever follows this line in the file was written by people and is kept.
 const NOTES: &str = "## Notes\n";
 
 pub(crate) struct Report {
-    arguments: &'static str,
+    title: &'static str,
+    /// What wrote it, after `cargo xtask bench`.
+    arguments: String,
     conditions: String,
     aims: Table,
     missed: Vec<String>,
     tables: Vec<Table>,
 }
 
+/// The machine that was measured, but for the database.
+pub(crate) fn machine() -> String {
+    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let system = release
+        .lines()
+        .find_map(|line| line.strip_prefix("PRETTY_NAME="))
+        .map_or(std::env::consts::OS, |name| name.trim_matches('"'));
+    let processors = available_parallelism().map_or(0, usize::from);
+    format!("{processors} processors, shared by load, server and database; {system}")
+}
+
 impl Report {
-    pub(crate) async fn new(rig: &Rig, options: &Options) -> anyhow::Result<Self> {
-        let database = rig.database_version().await?;
-        let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
-        let system = release
-            .lines()
-            .find_map(|line| line.strip_prefix("PRETTY_NAME="))
-            .map_or(std::env::consts::OS, |name| name.trim_matches('"'));
-        let processors = available_parallelism().map_or(0, usize::from);
-        let conditions = format!(
-            "{} stores with {} products each; {} rounds of {:.1} s; {processors} processors, shared by load, server and \
-             database; {system}; {database}, fsync on, over TCP on loopback; a pool of {} connections in the \
-             limit, of 4 for each store in the plain service with pools, of at most 8 for each store and 200 in all in \
-             Tenantry.",
-            options.stores(),
-            options.products,
-            options.rounds(),
-            options.length().as_secs_f64(),
-            options.pool,
-        );
-        let arguments = if rig.engine == Engine::Mysql { " --engine mysql" } else { "" };
-        Ok(Self {
+    pub(crate) fn new(title: &'static str, arguments: String, conditions: String) -> Self {
+        Self {
+            title,
             arguments,
             conditions,
             aims: Table::new("Aims", &["what", "ratio: median (spread)", "aim", ""]),
             missed: Vec::new(),
             tables: Vec::new(),
-        })
+        }
     }
 
     pub(crate) fn aim(&mut self, what: &str, ratio: Spread, aim: &str, is_met: bool) {
@@ -65,7 +56,7 @@ impl Report {
     }
 
     pub(crate) fn text(&self) -> String {
-        let mut parts = vec![self.conditions.clone(), self.aims.text()];
+        let mut parts = vec![format!("{}.", self.conditions), self.aims.text()];
         if !self.missed.is_empty() {
             parts.push(self.missed.join("\n\n"));
         }
@@ -78,8 +69,9 @@ impl Report {
         let old = std::fs::read_to_string(path).unwrap_or_default();
         let notes = old.split_once(NOTES).map_or("", |(_, notes)| notes);
         let text = format!(
-            "# Results\n\nWritten by `cargo xtask bench{}`; the notes at the end are not. README.md says how it measures.\n\n\
+            "# {}\n\nWritten by `cargo xtask bench{}`; the notes at the end are not. README.md says how it measures.\n\n\
              {}\n{NOTES}{notes}",
+            self.title,
             self.arguments,
             self.text(),
         );

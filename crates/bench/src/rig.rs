@@ -1,6 +1,6 @@
 //! What everything is measured on: a private PostgreSQL, a master database, a node, and stores that are alike.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use devkit::{MariaDb, Postgres, PostgresOptions, Profile};
@@ -11,7 +11,6 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tenancy::Credential;
 use vault::{KeyRing, Sealed};
 
-use crate::Options;
 use crate::client::{Http, request};
 use crate::load::Ask;
 use crate::mysql;
@@ -49,11 +48,8 @@ pub(crate) struct Rig {
 }
 
 impl Rig {
-    pub(crate) async fn start(options: &Options) -> anyhow::Result<Self> {
-        let data_dir = options
-            .data_dir
-            .clone()
-            .unwrap_or_else(|| std::env::temp_dir().join(format!("tenantry-bench-{}", std::process::id())));
+    pub(crate) async fn start(engine: Engine, data_dir: Option<&Path>) -> anyhow::Result<Self> {
+        let data_dir = data_dir.map_or_else(temporary_dir, Path::to_owned);
         let mut server = PostgresOptions::new(&data_dir, Profile::Bench);
         server.bin_dir = process::env("PG_BINDIR").map(PathBuf::from);
         server.max_connections = MAX_CONNECTIONS;
@@ -68,7 +64,7 @@ impl Rig {
         let mut migrate = process::tenantry(&master_url)?;
         migrate.args(["migrate", "master"]);
         process::run(migrate).await?;
-        let mariadb = match options.engine {
+        let mariadb = match engine {
             Engine::Mysql => Some(MariaDb::start(&data_dir.join("mariadb"), Profile::Bench, MAX_CONNECTIONS).await?),
             _ => None,
         };
@@ -84,7 +80,7 @@ impl Rig {
         let register = request("POST", "localhost", "/api/auth/register", "content-type: application/json\r\n", &body);
         let registered = http.ask(&register).await?.json(201)?;
         let token = registered["tokens"]["accessToken"].as_str().context("no token")?.to_owned();
-        Ok(Self { postgres, mariadb, engine: options.engine, data_dir, node, token, stores: Vec::new() })
+        Ok(Self { postgres, mariadb, engine, data_dir, node, token, stores: Vec::new() })
     }
 
     pub(crate) async fn stop(self) -> anyhow::Result<()> {
@@ -234,6 +230,11 @@ impl Rig {
         ensure!(found.len() == 1, "expected one statement of the list, found {found:?}");
         Ok(found.into_iter().next().expect("there is one"))
     }
+}
+
+/// A folder of this process, for private servers.
+pub(crate) fn temporary_dir() -> PathBuf {
+    std::env::temp_dir().join(format!("tenantry-bench-{}", std::process::id()))
 }
 
 async fn start_node(master_url: &str) -> anyhow::Result<Server> {
