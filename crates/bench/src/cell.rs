@@ -15,6 +15,8 @@ pub(crate) struct Cell {
     pub(crate) p99_us: f64,
     pub(crate) server_us: f64,
     pub(crate) database_us: f64,
+    /// Requests that were answered 503, also while it warmed up.
+    pub(crate) refused: f64,
 }
 
 /// Loads `server`, whose databases are on the server with the process `database`.
@@ -35,6 +37,7 @@ pub(crate) async fn measure(
         p99_us: seen.p99_us,
         server_us: per_request(before.0, after.0),
         database_us: per_request(before.1, after.1),
+        refused: seen.refused as f64,
     })
 }
 

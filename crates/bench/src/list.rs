@@ -131,7 +131,7 @@ async fn measure(
         Who::Limit => (&services.limit, rig.asks().into_iter().take(1).collect()),
         Who::Pools => (&services.pools, rig.asks()),
     };
-    let target = Arc::new(Target { address: server.address, asks });
+    let target = Arc::new(Target::round(server.address, asks));
     cell::measure(server, rig.database_process(), &target, connections, WARM, length).await
 }
 

@@ -13,6 +13,7 @@ mod process;
 mod provision;
 mod report;
 mod rig;
+mod tenancy;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -39,8 +40,16 @@ enum Command {
     /// The baseline service; reads what it needs from its input.
     #[command(hide = true)]
     Plain,
+    /// A small service of one way to many databases; reads what it needs from its input.
+    #[command(hide = true)]
+    TenancyService,
+    /// What a process takes of memory; reads what it needs from its input.
+    #[command(hide = true)]
+    TenancyMemory,
     /// Spends of credits beside pgbench's simple-update
     Credits(credits::CreditOptions),
+    /// The connection manager alone, over many real databases, beside plain pools and bare connections
+    Tenancy(tenancy::TenancyOptions),
 }
 
 /// How much is measured.
@@ -126,6 +135,9 @@ fn main() -> ExitCode {
             .build()
             .map_err(Into::into)
             .and_then(|runtime| runtime.block_on(credits::measure(&options))),
+        Some(Command::TenancyService) => tenancy::service(),
+        Some(Command::TenancyMemory) => tenancy::memory(),
+        Some(Command::Tenancy(options)) => alone(tenancy::measure(&options)),
         None => alone(measure(&cli.options)),
     };
     match done {

@@ -89,6 +89,7 @@ pub(crate) fn tenantry(master_url: &str) -> anyhow::Result<Command> {
         .env("JWT_SECRET", "a-secret-of-the-benchmarks-that-is-long-enough")
         .env("ACCESS_TOKEN_TTL_S", "86400")
         .env("ALLOW_PRIVATE_DATABASES", "true")
+        .env("DATABASE_TESTS_PER_MINUTE", "1000000")
         .env("LISTEN", "127.0.0.1:0")
         .env("INTERNAL_LISTEN", "127.0.0.1:0")
         // No `.env` of the developer's applies.

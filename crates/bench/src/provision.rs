@@ -77,7 +77,7 @@ async fn provision(rig: &mut Rig, seen: &mut Provisioned, n: usize) -> anyhow::R
 
 /// Creates a store, and connects the database that `body` names; how long that took since it was accepted, and since it was
 /// asked for, in milliseconds.
-async fn open(rig: &Rig, marker: &str, body: &Value) -> anyhow::Result<(Store, f64, f64)> {
+pub(crate) async fn open(rig: &Rig, marker: &str, body: &Value) -> anyhow::Result<(Store, f64, f64)> {
     let mut api = Http::connect(rig.node.address).await?;
     let mut watcher = Http::connect(rig.node.address).await?;
     let create = rig.api("POST", "/api/stores/create", Some(json!({ "name": marker, "slug": marker })));

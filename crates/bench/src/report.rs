@@ -37,17 +37,29 @@ impl Report {
             title,
             arguments,
             conditions,
-            aims: Table::new("Aims", &["what", "ratio: median (spread)", "aim", ""]),
+            aims: Table::new("Aims", &["what", "median (spread)", "aim", ""]),
             missed: Vec::new(),
             tables: Vec::new(),
         }
     }
 
+    /// What else was so while it was measured.
+    pub(crate) fn add_condition(&mut self, condition: &str) {
+        self.conditions += "; ";
+        self.conditions += condition;
+    }
+
+    /// An aim for a ratio.
     pub(crate) fn aim(&mut self, what: &str, ratio: Spread, aim: &str, is_met: bool) {
+        self.aim_for(what, ratio, 2, aim, is_met);
+    }
+
+    /// An aim for a figure that is shown with so many decimals.
+    pub(crate) fn aim_for(&mut self, what: &str, figure: Spread, decimals: usize, aim: &str, is_met: bool) {
         let verdict = if is_met { "met" } else { "missed" };
-        self.aims.row([what.to_owned(), ratio.show(2), aim.to_owned(), verdict.to_owned()]);
+        self.aims.row([what.to_owned(), figure.show(decimals), aim.to_owned(), verdict.to_owned()]);
         if !is_met {
-            self.missed.push(format!("Missed: {what}: {:.2}, where the aim is {aim}.", ratio.median));
+            self.missed.push(format!("Missed: {what}: {:.decimals$}, where the aim is {aim}.", figure.median));
         }
     }
 
@@ -81,13 +93,13 @@ impl Report {
 
 /// A table, as Markdown that reads on a terminal.
 pub(crate) struct Table {
-    title: &'static str,
+    title: String,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    pub(crate) fn new(title: &'static str, head: &[&str]) -> Self {
-        Self { title, rows: vec![head.iter().map(|&text| text.to_owned()).collect()] }
+    pub(crate) fn new(title: &str, head: &[&str]) -> Self {
+        Self { title: title.to_owned(), rows: vec![head.iter().map(|&text| text.to_owned()).collect()] }
     }
 
     pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {

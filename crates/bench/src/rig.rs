@@ -24,6 +24,8 @@ pub(crate) const PATH: &str = "/store/v1/products?limit=20";
 /// Three services keep their connections open while the others are measured.
 const MAX_CONNECTIONS: u32 = 700;
 const MASTER: &str = "tenantry_master";
+/// Who owns all stores.
+const OWNER: &str = "bench@example.com";
 /// Tables whose rows make a store the store that it is; the others are copied from store to store.
 pub(crate) const OWN_TABLES: [&str; 4] = ["_migrations", "store_identity", "settings", "staff"];
 
@@ -74,7 +76,7 @@ impl Rig {
         process::run(add).await?;
 
         let node = start_node(&master_url).await?;
-        let body = json!({ "email": "bench@example.com", "password": "correct horse battery", "firstName": "B", "lastName": "B" });
+        let body = json!({ "email": OWNER, "password": "correct horse battery", "firstName": "B", "lastName": "B" });
         let mut http = Http::connect(node.address).await?;
         let body = body.to_string();
         let register = request("POST", "localhost", "/api/auth/register", "content-type: application/json\r\n", &body);
@@ -98,6 +100,28 @@ impl Rig {
         std::mem::replace(&mut self.node, next).stop().await
     }
 
+    /// One more node on the same master.
+    pub(crate) async fn another_node(&self) -> anyhow::Result<Server> {
+        start_node(&self.postgres.url(MASTER)).await
+    }
+
+    /// Makes the owner a platform admin, too.
+    pub(crate) async fn grant_admin(&self) -> anyhow::Result<()> {
+        let mut grant = process::tenantry(&self.postgres.url(MASTER))?;
+        grant.args(["admin", "grant", OWNER]);
+        process::run(grant).await
+    }
+
+    /// How somebody brings a database of the server.
+    pub(crate) fn login_url(&self, username: &str, password: &str, database: &str) -> String {
+        format!("postgres://{username}:{password}@127.0.0.1:{}/{database}", self.postgres.port())
+    }
+
+    /// How the administrator reaches a database.
+    pub(crate) fn url(&self, database: &str) -> String {
+        self.postgres.url(database)
+    }
+
     /// The process of the server that the stores' databases are on.
     pub(crate) fn database_process(&self) -> u32 {
         let pid = self.mariadb.as_ref().map_or_else(|| self.postgres.pid(), MariaDb::pid);
@@ -117,7 +141,7 @@ impl Rig {
 
     /// A connection of the administrator.
     pub(crate) async fn admin(&self, database: &str) -> anyhow::Result<PgConnection> {
-        Ok(PgConnection::connect(&self.postgres.url(database)).await?)
+        Ok(PgConnection::connect(&self.url(database)).await?)
     }
 
     /// A connection of the administrator to master.
