@@ -17,10 +17,14 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use crate::closing::Farewell;
-use crate::error::{ConnectError, LeaseError, is_fatal};
+use crate::error::{ConnectError, LeaseError, is_fatal, is_of_the_beginning};
 use crate::pool::{Physical, Pool};
 use crate::query::{Kind, Query, Row};
-use crate::session::{Ping, Session, Sink};
+use crate::session::{Ping, Session, Sink, unbroken_exchange};
+
+/// How old a session is before it is ended for what it has kept from its beginning. A younger one tells how things are now:
+/// then each request would log in anew, for nothing.
+const TIRED_AFTER: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Condition {
@@ -165,8 +169,7 @@ impl Connection {
             return Err(sqlx::Error::PoolClosed);
         }
         self.condition = Condition::InFlight;
-        let result = timeout(limit, ask(&mut physical.session)).await;
-        match result {
+        match timeout(limit, unbroken_exchange(ask(&mut physical.session))).await {
             Ok(Ok(answer)) => {
                 self.condition = Condition::Clean;
                 Ok(answer)
@@ -175,6 +178,8 @@ impl Connection {
                 if is_fatal(&error) {
                     self.condition = Condition::Dead;
                     self.pool.suspect_idle();
+                } else if is_of_the_beginning(&error) && physical.opened.elapsed() > TIRED_AFTER {
+                    self.condition = Condition::Dead;
                 } else {
                     self.has_failed |= matches!(error, sqlx::Error::Database(_));
                     let is_settled = physical.session.settle(config.ping_timeout).await;
@@ -326,11 +331,15 @@ impl Transaction {
         }
     }
 
-    /// Undoes it, and keeps the connection for the next borrower.
+    /// Undoes it, and keeps the connection for the next borrower. Where a statement ended the connection, or is not answered,
+    /// it is undone with the session: there is nothing to be said, and why is known from that statement.
     ///
     /// # Errors
     /// What the server or the connection says.
     pub async fn rollback(mut self) -> Result<(), sqlx::Error> {
+        if self.connection.condition != Condition::Clean {
+            return Ok(());
+        }
         self.connection.roll_back().await
     }
 }

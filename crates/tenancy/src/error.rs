@@ -309,18 +309,28 @@ pub(crate) fn is_fatal(error: &sqlx::Error) -> bool {
 }
 
 /// Whether the server has ended the session, or will answer this statement with the same error for ever: prepared
-/// statements that are gone, or no longer fit after a migration; and what a session keeps of its beginning, read-only defaults
-/// and MySQL's rights on its database, until another one begins.
+/// statements that are gone, or no longer fit after a migration.
 fn is_fatal_to_the_session(error: &dyn DatabaseError) -> bool {
     if let Some(error) = error.try_downcast_ref::<PgDatabaseError>() {
-        let is_stale = matches!(error.code(), "26000" | "0A000" | "25006");
+        let is_stale = matches!(error.code(), "26000" | "0A000");
         return is_stale || matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic);
     }
     error.try_downcast_ref::<MySqlDatabaseError>().is_none_or(|error| {
-        let is_stale = matches!(error.number(), 1243 | 1615 | 1044 | 1142 | 1143 | 1792);
+        let is_stale = matches!(error.number(), 1243 | 1615);
         // Shut down, killed, left idle for too long, or a packet that did not make sense.
         is_stale || matches!(error.number(), 1053 | 1152..=1161 | 1184 | 1927 | 4031)
     })
+}
+
+/// Whether this is about something that a session keeps from its beginning until another one begins, whatever was mended
+/// meanwhile: a read-only default, and MySQL's rights on its database.
+pub(crate) fn is_of_the_beginning(error: &sqlx::Error) -> bool {
+    let sqlx::Error::Database(error) = error else { return false };
+    if let Some(error) = error.try_downcast_ref::<PgDatabaseError>() {
+        return error.code() == "25006";
+    }
+    let number = error.try_downcast_ref::<MySqlDatabaseError>().map(MySqlDatabaseError::number);
+    matches!(number, Some(1044 | 1142 | 1143 | 1792))
 }
 
 /// Why a lease or a connection was not given.

@@ -36,6 +36,6 @@ pub use query::Query;
 pub use reach::{AddressError, Reach};
 pub use reservation::Reservation;
 pub use route::{DatabaseRoute, Directory, DirectoryError, Route, StoreChange};
-pub use session::Session;
+pub use session::{Session, unbroken};
 pub use stats::{Explanation, ServerLoad, Stats, StoreLoad};
 pub use tenancy::Tenancy;

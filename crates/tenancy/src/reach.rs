@@ -6,24 +6,23 @@
 //! such a connection is therefore a socket in a folder that only we may enter, and a task that carries bytes between it and
 //! the address. It costs a copy of every byte, which beside the public internet is nothing.
 //!
-//! The way also counts what the server says until we are logged in: a driver keeps what a server announces for as long as it
-//! comes. It does not bound what a driver sets aside for a mere announcement, which the way cannot see inside TLS. MySQL's sets
-//! aside 16 MiB at most. PostgreSQL's takes five bytes for up to 4 GiB: of addresses only without TLS, but with TLS it fills
-//! them with zeros in one go, which no time limit interrupts.
+//! The way also counts what the server says, until we are logged in and then to each question: a driver keeps what a server
+//! says for as long as it comes. What is merely announced costs no more than what has come already, which takes lines of ours
+//! in the drivers (`vendor/README.md`). An address that owners give as such, where private ones are allowed, is reached without
+//! a way when it is private: the server is nearby, and only time bounds what it says.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use kernel::address::{is_off_limits, is_public};
 use tokio::io::{AsyncRead, AsyncWriteExt as _, ReadBuf, copy};
-use tokio::net::tcp::OwnedReadHalf;
-use tokio::net::{TcpStream, UnixListener, UnixStream, lookup_host};
+use tokio::net::{TcpStream, UnixListener, UnixStream, lookup_host, tcp, unix};
 use tokio::time::timeout;
 
 /// How long a name may take to resolve.
@@ -32,6 +31,8 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How much a server may say before we are logged in. The longest of it is a chain of certificates, of some kilobytes.
 const LOGIN_LIMIT: usize = 1024 * 1024;
+/// How much a server may say to one question after that. The largest answers that are asked for are pages of some megabytes.
+const ANSWER_LIMIT: usize = 64 * 1024 * 1024;
 
 /// Where connections may lead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,65 +88,86 @@ impl Reach {
     }
 }
 
-/// How a login stands, between whoever logs in and the way that it takes.
-#[derive(Default)]
-pub(crate) struct Login(AtomicU8);
+/// What the server may still say, between whoever asks and the way that the answers take.
+pub(crate) struct Allowance {
+    login: AtomicU8,
+    left: AtomicUsize,
+}
 
-impl Login {
-    const UNDER_WAY: u8 = 0;
-    const DONE: u8 = 1;
+impl Allowance {
+    const LOGIN: u8 = 0;
+    const LOGGED_IN: u8 = 1;
     const CUT: u8 = 2;
 
-    /// Lets the server say what it wants from now on; false when it has said too much before.
-    pub(crate) fn end(&self) -> bool {
-        self.leave(Self::DONE)
+    fn of_a_login() -> Self {
+        Self { login: AtomicU8::new(Self::LOGIN), left: AtomicUsize::new(LOGIN_LIMIT) }
+    }
+
+    /// Lets the server say what an answer may take from now on; false when it has said too much before.
+    pub(crate) fn end_login(&self) -> bool {
+        self.left.store(ANSWER_LIMIT, Ordering::Release);
+        self.login.compare_exchange(Self::LOGIN, Self::LOGGED_IN, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// Whether the server said too much.
     pub(crate) fn is_cut(&self) -> bool {
-        self.0.load(Ordering::Acquire) == Self::CUT
+        self.login.load(Ordering::Acquire) == Self::CUT
     }
 
-    fn is_under_way(&self) -> bool {
-        self.0.load(Ordering::Acquire) == Self::UNDER_WAY
+    /// A question begins, or goes on.
+    fn ask(&self) {
+        if self.login.load(Ordering::Acquire) == Self::LOGGED_IN {
+            self.left.store(ANSWER_LIMIT, Ordering::Release);
+        }
     }
 
-    fn cut(&self) -> bool {
-        self.leave(Self::CUT)
-    }
-
-    fn leave(&self, to: u8) -> bool {
-        self.0.compare_exchange(Self::UNDER_WAY, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    /// Whether the server may say this, too.
+    fn take(&self, said: usize) -> bool {
+        let is_enough = |left: usize| left.checked_sub(said);
+        let is_allowed = self.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, is_enough).is_ok();
+        if !is_allowed {
+            self.login.store(Self::CUT, Ordering::Release);
+        }
+        is_allowed
     }
 }
 
-/// What a server says, which fails when it is too much for a login.
-struct Counted {
-    server: OwnedReadHalf,
-    left: usize,
-    login: Arc<Login>,
+/// What the driver asks: each time, the server may say something again.
+struct Questions {
+    driver: unix::OwnedReadHalf,
+    allowance: Arc<Allowance>,
 }
 
-impl AsyncRead for Counted {
+impl AsyncRead for Questions {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.driver).poll_read(cx, into))?;
+        self.allowance.ask();
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// What the server answers, which fails when it is too much.
+struct Answers {
+    server: tcp::OwnedReadHalf,
+    allowance: Arc<Allowance>,
+}
+
+impl AsyncRead for Answers {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = into.filled().len();
         ready!(Pin::new(&mut self.server).poll_read(cx, into))?;
-        if self.login.is_under_way() {
-            let said = into.filled().len() - before;
-            match self.left.checked_sub(said) {
-                Some(left) => self.left = left,
-                None if self.login.cut() => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
-                None => {}
-            }
+        if self.allowance.take(into.filled().len() - before) {
+            return Poll::Ready(Ok(()));
         }
-        Poll::Ready(Ok(()))
+        metrics::counter!("tenantry_answers_cut_total").increment(1);
+        Poll::Ready(Err(io::ErrorKind::InvalidData.into()))
     }
 }
 
 /// A connection to a checked address, which a driver finds as a socket in the file system.
 pub(crate) struct Way {
     server: TcpStream,
-    login: Arc<Login>,
+    allowance: Arc<Allowance>,
     listener: UnixListener,
     socket: PathBuf,
     _folder: Folder,
@@ -159,7 +181,7 @@ impl Way {
         let (folder, listener, socket) = Self::listen(port).inspect_err(|error| {
             tracing::error!("no way to a database can be made in {}: {error}", std::env::temp_dir().display());
         })?;
-        Ok(Self { server, login: Arc::default(), listener, socket, _folder: folder })
+        Ok(Self { server, allowance: Arc::new(Allowance::of_a_login()), listener, socket, _folder: folder })
     }
 
     fn listen(port: u16) -> io::Result<(Folder, UnixListener, PathBuf)> {
@@ -174,24 +196,25 @@ impl Way {
         &self.socket
     }
 
-    /// The login that it is for: until that is ended the server may say only so much.
-    pub(crate) fn login(&self) -> Arc<Login> {
-        Arc::clone(&self.login)
+    /// What the server may say on it: of a login until that is ended, and to each question after.
+    pub(crate) fn allowance(&self) -> Arc<Allowance> {
+        Arc::clone(&self.allowance)
     }
 
     /// Waits for the driver, and carries bytes from then on until either side ends.
     #[expect(clippy::disallowed_methods, reason = "it ends with the connection, which its owner closes at shutdown")]
     pub(crate) async fn carry(self) -> io::Result<()> {
         let (driver, _) = self.listener.accept().await?;
-        tokio::spawn(carry(driver, self.server, self.login));
+        tokio::spawn(carry(driver, self.server, self.allowance));
         Ok(())
     }
 }
 
-async fn carry(driver: UnixStream, server: TcpStream, login: Arc<Login>) {
-    let (mut from_driver, mut to_driver) = driver.into_split();
+async fn carry(driver: UnixStream, server: TcpStream, allowance: Arc<Allowance>) {
+    let (driver, mut to_driver) = driver.into_split();
     let (server, mut to_server) = server.into_split();
-    let mut from_server = Counted { server, left: LOGIN_LIMIT, login };
+    let mut from_driver = Questions { driver, allowance: Arc::clone(&allowance) };
+    let mut from_server = Answers { server, allowance };
     // However a direction ends, the other is told by the closing of both sockets: nothing is left to be reported.
     let answers = async { copy(&mut from_server, &mut to_driver).await.is_ok() };
     let questions = async {

@@ -32,6 +32,15 @@ impl Reservation {
             drop(self);
         });
     }
+
+    /// Keeps it for so long, apart from the caller, when the server may still be at work for a connection that is closed.
+    pub fn keep_for(self, time: Duration) {
+        let node = Arc::clone(&self.node);
+        node.spawn(async move {
+            sleep(time).await;
+            drop(self);
+        });
+    }
 }
 
 impl Drop for Reservation {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use futures_util::{FutureExt as _, TryFutureExt as _, TryStreamExt as _};
 use kernel::Engine;
+use kernel::address::is_public;
 use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Connection as _, Either, Executor as _, MySql, Postgres, Row as _};
@@ -116,13 +117,21 @@ impl Setup {
     }
 }
 
-/// What the driver does with a server that we know nothing of yet. Of one that breaks the protocol's rules it panics now and
-/// then, which is that server's trouble and nobody else's.
-pub(crate) async fn unbroken<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, ConnectError> {
+/// What the driver does with a server that may be anybody's. Of one that breaks the protocol's rules it panics now and then,
+/// which is that server's trouble and nobody else's. What is left of the connection is of no use.
+///
+/// # Errors
+/// What `work` says, and `Protocol` when the driver panicked.
+pub async fn unbroken<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, ConnectError> {
     // Boxed, as a driver's connecting is large, and lies deep in whatever waits for it.
-    match AssertUnwindSafe(Box::pin(work)).catch_unwind().await {
-        Ok(outcome) => outcome.map_err(|error| ConnectError::from(&error)),
-        Err(_) => Err(ConnectError::new(Cause::Protocol)),
+    unbroken_exchange(Box::pin(work)).await.map_err(|error| ConnectError::from(&error))
+}
+
+/// As [`unbroken`], for whoever needs the driver's own words.
+pub(crate) async fn unbroken_exchange<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    match AssertUnwindSafe(work).catch_unwind().await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(sqlx::Error::Protocol("the server breaks the rules of the protocol".to_owned())),
     }
 }
 
@@ -161,7 +170,7 @@ impl Session {
             Reach::Private | Reach::Public => {
                 let addresses = reach.addresses(&credential.host, credential.port).await?;
                 // An address leads where it says. Nearby, the way's copy of every byte would be felt.
-                if reach == Reach::Private && credential.host.parse::<IpAddr>().is_ok() {
+                if reach == Reach::Private && credential.host.parse().is_ok_and(|address: IpAddr| !is_public(address)) {
                     return unbroken(Self::login(credential, None)).await;
                 }
                 Self::connect_at(credential, &addresses).await
@@ -173,10 +182,10 @@ impl Session {
     pub(crate) async fn connect_at(credential: &Credential, addresses: &[SocketAddr]) -> Result<Self, ConnectError> {
         let connecting = async {
             let way = Way::to(addresses, credential.port).await?;
-            let (socket, login) = (way.socket().to_owned(), way.login());
+            let (socket, allowance) = (way.socket().to_owned(), way.allowance());
             let carrying = way.carry().map_err(sqlx::Error::Io);
             let entered = tokio::try_join!(Self::login(credential, Some(&socket)), carrying);
-            if login.is_cut() || (entered.is_ok() && !login.end()) {
+            if allowance.is_cut() || (entered.is_ok() && !allowance.end_login()) {
                 return Err(sqlx::Error::Protocol("the server says more than a login takes".to_owned()));
             }
             entered.map(|(session, ())| session)

@@ -6,6 +6,8 @@ mod directory;
 mod example;
 #[path = "it/faults.rs"]
 mod faults;
+#[path = "it/hostile.rs"]
+mod hostile;
 #[path = "it/limits.rs"]
 mod limits;
 #[path = "it/poolers.rs"]

@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// A name that leads nowhere: who gets through has not asked for it.
 const NOWHERE: &str = "shop-database.invalid";
 
-fn at_loopback(port: u16) -> [SocketAddr; 1] {
+pub(crate) fn at_loopback(port: u16) -> [SocketAddr; 1] {
     [(Ipv4Addr::LOCALHOST, port).into()]
 }
 

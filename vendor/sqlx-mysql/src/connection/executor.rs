@@ -216,6 +216,12 @@ impl MySqlConnection {
                 let num_columns = usize::try_from(num_columns)
                     .map_err(|_| err_protocol!("column count overflows usize: {num_columns}"))?;
 
+                // Tenantry's: the count is the server's word, and room is made for all of them below. One that cannot be had
+                // would end the whole process.
+                if num_columns > MAX_COLUMNS {
+                    return Err(err_protocol!("more columns than a result can have: {num_columns}"));
+                }
+
                 // Always reload column names, even for prepared statements (the schema
                 // may change between PREPARE and EXECUTE).
                 let column_names = Arc::new(recv_result_metadata(&mut self.inner.stream, num_columns, Arc::make_mut(&mut columns)).await?);
@@ -426,6 +432,9 @@ fn recv_next_result_column(def: &ColumnDefinition, ordinal: usize) -> Result<MyS
         origin,
     })
 }
+
+// Tenantry's: no table or view of MySQL or MariaDB has more columns.
+const MAX_COLUMNS: usize = 4096;
 
 async fn recv_result_metadata(
     stream: &mut MySqlStream,

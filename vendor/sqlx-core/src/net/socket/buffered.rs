@@ -279,7 +279,12 @@ impl ReadBuffer {
         // Because of how `BytesMut` works, we should only be shifting capacity back and forth
         // between `read` and `available` unless we have to read an oversize message.
         while self.read.len() < len {
-            self.reserve(len - self.read.len());
+            // Tenantry's: `len` is the server's word. `Socket::read` fills all that is reserved with zeros before it
+            // reads, so a server that announces 4 GiB would have them for five bytes. What has come is at most doubled.
+            self.reserve(cmp::min(
+                len - self.read.len(),
+                cmp::max(self.read.len(), DEFAULT_BUF_SIZE),
+            ));
 
             let read = socket.read(&mut self.available).await?;
 
