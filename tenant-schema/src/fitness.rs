@@ -4,13 +4,13 @@
 use std::sync::{Arc, LazyLock};
 
 use kernel::Engine;
-use sqlx::AssertSqlSafe;
 use sqlx::mysql::MySqlArguments;
 use sqlx::postgres::PgArguments;
+use sqlx::{AssertSqlSafe, FromRow as _};
 use tenancy::query::Kind;
 use tenancy::{Connection, Query, Session};
 
-use crate::migrate::oldest_tables;
+use crate::migrate::{PARTS, oldest_tables};
 
 /// What keeps a store from working in a database that lets it in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +57,7 @@ struct Found {
 
 static IN_POSTGRES: LazyLock<Arc<str>> = LazyLock::new(|| {
     let (tables, count) = tables();
+    let known = known_tables();
     format!(
         "select current_setting('transaction_read_only') = 'on' as is_read_only, \
                 count(c.oid) filter (where c.relname in ({tables})) = {count} as has_tables, \
@@ -65,19 +66,16 @@ static IN_POSTGRES: LazyLock<Arc<str>> = LazyLock::new(|| {
                 coalesce(bool_and(has_table_privilege(c.oid, 'insert') and has_table_privilege(c.oid, 'update') \
                                   and has_table_privilege(c.oid, 'delete')), true) as is_writable \
          from pg_catalog.pg_namespace n \
-         join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relkind in ('r', 'p') \
+         join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relkind in ('r', 'p') and c.relname in ({known}) \
          where n.nspname = 'tenantry'"
     )
     .into()
 });
 
-/// What a role brings, the server does not list: who has one is taken at its word. Of several grants on the database the server
-/// heeds one, that which names it most exactly.
+/// What a role brings, the server does not list: who has one is taken at its word.
 static IN_MYSQL: LazyLock<Arc<str>> = LazyLock::new(|| {
     let (tables, count) = tables();
-    let account = "concat('''', left(current_user(), char_length(current_user()) - 1 \
-                                      - char_length(substring_index(current_user(), '@', -1))), \
-                          '''@''', substring_index(current_user(), '@', -1), '''')";
+    let (account, heeded) = (ACCOUNT, heeded_grant());
     format!(
         "select @@global.read_only = 1 or @@global.innodb_read_only = 1 as is_read_only, \
                 (select count(*) from information_schema.tables \
@@ -89,11 +87,7 @@ static IN_MYSQL: LazyLock<Arc<str>> = LazyLock::new(|| {
                from (select privilege_type from information_schema.user_privileges where grantee = {account} \
                      union all \
                      select privilege_type from information_schema.schema_privileges \
-                     where grantee = {account} and table_schema = ( \
-                         select pattern.table_schema from information_schema.schema_privileges pattern \
-                         where pattern.grantee = {account} and database() like pattern.table_schema \
-                         order by replace(replace(pattern.table_schema, '\\\\_', ''), '\\\\%', '') regexp '[_%]' \
-                         limit 1) \
+                     where grantee = {account} and table_schema = {heeded} \
                     ) given \
                where privilege_type in ('SELECT', 'INSERT', 'UPDATE', 'DELETE') \
               ) held"
@@ -101,10 +95,47 @@ static IN_MYSQL: LazyLock<Arc<str>> = LazyLock::new(|| {
     .into()
 });
 
+/// The account that MySQL took the session's login for, as its lists of rights name it.
+const ACCOUNT: &str = "concat('''', left(current_user(), char_length(current_user()) - 1 \
+                                         - char_length(substring_index(current_user(), '@', -1))), \
+                              '''@''', substring_index(current_user(), '@', -1), '''')";
+
+/// Selects the name of the grant on the session's database that MySQL heeds, if there is one: of several that fit it heeds the
+/// most exact, and only that.
+///
+/// Which one that is, they see differently, and each skips the other's comment. To MySQL it is the one that is longest before
+/// its first letter that stands for others; to MariaDB the one that fits the fewest names: none that stands for others, then a few
+/// `_`, then a `%` with as much as possible beside it.
+#[must_use]
+pub fn heeded_grant() -> String {
+    format!(
+        "(select table_schema \
+          from (select distinct table_schema, \
+                       replace(replace(replace(table_schema, '\\\\\\\\', 'x'), '\\\\_', 'x'), '\\\\%', 'x') as name \
+                from information_schema.schema_privileges \
+                where grantee = {ACCOUNT} and database() like table_schema) fitting \
+          order by /*M!100100 greatest(if(locate('%', name), 129 - 2 * length(replace(name, '%', '')), 0), \
+                                       2 * (length(name) - length(replace(name, '_', '')))), \
+                              length(name) - length(replace(name, '%', '')), \
+                              length(name) - length(replace(name, '_', '')), \
+                              locate('_', replace(name, '%', '_')), */ \
+                   /*!80000 coalesce(nullif(locate('_', replace(name, '%', '_')), 0), 1000) desc, name = '%', */ \
+                   name \
+          limit 1)"
+    )
+}
+
 /// The names of the tables that every store has, as a statement lists them, and how many they are.
 fn tables() -> (String, usize) {
     let names: Vec<String> = oldest_tables().map(|name| format!("'{name}'")).collect();
     (names.join(", "), names.len())
+}
+
+/// The names of the tables of every version: beside them there may be somebody else's, which are no matter of the store's.
+fn known_tables() -> String {
+    let names = PARTS.lines().filter_map(|line| line.split_once(" table "));
+    let names: Vec<String> = names.map(|(_, name)| format!("'{name}'")).collect();
+    names.join(", ")
 }
 
 /// What keeps a store from working here, if anything does. Asks only.
@@ -119,14 +150,19 @@ pub async fn ailment(conn: &mut Connection) -> Result<Option<Ailment>, sqlx::Err
     conn.fetch_one(query).await.map(Found::ailment)
 }
 
-/// As [`ailment`], in a session of one's own.
+/// As [`ailment`], in a session of one's own. In the simple protocol: nobody may have looked for a transaction pooler yet, which
+/// would leave a prepared statement to others.
 ///
 /// # Errors
 /// What the server or the connection says.
 pub async fn ailment_in(session: &mut Session) -> Result<Option<Ailment>, sqlx::Error> {
-    let found: Found = match session {
-        Session::Postgres(conn) => sqlx::query_as(AssertSqlSafe(Arc::clone(&IN_POSTGRES))).fetch_one(conn).await?,
-        Session::MySql(conn) => sqlx::query_as(AssertSqlSafe(Arc::clone(&IN_MYSQL))).fetch_one(conn).await?,
+    let found = match session {
+        Session::Postgres(conn) => {
+            Found::from_row(&sqlx::raw_sql(AssertSqlSafe(Arc::clone(&IN_POSTGRES))).fetch_one(conn).await?)?
+        }
+        Session::MySql(conn) => {
+            Found::from_row(&sqlx::raw_sql(AssertSqlSafe(Arc::clone(&IN_MYSQL))).fetch_one(conn).await?)?
+        }
     };
     Ok(found.ailment())
 }

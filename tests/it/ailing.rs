@@ -1,11 +1,12 @@
 //! A store whose database lets us in, and lets it do too little or nothing: its owner and ops are told, with what helps.
 
+use http::Method;
 use integration_tests::{Brought, Owner, Response, TestApp, eventually};
 use kernel::Engine;
 use serde_json::{Value, json};
 
 use crate::doctor::{connected, expect_ok, line, said, test_store};
-use crate::scenes::{store_path, text};
+use crate::scenes::{Cart, checkout_body, store_path, text, variant_of};
 
 on_each_engine! {
     a_store_that_lost_rights_or_tables_is_not_told_to_be_well
@@ -23,7 +24,7 @@ impl Ailing {
         let app = TestApp::start_on(engine).await;
         let owner = app.owner("ada").await;
         let database = app.brought().await;
-        let store = connected(&app, &owner, "tea", database.body()).await;
+        let store = connected(&app, &owner, "tea", database.fields(&json!({ "demoProducts": true }))).await;
         Self { app, owner, database, store }
     }
 
@@ -90,18 +91,36 @@ async fn a_store_that_lost_rights_or_tables_is_not_told_to_be_well(engine: Engin
         ailing.expect("read-only", "missing-privilege").await;
         let report = test_store(&ailing.owner, &ailing.store, None).await;
         assert_eq!(line(&report, "privileges")["code"], "missing-privilege", "{report}");
+        // For which host an account of MySQL's is, only the test asks.
+        let seen = ailing.seen().await;
+        let told = if engine == Engine::Mysql { json!(null) } else { line(&report, "privileges")["sql"].clone() };
+        assert_eq!(seen["database"]["sql"], told, "{seen}");
         ailing.run(said(&report, "privileges", "sql")).await;
         ailing.expect_well().await;
     }
 
     if engine == Engine::Postgresql {
+        let shop = ailing.app.storefront_of(&ailing.store);
+        let variant = variant_of(&shop, "night-orchard", 0).await;
+        let cart = Cart::with(&shop, &variant, 1).await;
         ailing.run(&format!("alter database {name} set default_transaction_read_only = on")).await;
         ailing.renew_sessions().await;
         ailing.expect("read-only", "read-only").await;
+        // In one statement, and in transactions that are rolled back for it.
         ailing.open_cart().await.expect_problem(503, "store-read-only");
+        cart.add(&variant, 1).await.expect_problem(503, "store-read-only");
+        cart.complete("order", checkout_body()).await.expect_problem(503, "store-read-only");
+        let import = store_path(&ailing.store, "/products/import");
+        let file = "Handle,Title,Variant Price\nnew,New,1.00\n".to_owned();
+        let refused = ailing.owner.api.send_bytes(Method::POST, &import, "text/csv", file).await;
+        let problem = refused.expect_problem(503, "store-read-only");
+        assert!(text(&problem["detail"]).contains("/database/test"), "{problem}");
         let report = test_store(&ailing.owner, &ailing.store, None).await;
         // As it is copied, in the database that it is about.
-        ailing.run(said(&report, "server", "sql")).await;
+        let seen = ailing.seen().await;
+        let statements = text(&seen["database"]["sql"]);
+        assert!(statements.ends_with(said(&report, "server", "sql")), "{seen}");
+        ailing.run(statements).await;
         ailing.expect_well().await;
 
         ailing.run(&format!("revoke select on all tables in schema tenantry from {name}")).await;
@@ -158,4 +177,43 @@ async fn a_store_that_lost_rights_or_tables_is_not_told_to_be_well(engine: Engin
     ailing.expect("unavailable", "tables-missing").await;
     let report = test_store(&ailing.owner, &ailing.store, None).await;
     assert_eq!(line(&report, "schema")["code"], "tables-missing", "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_of_somebody_elses_beside_the_stores_is_no_ailment() {
+    let ailing = Ailing::connect(Engine::Postgresql).await;
+    let name = ailing.database.name();
+    ailing.expect_well().await;
+
+    // An administrator's, of which the login may do nothing.
+    ailing.run("create table notes_of_the_administrator (note text)").await;
+    assert_eq!(ailing.seen().await["database"], json!({ "state": "available" }));
+    ailing.open_cart().await.expect_status(201);
+
+    // Of the store's own, the newest counts as well.
+    ailing.run(&format!("revoke delete on credit_copy from {name}")).await;
+    ailing.expect("read-only", "missing-privilege").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_grants_that_fit_the_one_counts_that_the_server_heeds() {
+    let ailing = Ailing::connect(Engine::Mysql).await;
+    let name = ailing.database.name();
+    let own = name.replace('_', "\\_");
+    // Of each two MariaDB heeds the first: the more that a name leaves open, the less exact it is, wherever that stands in it.
+    for (heeded, other) in [("it\\_my\\_%", "%"), ("%\\_my\\_%", "it%"), (name, "it\\_my\\_%")] {
+        let begin = format!("revoke all privileges, grant option from '{name}'@'%'");
+        let give = |rights: &str, by: &str| format!("grant {rights} on `{by}`.* to '{name}'@'%'");
+        ailing.run(&format!("{begin}; {}; {}", give("all privileges", heeded), give("select", other))).await;
+        ailing.expect_well().await;
+
+        ailing.run(&format!("{begin}; {}; {}", give("select", heeded), give("all privileges", other))).await;
+        ailing.expect("read-only", "missing-privilege").await;
+        let report = test_store(&ailing.owner, &ailing.store, None).await;
+        let statement = said(&report, "privileges", "sql");
+        let by = if heeded == name { name } else { own.as_str() };
+        assert!(statement.contains(&format!(" ON `{by}`.* TO ")), "{statement}");
+        ailing.run(statement).await;
+        ailing.expect_well().await;
+    }
 }

@@ -10,6 +10,7 @@ use http::Method;
 use integration_tests::{
     Cli, Cluster, Owner, Process, TestApp, TestAppOptions, TestDatabase, TestMariaDb, eventually, own_cluster,
 };
+use rcgen::{CertificateParams, IsCa, KeyPair};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, MySqlConnection, PgConnection};
 
@@ -246,7 +247,12 @@ async fn addresses_that_may_not_be_called_are_not() {
         expect_failure(&report, "dns", "private-address");
         expect_skipped_after(&report, "dns");
         assert!(!said(&report, "dns", "detail").contains("127."), "{report}");
+        // As a panel shows it, whose own machine it is.
+        assert!(said(&report, "dns", "advice").contains("remote host"), "{report}");
     }
+    let report = test_url(&owner, "mysql://a:b@mysql.railway.internal/d?ssl=true").await;
+    assert_eq!(first_failure(&report).0, "dns", "{report}");
+    assert!(said(&report, "dns", "advice").contains("external"), "{report}");
     for host in ["10.0.0.1", "169.254.169.254", "[fd00::1]"] {
         expect_failure(&test_url(&owner, &format!("mysql://a:b@{host}/d?ssl=true")).await, "dns", "private-address");
     }
@@ -304,8 +310,17 @@ async fn certificates_are_shown_and_what_is_wrong_with_them_is_told_apart() {
     // An authority's own certificate is no server's, whoever trusts it.
     present(server, "itself", &authority.own()).await;
     for trusted in [None, Some(&authority)] {
-        expect_failure(&test(&owner, body("verify-full", trusted)).await, "tls", "self-signed");
+        let report = test(&owner, body("verify-full", trusted)).await;
+        expect_failure(&report, "tls", "self-signed");
+        assert!(said(&report, "tls", "detail").contains("CA:TRUE"), "{report}");
     }
+    // One that signs itself and is none, is taken where it is given, as the advice says.
+    let (mut params, key) = (CertificateParams::new(["127.0.0.1".to_owned()]).unwrap(), KeyPair::generate().unwrap());
+    params.is_ca = IsCa::ExplicitNoCa;
+    let alone = params.self_signed(&key).unwrap().pem();
+    present(server, "alone", &(alone.clone(), key.serialize_pem())).await;
+    expect_failure(&test(&owner, body("verify-full", None)).await, "tls", "unknown-authority");
+    expect_ok(&test(&owner, fields(&database, port, &json!({ "tls": "verify-full", "caPem": alone }))).await);
     present(server, "other", &authority.certify("db.elsewhere.example", 2095)).await;
     let report = test(&owner, body("verify-full", Some(&authority))).await;
     expect_failure(&report, "tls", "certificate-name");
@@ -382,7 +397,13 @@ async fn mariadbs_certificates_are_told_apart_as_well_and_a_read_only_or_crowded
     expect_failure(&report, "server", "read-only");
     // The rest can be looked at all the same.
     assert_eq!(line(&report, "privileges")["state"], "passed", "{report}");
-    admin.execute("set global read_only = 0").await.unwrap();
+    // As it is copied: first it shows whether the server is a replica, which is not to be written to.
+    let statements = said(&report, "server", "sql").to_owned();
+    let (replica, writable) = (statements.find("\nSHOW REPLICA STATUS;"), statements.find("\nSET GLOBAL read_only"));
+    assert!(statements.starts_with("-- ") && replica.is_some() && replica < writable, "{statements}");
+    assert!(said(&report, "server", "advice").contains("SHOW SLAVE STATUS"), "{report}");
+    admin.execute(sqlx::raw_sql(AssertSqlSafe(statements))).await.unwrap();
+    expect_ok(&test(&owner, body("disable", None)).await);
     admin.execute("alter user shop@'%' password expire").await.unwrap();
     let report = test(&owner, body("disable", None)).await;
     expect_failure(&report, "server", "password-expired");
@@ -433,6 +454,10 @@ async fn a_refused_login_is_told_by_the_servers_code() {
     expect_failure(&report, "login", "login-connection-limit");
     assert_eq!(said(&report, "login", "serverCode"), "53300", "{report}");
     taken.close().await.unwrap();
+    run(&mut admin, format!("alter role {name} connection limit 3")).await;
+    let report = test(&owner, with(json!({}))).await;
+    assert_eq!(said(&report, "limits", "code"), "few-connections", "{report}");
+    assert!(said(&report, "limits", "detail").contains("This login may have 3 of them"), "{report}");
     run(&mut admin, format!("alter role {name} connection limit -1 nologin")).await;
     let report = test(&owner, with(json!({}))).await;
     expect_failure(&report, "login", "login-refused");
@@ -494,7 +519,9 @@ async fn a_refused_login_is_told_by_the_servers_code() {
     let report = test_url(&owner, &format!("mysql://{name}:{password}@127.0.0.1:{}/it_none", mariadb.port())).await;
     expect_failure(&report, "login", "missing-database");
     assert_eq!(said(&report, "login", "serverCode"), "1049", "{report}");
-    assert!(said(&report, "login", "sql").contains("`it\\_none`.*"), "{report}");
+    // Its account may be for any host, and has its rights there already.
+    let create = "CREATE DATABASE IF NOT EXISTS `it_none` CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;";
+    assert_eq!(said(&report, "login", "sql"), create);
     admin.close().await.unwrap();
 }
 
@@ -516,6 +543,9 @@ async fn what_poolers_and_old_servers_say_is_told_in_plain_words() {
         ("57P03", "the database system is starting up", "not-ready", "57P03"),
         ("08P01", "no such user: hunter2", "wrong-password", "08P01"),
         ("08P01", "no more connections allowed (max_client_conn)", "too-many-connections", "08P01"),
+        ("08P01", "query_wait_timeout", "too-many-connections", "08P01"),
+        ("08P01", "role \"hunter2\" is not permitted to log in", "pooler-server", "08P01"),
+        ("08P01", "database \"hunter2\" does not exist", "missing-database", "08P01"),
         ("08P01", "server login has been failing, try again later (server_login_retry)", "pooler-server", "08P01"),
         ("08P01", "bouncer config error", "pooler-refused", "08P01"),
     ] {
@@ -609,6 +639,18 @@ async fn what_a_database_holds_is_told_for_the_store_it_is_meant_for() {
                  values (29990101000001, 'later', true, '', 0)";
     admin.execute(newer).await.unwrap();
     expect_failure(&test_store(&owner, &store, None).await, "schema", "schema-too-new");
+
+    // Another password is not given by connecting again, and whoever tries is told how.
+    let name = &database.database;
+    admin.execute(AssertSqlSafe(format!("alter role {name} password 'of-this-year'"))).await.unwrap();
+    let report = test_store(&owner, &store, None).await;
+    expect_failure(&report, "login", "wrong-password");
+    assert!(said(&report, "login", "advice").contains("PUT /api/stores/{id}/database/credentials"), "{report}");
+    let refused = owner.connect(&store, brought_body(&database)).await.expect_problem(409, "already-connected");
+    let detail = refused["detail"].as_str().unwrap();
+    for way in ["PUT /api/stores/{id}/database/credentials", "POST /api/stores/{id}/database/test"] {
+        assert!(detail.contains(way), "{detail}");
+    }
     admin.close().await.unwrap();
 
     // Somebody else's.
@@ -619,9 +661,14 @@ async fn what_a_database_holds_is_told_for_the_store_it_is_meant_for() {
     expect_failure(&test(&owner, brought_body(&theirs)).await, "schema", "schema-in-use");
     let mariadb = TestMariaDb::create().await;
     let mut admin = mariadb.admin().await;
-    admin.execute("create table orders (id int)").await.unwrap();
-    expect_failure(&test(&owner, mariadb.body()).await, "schema", "schema-in-use");
-    admin.execute("drop table orders").await.unwrap();
+    let names = ["`a ``b`", "c", "d", "e", "orders", "z"];
+    for name in names {
+        admin.execute(AssertSqlSafe(format!("create table {name} (id int)"))).await.unwrap();
+    }
+    let report = test(&owner, mariadb.body()).await;
+    expect_failure(&report, "schema", "schema-in-use");
+    assert!(said(&report, "schema", "detail").ends_with("`a ``b`, `c`, `d`, `e`, `orders`, ...."), "{report}");
+    admin.execute(AssertSqlSafe(format!("drop table {}", names.join(", ")))).await.unwrap();
     admin.close().await.unwrap();
     let third = connected(&app, &owner, "pots", mariadb.body()).await;
     expect_ok(&test_store(&owner, &third, None).await);

@@ -165,6 +165,7 @@ async fn a_postgresql_that_lets_nobody_in_is_told_with_the_statement_that_helps(
 
     // Each state, and how it is told: the statement ends it.
     for (slug, state, code, server_code) in [
+        ("expired", format!("alter role {name} valid until '2001-01-01'"), "wrong-password", "28P01"),
         ("login-limit", format!("alter role {name} connection limit 0"), "login-connection-limit", "53300"),
         ("base-limit", format!("alter database {name} connection limit 0"), "database-connection-limit", "53300"),
         ("forbidden", format!("alter database {name} owner to postgres"), "forbidden", "42501"),
@@ -338,4 +339,50 @@ async fn a_refusal_of_new_credentials_points_at_the_part_that_was_sent() {
         answer.expect_field(422, code, pointer);
         assert!(!answer.text().contains("brought-secret"), "{}", answer.text());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_advised_to_give_rights_on_databases_of_others() {
+    let (_app, owner) = app().await;
+    let database = TestMariaDb::create().await;
+    let (name, url) = (&database.name, database.url());
+    let own = name.replace('_', "\\_");
+    let mut admin = database.admin().await;
+    for wide in ["it\\_my\\_%", "it%", "%"] {
+        let statements = format!(
+            "revoke all privileges, grant option from '{name}'@'%';
+             grant select, insert, execute, lock tables on `{wide}`.* to '{name}'@'%' with grant option"
+        );
+        admin.execute(sqlx::raw_sql(AssertSqlSafe(statements))).await.unwrap();
+
+        let report = test_url(&owner, &url).await;
+        expect_failure(&report, "privileges", "missing-privilege");
+        let statement = said(&report, "privileges", "sql").to_owned();
+        assert!(statement.contains(&format!(" ON `{own}`.* TO ")), "{wide}: {statement}");
+        admin.execute(AssertSqlSafe(statement)).await.unwrap();
+
+        expect_ok(&test_url(&owner, &url).await);
+        // The server heeds the new grant alone: nothing that was held here is lost, and elsewhere nothing is won.
+        assert_eq!(
+            held_by(&mut admin, name, &own).await,
+            "ALTER, CREATE, DELETE, DROP, EXECUTE, INDEX, INSERT, LOCK TABLES, REFERENCES, SELECT, UPDATE",
+            "{wide}"
+        );
+        assert_eq!(held_by(&mut admin, name, wide).await, "EXECUTE, INSERT, LOCK TABLES, SELECT", "{wide}");
+    }
+    admin.close().await.unwrap();
+}
+
+/// The rights that a grant by this name gives the login, and lets it give.
+async fn held_by(admin: &mut MySqlConnection, login: &str, pattern: &str) -> String {
+    let held: Vec<String> = sqlx::query_scalar(
+        "select privilege_type from information_schema.schema_privileges
+         where grantee = ? and table_schema = ? and is_grantable = 'YES' order by 1",
+    )
+    .bind(format!("'{login}'@'%'"))
+    .bind(pattern)
+    .fetch_all(admin)
+    .await
+    .unwrap();
+    held.join(", ")
 }

@@ -105,8 +105,12 @@ pub async fn compare(
 /// Refuses what is not one session of the server, with a second connection beside the `first`.
 pub async fn check_session_mode(credential: &Credential, reach: Reach, first: &mut Session) -> Result<(), StepError> {
     let second = credential.connect(reach, CONNECT_LIMIT).await;
-    let compared = timeout(CONNECT_LIMIT, compare(credential, first, second)).await;
-    match compared.map_err(|_| StepError::of_cause(credential.engine, Cause::Timeout))?? {
+    let Ok(sides) = timeout(CONNECT_LIMIT, compare(credential, first, second)).await else {
+        let asked = timeout(LOOK_LIMIT, refused_by_pooler(credential, credential.connect(reach, LOOK_LIMIT))).await;
+        let refused = asked.ok().flatten();
+        return Err(refused.unwrap_or_else(|| StepError::of_cause(credential.engine, Cause::Timeout)));
+    };
+    match sides? {
         Sides::Apart => Ok(()),
         Sides::Shared => {
             let (code, what, advice) = transaction_pooler();
@@ -114,6 +118,26 @@ pub async fn check_session_mode(credential: &Credential, reach: Reach, first: &m
         }
         Sides::Refused(error) => Err(error),
     }
+}
+
+/// Why somebody who was let in gets no answer, when it is because of a pooler: whoever asks first waits with it for its login at
+/// the server, and only whoever comes after the server's refusal is told.
+pub async fn refused_by_pooler(
+    credential: &Credential,
+    next: impl Future<Output = Result<Session, ConnectError>>,
+) -> Option<StepError> {
+    if credential.engine != Engine::Postgresql {
+        return None;
+    }
+    let error = match next.await {
+        Err(error) => error,
+        Ok(mut session) => {
+            let asked = engine::server_side(&mut session).await;
+            engine::leave(session).await;
+            ConnectError::from(&asked.err()?)
+        }
+    };
+    StepError::by_pooler(credential, error)
 }
 
 /// What the database holds. What the login may not even read, it is to be given the rights for.

@@ -1,6 +1,7 @@
 //! The lines that a session is needed for.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::time::Duration;
 
 use kernel::{Engine, StoreId};
@@ -15,12 +16,14 @@ use super::report::{CheckName, CheckState, Course, Note, Outcome};
 use super::{Holder, LINE_LIMIT, LOGIN_LIMIT, mysql, postgres};
 use crate::cx::{self, OpsCx};
 use crate::provisioning::credentials::parts_in_words;
-use crate::provisioning::engine;
+use crate::provisioning::engine::{self, Facts};
 use crate::provisioning::remedy::Guest;
-use crate::provisioning::{StepError, transaction_pooler};
+use crate::provisioning::{self, DatabaseKind, StepError, transaction_pooler};
 
 /// So often it is asked how long an answer takes.
 const ROUNDS: usize = 5;
+/// How long a server may take to say what it is before a second connection asks, too.
+const PATIENCE: Duration = Duration::from_millis(1500);
 /// From here on a shop's pages are slow, each of which asks several questions.
 const SLOW: Duration = Duration::from_millis(50);
 
@@ -32,7 +35,8 @@ pub(super) async fn look(
     session: &mut Session,
     holder: Holder,
 ) {
-    if course.line(CheckName::Server, LINE_LIMIT, server(credential, session)).await == Some(Go::Stop) {
+    // It may have to log in once more. Where there is no answer, neither is there one to anything else.
+    if course.line(CheckName::Server, LOGIN_LIMIT, server(credential, addresses, session)).await != Some(Go::On) {
         return;
     }
     let limit = course.left(LOGIN_LIMIT);
@@ -77,7 +81,15 @@ pub(super) async fn look(
         _ => Vec::new(),
     };
     let schema = match state {
-        Ok(state) => schema(credential.engine, state, holder, &missing),
+        Ok(state) => {
+            let note = schema(credential.engine, state, holder, &missing);
+            let is_telling = note.state == CheckState::Passed || state == SchemaState::Foreign;
+            let asked = timeout(course.left(LINE_LIMIT), more_of_schema(cx, credential, session, (state, holder)));
+            match asked.await.ok().flatten().filter(|_| is_telling) {
+                Some(more) => note.particulars(more),
+                None => note,
+            }
+        }
         Err(Some(error)) if is_forbidden(&error) && !has_rights => {
             Note::skipped("Not looked at, because the login may not read what is there.")
         }
@@ -96,8 +108,8 @@ enum Go {
 }
 
 /// A server that is too old is not asked further; one that is read-only is. Both have failed.
-async fn server(credential: &Credential, session: &mut Session) -> Outcome<Go> {
-    let facts = engine::facts(session).await?;
+async fn server(credential: &Credential, addresses: &[SocketAddr], session: &mut Session) -> Outcome<Go> {
+    let facts = facts(credential, addresses, session).await?;
     let (server, is_supported) = (facts.server.clone(), facts.is_supported);
     Ok(match facts.check(&Guest::from(credential)) {
         Ok(()) => (Note::passed(format!("{server}.")), Go::On),
@@ -107,6 +119,20 @@ async fn server(credential: &Credential, session: &mut Session) -> Outcome<Go> {
             (Note { detail: format!("{server}. {}", note.detail), ..note }, Go::On)
         }
     })
+}
+
+/// What the server says that it is. Behind a pooler it may be that nobody says anything until a second one asks.
+async fn facts(credential: &Credential, addresses: &[SocketAddr], session: &mut Session) -> Result<Facts, Note> {
+    let mut asking = pin!(engine::facts(session));
+    if let Ok(facts) = timeout(PATIENCE, &mut asking).await {
+        return facts.map_err(Note::from);
+    }
+    let next = credential.connect_at(addresses, LOGIN_LIMIT);
+    tokio::select! {
+        biased;
+        facts = &mut asking => facts.map_err(Note::from),
+        Some(error) = entry::refused_by_pooler(credential, next) => Err(error.into()),
+    }
 }
 
 /// Opens a second connection, while the first is open: they must not share the server's side.
@@ -274,6 +300,39 @@ fn schema(engine: Engine, state: SchemaState, holder: Holder, missing: &[&str]) 
     }
 }
 
+/// What there is to say beside it: what is in the way, and what is not looked at here.
+async fn more_of_schema(
+    cx: &OpsCx,
+    credential: &Credential,
+    session: &mut Session,
+    found: (SchemaState, Holder),
+) -> Option<String> {
+    match (found, session) {
+        ((SchemaState::Foreign, _), Session::MySql(conn)) => {
+            let (names, has_more) = mysql::some_of_others(conn).await.ok()?;
+            let more = if has_more { ", ..." } else { "" };
+            (!names.is_empty()).then(|| format!("Among them: {}{more}.", names.join(", ")))
+        }
+        ((SchemaState::Ours { store: Some(found), .. }, Holder::Of(store)), _) if found == store => {
+            let is_to_be_compared = is_elsewhere(cx, store, credential).await?;
+            is_to_be_compared.then(|| {
+                "Whether it has the newest rows of the store's database as well is compared when it is put in its place: PUT \
+                 /api/stores/{id}/database/credentials."
+                    .to_owned()
+            })
+        }
+        _ => None,
+    }
+}
+
+/// Whether this is in another place than the database that the store's owner has brought; nothing where that is not known.
+async fn is_elsewhere(cx: &OpsCx, store: StoreId, credential: &Credential) -> Option<bool> {
+    let mut master = cx.master.acquire().await.ok()?;
+    let known = provisioning::db::store_database_find(&mut master, store).await.ok()??;
+    let own = Credential::open(&cx.keys, &known.sealed, store, known.credential_version).ok()?;
+    Some(known.kind == DatabaseKind::Brought && !own.is_same_place(credential))
+}
+
 fn not_this_store(what: &str) -> Note {
     Note::failed(
         "other-database",
@@ -305,18 +364,25 @@ impl Limits {
     fn note(&self, pool: usize) -> Note {
         let Self { server, in_use, own, own_in_use, stored_bytes } = self;
         let pool = i64::try_from(pool).unwrap_or(i64::MAX);
-        let own_text =
-            own.map_or_else(String::new, |own| format!(", {own} of them for this login, {own_in_use} in use"));
+        let own_text = own.map_or_else(String::new, |own| {
+            format!(" This login may have {own} of them in this database, and has {own_in_use}.")
+        });
         let stored = *stored_bytes as f64 / (1024.0 * 1024.0);
         let detail = format!(
-            "{server} connections, {in_use} in use{own_text}; each of our nodes opens up to {pool}. {stored:.1} MB are stored; \
-             how much more there is room for, the server does not tell."
+            "The server takes {server} connections, and {in_use} are open, this test's own among them.{own_text} Each of our \
+             nodes opens up to {pool} for the store. {stored:.1} MB are stored; how much more there is room for, the server does \
+             not tell."
         );
         let left = (server - in_use).min(own.map_or(i64::MAX, |own| own - own_in_use));
         if left < pool {
+            let left = match left {
+                ..=0 => "no more can be opened".to_owned(),
+                1 => "only 1 more can be opened".to_owned(),
+                left => format!("only {left} more can be opened"),
+            };
             return Note::warning(
                 "few-connections",
-                format!("{detail} Only {} are left.", left.max(0)),
+                format!("{detail} While this test goes on, {left}."),
                 "Raise the limit or close other clients: when there is none left, visitors of the shop have to wait.",
             );
         }

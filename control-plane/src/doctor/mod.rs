@@ -32,6 +32,7 @@ use tenant_schema::fitness::Ailment;
 
 use crate::cx::OpsCx;
 use crate::directory;
+use crate::provisioning::held::STATEMENT_END;
 use crate::provisioning::target::{Target, TargetError};
 use crate::provisioning::{self, DatabaseKind, OURS, StepError, engine};
 use crate::stores;
@@ -134,11 +135,14 @@ pub async fn examine_store(
         },
     };
     // It opens two sessions, to see that they are two.
-    let _places = match server.filter(|_| matches!(patient, Patient::Managed(_))) {
-        Some(server) => Some([reserve(cx, server).await?, reserve(cx, server).await?]),
-        None => None,
+    let places = match server.filter(|_| matches!(patient, Patient::Managed(_))) {
+        Some(server) => Places(vec![reserve(cx, server).await?, reserve(cx, server).await?]),
+        None => Places(Vec::new()),
     };
     let mut report = look(cx, patient, holder).await;
+    if !report.checks.iter().any(|check| check.code == Some("timeout")) {
+        places.give_back();
+    }
     if is_own && matches!(holder, Holder::Of(_)) {
         report.checks.iter_mut().for_each(tell_of_own);
     }
@@ -146,6 +150,22 @@ pub async fn examine_store(
         directory::db::store_recovery_tell(&mut *cx.master.acquire().await?, store.id).await?;
     }
     Ok(report)
+}
+
+/// Places at a server of ours. When a look ends in the middle, by a line's time limit or because nobody waits for it any more,
+/// they are kept until the server has ended what it was asked.
+struct Places(Vec<Reservation>);
+
+impl Places {
+    fn give_back(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(|place| place.keep_for(STATEMENT_END));
+    }
 }
 
 async fn reserve(cx: &OpsCx, server: ServerId) -> Result<Reservation, DoctorError> {
@@ -294,12 +314,16 @@ fn tell_of_own(check: &mut Check) {
 
 /// Takes off a line what is about our own servers: where they are, how they are certified, how full they are.
 fn hide_ours(check: &mut Check) {
-    let shown = match check.name {
-        CheckName::Parse => "A managed database.",
-        CheckName::Dns => "Its server was looked for.",
-        CheckName::Tcp => "Its server was called.",
-        CheckName::Tls => "Encryption was looked at.",
-        CheckName::Limits => "Its server's limits were looked at.",
+    let shown = match (check.name, check.state) {
+        (CheckName::Parse, _) => "A managed database.",
+        (CheckName::Dns, CheckState::Failed) => "Its server was not found.",
+        (CheckName::Dns, _) => "Its server was looked for.",
+        (CheckName::Tcp, CheckState::Failed) => "Its server was called, and does not answer as it should.",
+        (CheckName::Tcp, _) => "Its server was called.",
+        (CheckName::Tls, CheckState::Failed) => "Encryption was looked at, and is not as it should be.",
+        (CheckName::Tls, _) => "Encryption was looked at.",
+        (CheckName::Limits, CheckState::Failed) => "Its server's limits could not be looked at.",
+        (CheckName::Limits, _) => "Its server's limits were looked at.",
         _ => "",
     };
     let is_looked_at = check.state != CheckState::Skipped;

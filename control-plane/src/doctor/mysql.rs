@@ -5,8 +5,11 @@ use tenancy::Credential;
 
 use super::inside::Limits;
 use super::report::Note;
-use crate::provisioning::mysql::{self, MissingRights};
+use crate::provisioning::mysql;
 use crate::provisioning::remedy::{self, Guest};
+
+/// So many of the things that are not ours are named.
+const MAX_NAMES: usize = 5;
 
 /// Makes the session one that only reads.
 pub(super) async fn read_only(conn: &mut MySqlConnection) -> Result<(), sqlx::Error> {
@@ -51,12 +54,13 @@ pub(super) async fn privileges(conn: &mut MySqlConnection, credential: &Credenti
             .fetch_one(&mut *conn)
             .await?;
     let (name, host) = user.rsplit_once('@').unwrap_or((&user, remedy::ANY_HOST));
-    let MissingRights { missing, heeded } = mysql::missing_rights(conn).await?;
-    if missing.is_empty() {
+    let rights = mysql::missing_rights(conn).await?;
+    if rights.missing.is_empty() {
         return Ok(Note::passed("The login has every right on this database that a store needs."));
     }
-    let list = missing.join(", ");
-    let sql = Guest::from(credential).grant(&list, heeded.as_deref(), &remedy::account(name, host));
+    let list = rights.missing.join(", ");
+    let (given, pattern) = rights.to_give(&credential.database);
+    let sql = Guest::from(credential).grant(&given, pattern, &remedy::account(name, host));
     if has_role {
         // What a role brings is not listed.
         return Ok(Note::warning(
@@ -72,6 +76,33 @@ pub(super) async fn privileges(conn: &mut MySqlConnection, credential: &Credenti
         "Have an administrator of the database run the statement.",
     )
     .sql(sql))
+}
+
+/// The names of some of the things in the database that are not ours, quoted, and whether there are more.
+pub(super) async fn some_of_others(conn: &mut MySqlConnection) -> Result<(Vec<String>, bool), sqlx::Error> {
+    // The lists differ in their collation.
+    let found: Vec<String> = sqlx::query_scalar(
+        "select name from (
+             select convert(table_name using utf8mb4) collate utf8mb4_bin as name
+             from information_schema.tables
+             where table_schema = database() and table_name <> '_migrations'
+               and coalesce(table_comment, '') <> 'tenantry' and coalesce(table_comment, '') not like 'tenantry: %'
+             union all
+             select convert(routine_name using utf8mb4) collate utf8mb4_bin
+             from information_schema.routines where routine_schema = database()
+             union all
+             select convert(event_name using utf8mb4) collate utf8mb4_bin
+             from information_schema.events where event_schema = database()) found
+         order by name
+         limit 6",
+    )
+    .fetch_all(conn)
+    .await?;
+    let shown = found.iter().take(MAX_NAMES).map(|name| {
+        let name: String = name.chars().filter(|letter| !letter.is_control()).collect();
+        remedy::mysql_name(&name)
+    });
+    Ok((shown.collect(), found.len() > MAX_NAMES))
 }
 
 pub(super) async fn limits(conn: &mut MySqlConnection) -> Result<Limits, sqlx::Error> {

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::peer::{self, Peer};
 use super::report::{Note, Outcome};
 use super::{Place, product, supabase};
-use crate::provisioning::StepError;
+use crate::provisioning::{StepError, advice_on_host};
 
 /// So many addresses of one name are tried.
 const MAX_ADDRESSES: usize = 4;
@@ -28,14 +28,17 @@ pub(super) async fn resolve(place: &Place, reach: Reach) -> Outcome<Vec<SocketAd
             "The host's name does not resolve.",
             match supabase::kind_of(&place.host, place.port) {
                 Some(_) => "Check its spelling, and that the project exists and is not paused.",
-                None => "Check its spelling.",
+                None => advice_on_host(&place.host).unwrap_or("Check its spelling."),
             },
         ));
     };
     if addresses.iter().any(|address| !reach.allows(address.ip())) {
         // Of the others not even the addresses: a name of our own network would tell them.
         let public: Vec<_> = addresses.iter().filter(|address| Reach::Public.allows(address.ip())).collect();
-        let note = Note::from(StepError::of_cause(place.engine, Cause::PrivateAddress));
+        let mut note = Note::from(StepError::of_cause(place.engine, Cause::PrivateAddress));
+        if let Some(advice) = advice_on_host(&place.host) {
+            note.advice = Some(advice.to_owned());
+        }
         return Err(match public.as_slice() {
             [] => note,
             public => note.particulars(format!("Public ones: {}.", shown(public))),
@@ -145,7 +148,7 @@ impl Trouble {
             Self::Timeout => StepError::new(
                 "timeout",
                 "The server did not take a connection in time.",
-                "Let our address through the server's firewall, and check host and port.",
+                "Let our address through the server's firewall, and check host and port, and that the server runs.",
             ),
             Self::Unreachable => StepError::of_cause(place.engine, Cause::Unreachable),
         };

@@ -332,10 +332,11 @@ fn explain(
         // As `openssl req -x509` makes it: an authority, which is not taken for a server's even when it is given as the CA.
         CertificateError::Other(_) if signs_itself => (
             "self-signed",
-            "The server's certificate is signed by itself, and by no authority.",
-            "Give the server one that an authority has signed, which may be one of your own, given as caPem: an authority's own \
-             certificate is taken for no server's, also when it is given. Or ask for require, which encrypts and does not look at \
-             the certificate.",
+            "The server's certificate signs itself as an authority (CA:TRUE). Such a one is not accepted as a server's, even when it \
+             is given as caPem.",
+            "Make the server one that is no authority (openssl req -x509 ... -addext basicConstraints=critical,CA:FALSE -addext \
+             subjectAltName=DNS:...), and give that as caPem. Or sign a certificate for the server with an authority of your own, \
+             and give the authority's as caPem. Or ask for require, which encrypts and does not look at the certificate.",
         ),
         // The latter is what comes of an authority of the same name with another key.
         CertificateError::UnknownIssuer | CertificateError::BadSignature => (

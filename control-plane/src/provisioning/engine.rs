@@ -40,7 +40,9 @@ impl Facts {
             }
             (true, false, Engine::Mysql) => Err(read_only(
                 "The server is set to read only, as replicas are.",
-                "Connect to the primary server; or, if this is the only one, have an administrator run the statement.",
+                "Connect to the primary server. Only where SHOW REPLICA STATUS (in MySQL before 8.0.22 SHOW SLAVE STATUS) \
+                 shows nothing, and the server is no member of a group, does it follow no other: then have an administrator \
+                 run the statements. A replica that is written to parts from its primary.",
             )
             .sql(remedy::MAKE_SERVER_WRITABLE)),
             (true, false, _) => Err(read_only(

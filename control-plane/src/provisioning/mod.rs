@@ -12,6 +12,7 @@ mod connection_string;
 pub mod credentials;
 pub mod db;
 pub mod engine;
+pub mod held;
 pub mod jobs;
 pub mod mysql;
 pub mod postgres;
@@ -36,6 +37,7 @@ use crate::cx::OpsCx;
 use crate::servers;
 use crate::stores::{self, Store};
 
+pub use refusal::advice_on_host;
 pub use step_error::{OURS, StepError, transaction_pooler};
 pub use steps::StepName;
 pub use target::{Target, TargetError};
@@ -548,7 +550,9 @@ impl From<ProvisioningError> for Problem {
             ProvisioningError::AlreadyConnected => conflict(
                 "already-connected",
                 "The store has a database",
-                "A store has one database; it is connected and prepared.",
+                "A store has one database; it is connected and prepared. Another password, login or address of it, or a copy of it \
+                 in another place, is given with PUT /api/stores/{id}/database/credentials; POST /api/stores/{id}/database/test \
+                 tells what is wrong with it.",
             ),
             ProvisioningError::WrongStatus { status } => conflict(
                 "wrong-store-status",

@@ -10,6 +10,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use sha1::{Digest as _, Sha1};
 use sqlx::mysql::MySqlDatabaseError;
 use sqlx::{AssertSqlSafe, Executor as _, MySqlConnection, Row as _};
+use tenant_schema::fitness::heeded_grant;
 
 use super::engine::{Facts, MOST_COUNTED, database_in_use};
 use super::step_error::StepError;
@@ -65,46 +66,77 @@ pub async fn account_host(connection: &mut MySqlConnection) -> Result<String, sq
 
 /// What the login needs in its database and has not, of its own or everywhere on the server.
 pub async fn missing_rights(connection: &mut MySqlConnection) -> Result<MissingRights, sqlx::Error> {
-    let rights: Vec<(String, Option<String>)> = sqlx::query_as(
-        "select privilege_type, null from information_schema.user_privileges
+    let heeded = format!("select {}", heeded_grant());
+    let heeded: Option<String> = sqlx::query_scalar(AssertSqlSafe(heeded)).fetch_one(&mut *connection).await?;
+    let rights: Vec<(String, Option<String>, String)> = sqlx::query_as(
+        "select privilege_type, null, is_grantable from information_schema.user_privileges
          where grantee = concat(
              '''', left(current_user(), char_length(current_user()) - 1 - char_length(substring_index(current_user(), '@', -1))),
              '''@''', substring_index(current_user(), '@', -1), '''')
          union
-         select privilege_type, table_schema from information_schema.schema_privileges
+         select privilege_type, table_schema, is_grantable from information_schema.schema_privileges
          where grantee = concat(
              '''', left(current_user(), char_length(current_user()) - 1 - char_length(substring_index(current_user(), '@', -1))),
              '''@''', substring_index(current_user(), '@', -1), '''') and database() like table_schema",
     )
     .fetch_all(connection)
     .await?;
-    let heeded = rights.iter().filter_map(|(_, pattern)| pattern.as_deref()).max_by_key(|pattern| exactness(pattern));
     let holds = |needed: &str| {
-        rights.iter().any(|(right, pattern)| right == needed && (pattern.is_none() || pattern.as_deref() == heeded))
+        rights.iter().any(|(right, pattern, _)| right == needed && (pattern.is_none() || *pattern == heeded))
     };
     let missing = NEEDED.into_iter().filter(|needed| !holds(needed)).collect();
-    Ok(MissingRights { missing, heeded: heeded.map(str::to_owned) })
+    let heeded = heeded.map(|name| {
+        let by_it: Vec<_> = rights.iter().filter(|(_, pattern, _)| pattern.as_ref() == Some(&name)).collect();
+        let mut held: Vec<String> =
+            by_it.iter().map(|(right, ..)| right.clone()).filter(|right| is_right(right)).collect();
+        if by_it.iter().any(|(.., is_grantable)| is_grantable == "YES") {
+            held.push("GRANT OPTION".to_owned());
+        }
+        Heeded { name, held }
+    });
+    Ok(MissingRights { missing, heeded })
+}
+
+/// Whether it is one that a grant can give, as its words tell: it is shown as a statement to run.
+fn is_right(name: &str) -> bool {
+    name != "USAGE" && name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b' ')
 }
 
 /// What a login lacks on its database.
 pub struct MissingRights {
     pub missing: Vec<&'static str>,
-    /// The name under which the grant was made that the server heeds, if there is one: `my_shop`, in which the underscore stands
-    /// for any letter, or `my\_shop`. Of several that fit it heeds the one that is most exact, and only that.
-    pub heeded: Option<String>,
+    /// The grant on the database that the server heeds, if there is one: of several that fit only the most exact.
+    pub heeded: Option<Heeded>,
 }
 
-/// How far a name reaches before the first letter that stands for others, as the server ranks grants by it.
-fn exactness(pattern: &str) -> usize {
-    let mut letters = pattern.char_indices();
-    while let Some((at, letter)) = letters.next() {
-        match letter {
-            '\\' => drop(letters.next()),
-            '_' | '%' => return at,
-            _ => {}
+/// A grant on databases.
+pub struct Heeded {
+    /// What it was made by: `my_shop`, in which the underscore stands for any letter, `my\_shop`, or `ada\_%` for many databases.
+    pub name: String,
+    /// The rights that it gives.
+    pub held: Vec<String>,
+}
+
+impl MissingRights {
+    /// What a grant has to give for nothing to be missing in this database, and by which name of it if not by its own.
+    ///
+    /// More is given by the name that is heeded, unless it is one for many databases: some may be other people's. Then it is given by
+    /// the database's own name, and with all that was held before, as the server heeds that grant from then on and not the other.
+    pub fn to_give(&self, database: &str) -> (String, Option<&str>) {
+        match &self.heeded {
+            Some(Heeded { name, held }) if !is_name_of(name, database) => {
+                let more = held.iter().map(String::as_str).filter(|right| !NEEDED.contains(right));
+                let rights: Vec<&str> = NEEDED.into_iter().chain(more).collect();
+                (rights.join(", "), None)
+            }
+            heeded => (self.missing.join(", "), heeded.as_ref().map(|heeded| heeded.name.as_str())),
         }
     }
-    usize::MAX
+}
+
+/// Whether a grant by this name was made for this database: panels write its underscores with or without what takes their meaning.
+fn is_name_of(pattern: &str, database: &str) -> bool {
+    !pattern.contains('%') && pattern.replace('\\', "") == database.replace('\\', "")
 }
 
 /// `10.11.14-MariaDB-0+deb12u2` is 10.11.14; some hosts put `5.5.5-` before it.
@@ -158,7 +190,13 @@ pub async fn is_server_locked(connection: &mut MySqlConnection, key: u64) -> Res
 }
 
 pub async fn wait_little(connection: &mut MySqlConnection) -> Result<(), sqlx::Error> {
-    connection.execute("set lock_wait_timeout = 1, innodb_lock_wait_timeout = 1").await.map(drop)
+    connection
+        .execute(
+            "set lock_wait_timeout = 1, innodb_lock_wait_timeout = 1 \
+             /*M!100100 , max_statement_time = 2 */ /*!80000 , max_execution_time = 2000 */",
+        )
+        .await
+        .map(drop)
 }
 
 pub async fn count_rows(connection: &mut MySqlConnection, table: &'static str) -> Result<i64, sqlx::Error> {
@@ -323,7 +361,7 @@ fn account(name: &Ident) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{MIN_MARIADB, MIN_MYSQL, kept_of, read_version};
+    use super::{Heeded, MIN_MARIADB, MIN_MYSQL, MissingRights, kept_of, read_version};
 
     #[test]
     fn of_a_password_the_same_is_kept_as_by_the_server_itself() {
@@ -338,5 +376,22 @@ mod tests {
         assert_eq!(read_version("8.0.36").0, (8, 0, 36));
         assert!(read_version("8.0.15").0 < MIN_MYSQL && read_version("8.4.0-cloud").0 > MIN_MYSQL);
         assert!(read_version("10.5.29-MariaDB").0 < MIN_MARIADB && read_version("11.4.2-MariaDB").0 > MIN_MARIADB);
+    }
+
+    #[test]
+    fn rights_are_given_by_no_name_that_stands_for_many_databases() {
+        let lacking = |name: &str| {
+            let held = ["SELECT", "EXECUTE", "GRANT OPTION"].map(str::to_owned).to_vec();
+            MissingRights { missing: vec!["DROP", "ALTER"], heeded: Some(Heeded { name: name.to_owned(), held }) }
+        };
+        for name in ["my_shop", "my\\_shop"] {
+            assert_eq!(lacking(name).to_give("my_shop"), ("DROP, ALTER".to_owned(), Some(name)));
+        }
+        let whole = "SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, REFERENCES, INDEX, ALTER, EXECUTE, GRANT OPTION";
+        for name in ["my\\_%", "my_shop%", "%", "my\\_sho_", "__\\_shop"] {
+            assert_eq!(lacking(name).to_give("my_shop"), (whole.to_owned(), None), "{name}");
+        }
+        let new = MissingRights { missing: vec!["DROP"], heeded: None };
+        assert_eq!(new.to_give("my_shop"), ("DROP".to_owned(), None));
     }
 }

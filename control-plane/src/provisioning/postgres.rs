@@ -12,9 +12,9 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _
 use tenancy::Session;
 
 use super::engine::{Facts, MOST_COUNTED, database_in_use};
+use super::held::Held;
 use super::scram;
 use super::step_error::StepError;
-use super::steps::Held;
 
 /// PostgreSQL 13.
 const MIN_VERSION: i32 = 130_000;
@@ -85,7 +85,7 @@ pub async fn is_locked_by_anybody(connection: &mut PgConnection, key: u64) -> Re
 }
 
 pub async fn wait_little(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-    connection.execute("set lock_timeout = 200").await.map(drop)
+    connection.execute("set lock_timeout = 200; set statement_timeout = 2000").await.map(drop)
 }
 
 pub async fn count_rows(connection: &mut PgConnection, table: &'static str) -> Result<i64, sqlx::Error> {

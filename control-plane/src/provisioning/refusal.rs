@@ -1,6 +1,9 @@
 //! What servers and poolers mean when they refuse a connection, in words for whoever wants to connect, and with the statement
 //! that helps. One place, so that the doctor, a provisioning run and new credentials say the same.
 
+use std::borrow::Cow;
+use std::net::IpAddr;
+
 use kernel::Engine;
 use tenancy::{Cause, ConnectError, Particular};
 
@@ -12,7 +15,7 @@ use super::step_error::{OURS, transaction_pooler};
 pub(super) struct Refusal {
     pub(super) code: &'static str,
     pub(super) what: &'static str,
-    pub(super) advice: &'static str,
+    pub(super) advice: Cow<'static, str>,
     pub(super) sql: Option<String>,
 }
 
@@ -22,8 +25,17 @@ impl Refusal {
     }
 }
 
-const fn refusal(code: &'static str, what: &'static str, advice: &'static str) -> Refusal {
-    Refusal { code, what, advice, sql: None }
+fn refusal(code: &'static str, what: &'static str, advice: impl Into<Cow<'static, str>>) -> Refusal {
+    Refusal { code, what, advice: advice.into(), sql: None }
+}
+
+/// To whoever has given a wrong user or password. Whether it is of a store that is connected already, only they know.
+const RIGHT_ONES: &str =
+    "Give the right ones; of a store that is connected already with PUT /api/stores/{id}/database/credentials.";
+
+/// The same, and what may be wrong when they were right.
+fn right_ones(more: &str) -> String {
+    format!("{RIGHT_ONES} {more}")
 }
 
 const BY_ADMINISTRATOR: &str = "Have an administrator of the database run the statement.";
@@ -60,26 +72,25 @@ pub(super) fn of_cause(engine: Engine, cause: Cause) -> Refusal {
         Cause::Refused => refusal(
             "refused",
             "Nothing listens at this host and port.",
-            "Check host and port, and that the server listens on a public address.",
+            "Check that the server runs and listens on a public address, and its host and port.",
         ),
         Cause::Unreachable => refusal(
             "unreachable",
             "The server cannot be reached.",
-            "Check the host's name, and that a firewall lets us in.",
+            "Check that the server runs, the host's name, and that a firewall lets us in.",
         ),
         Cause::PrivateAddress => refusal(
             "private-address",
             "The host is at a private, loopback, link-local or other special address that this installation does not connect to.",
             "Give the database's own address; a public one is always connected to.",
         ),
-        Cause::Timeout => {
-            refusal("timeout", "The server did not answer in time.", "Check that a firewall lets us in, then retry.")
-        }
-        Cause::WrongPassword => refusal(
-            "wrong-password",
-            "The server refused the user or the password.",
-            "Connect again with the right ones.",
+        Cause::Timeout => refusal(
+            "timeout",
+            "The server did not answer in time.",
+            "Check that it runs and is not overloaded, and that a firewall lets us in, then retry. When a pooler stands before it, \
+             its log says whether it waits for the server.",
         ),
+        Cause::WrongPassword => refusal("wrong-password", "The server refused the user or the password.", RIGHT_ONES),
         Cause::Forbidden => refusal(
             "forbidden",
             "This login may not enter this database.",
@@ -88,7 +99,7 @@ pub(super) fn of_cause(engine: Engine, cause: Cause) -> Refusal {
         Cause::MissingDatabase => refusal(
             "missing-database",
             "The server has no database of this name.",
-            "Create it, or connect again with the right name.",
+            "Create it, or give the right name.",
         ),
         Cause::Tls => refusal(
             "tls",
@@ -97,12 +108,18 @@ pub(super) fn of_cause(engine: Engine, cause: Cause) -> Refusal {
         ),
         Cause::TooManyConnections => refusal(
             "too-many-connections",
-            "The server has no connection left.",
+            "The server, or a pooler before it, has no connection left.",
             "Raise its limit or close others, then retry.",
         ),
         Cause::NotReady => {
             refusal("not-ready", "The server is starting, stopping or recovering.", "Wait for it, then retry.")
         }
+        Cause::PoolerServer => refusal(
+            "pooler-server",
+            "The pooler before the database cannot log in at the server.",
+            "Check there the role that the pooler uses, its password and its rights, and that the server runs. The reason is in the \
+             pooler's log; it tries again some seconds after it was refused.",
+        ),
         Cause::TransactionPooler => {
             let (code, what, advice) = transaction_pooler();
             refusal(code, what, advice)
@@ -140,15 +157,17 @@ fn of_postgres(guest: &Guest<'_>, code: &str, particular: Option<&Particular>) -
         "28P01" => refusal(
             "wrong-password",
             "The server refused the user or the password.",
-            "Connect again with the right ones. When they are: a login that has expired is refused in the same words; the statement \
-             shows whether it has, or is there at all.",
+            right_ones(
+                "When they are: a login that has expired is refused in the same words; the first statement shows whether it has, or \
+                 is there at all, and the second ends that.",
+            ),
         )
         .sql(guest.show_login()),
         "42501" => refusal("forbidden", "This login may not enter this database.", BY_ADMINISTRATOR).sql(guest.let_in(ANY_HOST)),
         "3D000" => refusal(
             "missing-database",
             "The server has no database of this name.",
-            "Create it with the statement, or connect again with the right name.",
+            "Create it with the statement, or give the right name.",
         )
         .sql(guest.create(ANY_HOST)),
         "55000" => refusal(
@@ -208,18 +227,13 @@ fn of_mysql(guest: &Guest<'_>, code: &str, particular: Option<&Particular>) -> O
             },
         )
         .sql(guest.create(host)),
+        // Whoever has no right on a database of this name is told 1044.
         "1049" => refusal(
             "missing-database",
             "The server has no database of this name.",
-            match particular {
-                Some(Particular::AccountHost(_)) => "Create it with the statements, or connect again with the right name.",
-                _ => {
-                    "Create it with the statements, when the login is for another host than % with that one; or connect again \
-                     with the right name."
-                }
-            },
+            "Create it with the statement: the login has rights on one of this name already. Or give the right name.",
         )
-        .sql(guest.create(host)),
+        .sql(guest.create_database()),
         "1040" => refusal(
             "too-many-connections",
             "The server has no connection left for anybody.",
@@ -256,14 +270,14 @@ fn of_mysql(guest: &Guest<'_>, code: &str, particular: Option<&Particular>) -> O
         "1045" => refusal(
             "wrong-password",
             "The server refused the user or the password.",
-            if guest.is_encrypted {
-                "Connect again with the right ones. When they are: the login may not be one for our address, or another one of this \
-                 name is, or one without a name; the statement shows an administrator who is let in from where."
+            right_ones(if guest.is_encrypted {
+                "When they are: the login may not be one for our address, or another one of this name is, or one without a name; \
+                 the statement shows an administrator who is let in from where."
             } else {
-                "Connect again with the right ones. When they are: the login may be one with TLS only (ask for it: \
-                 ssl-mode=REQUIRED), or not one for our address, or another one of this name is, or one without a name; the \
-                 statement shows an administrator who is let in from where, and with what."
-            },
+                "When they are: the login may be one with TLS only (ask for it: ssl-mode=REQUIRED), or not one for our address, or \
+                 another one of this name is, or one without a name; the statement shows an administrator who is let in from \
+                 where, and with what."
+            }),
         )
         .sql(guest.show_accounts()),
         "1698" => refusal(
@@ -284,14 +298,23 @@ fn of_mysql(guest: &Guest<'_>, code: &str, particular: Option<&Particular>) -> O
     })
 }
 
+/// What a pooler means that lets everybody in, and refuses what is asked then, because it does not get to the server.
+pub(super) fn of_pooler(error: &ConnectError) -> Option<Refusal> {
+    let code = error.code.as_deref()?;
+    match (code.split_once(' '), &error.particular) {
+        (Some((_, name)), _) => Some(of_supavisor(name)),
+        (None, Some(particular)) if code == "08P01" => Some(of_pgbouncer(Some(particular))),
+        _ => None,
+    }
+}
+
 /// PgBouncer has one code for everything.
 fn of_pgbouncer(particular: Option<&Particular>) -> Refusal {
     match particular {
         Some(Particular::PoolerLogin) => refusal(
             "wrong-password",
             "The pooler before the database refused the user or the password.",
-            "Connect again with the right ones; when they are, have the pooler learn them (PgBouncer: auth_file or auth_query, \
-             then RELOAD).",
+            right_ones("When they are, have the pooler learn them (PgBouncer: auth_file or auth_query, then RELOAD)."),
         ),
         Some(Particular::PoolerDatabase) => refusal(
             "missing-database",
@@ -299,16 +322,19 @@ fn of_pgbouncer(particular: Option<&Particular>) -> Refusal {
             "Check the name as the pooler calls it, which need not be the server's; or add it there (PgBouncer: [databases], then \
              RELOAD).",
         ),
+        Some(Particular::ServerDatabase) => refusal(
+            "missing-database",
+            "The server behind the pooler has not the database that the pooler looks for there.",
+            "Create it at the server; or correct its name, here or as the pooler calls it there (PgBouncer: dbname in [databases], \
+             then RELOAD).",
+        ),
         Some(Particular::PoolerFull) => refusal(
             "too-many-connections",
-            "The pooler before the database has no place left.",
-            "Close other clients, or raise its limits (PgBouncer: max_client_conn, default_pool_size), then retry.",
+            "The pooler before the database has no place left, or got no connection to the server in its time.",
+            "Close other clients, or raise its limits (PgBouncer: max_client_conn, default_pool_size), then retry. When it is not \
+             full, the server does not let it in: its log says why.",
         ),
-        Some(Particular::PoolerServer) => refusal(
-            "pooler-server",
-            "The pooler before the database could not get into it.",
-            "Look into the pooler's log: host, user and password that it uses itself; then retry.",
-        ),
+        Some(Particular::PoolerServer) => of_cause(Engine::Postgresql, Cause::PoolerServer),
         _ => refusal(
             "pooler-refused",
             "A pooler stands before the database and did not let us through.",
@@ -354,7 +380,7 @@ fn of_supavisor(name: &str) -> Refusal {
         "EWRONGPASSWORD" | "EAUTHQUERY" => refusal(
             "wrong-password",
             "Supabase's pooler refused the user or the password.",
-            "Connect again with the right ones; the database's password can be reset (Database, Settings).",
+            right_ones("The database's password can be reset (Database, Settings)."),
         ),
         "ECIRCUITBREAKER" => refusal(
             "too-many-failures",
@@ -379,9 +405,28 @@ fn of_supavisor(name: &str) -> Refusal {
     }
 }
 
+/// What to do about a host that is found where it was copied from, and not from here.
+pub fn advice_on_host(host: &str) -> Option<&'static str> {
+    const INSIDE: [&str; 6] = [".internal", ".local", ".lan", ".svc", ".localdomain", ".home.arpa"];
+    let host = host.trim_matches(['[', ']', '.']).to_ascii_lowercase();
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return address.to_canonical().is_loopback().then_some(LOCALHOST);
+    }
+    if host == "localhost" || host.ends_with(".localhost") || host == "localhost.localdomain" {
+        return Some(LOCALHOST);
+    }
+    let is_inside = !host.contains('.') || INSIDE.iter().any(|end| host.ends_with(end));
+    is_inside.then_some(
+        "This name works only inside your host's network: use the external (public) one, which its panel shows beside it.",
+    )
+}
+
+const LOCALHOST: &str = "localhost is the machine of the panel or program that shows it, and here it would be ours. Ask there \
+                         for the database's remote host, and allow remote access to it (in cPanel: Remote MySQL).";
+
 #[cfg(test)]
 mod tests {
-    use super::{Refusal, of};
+    use super::{Refusal, advice_on_host, of, of_pooler};
     use crate::provisioning::remedy::Guest;
     use kernel::Engine;
     use tenancy::{Cause, ConnectError, Particular};
@@ -413,6 +458,7 @@ mod tests {
         for (particular, code) in [
             (Some(Particular::PoolerLogin), "wrong-password"),
             (Some(Particular::PoolerDatabase), "missing-database"),
+            (Some(Particular::ServerDatabase), "missing-database"),
             (Some(Particular::PoolerFull), "too-many-connections"),
             (Some(Particular::PoolerServer), "pooler-server"),
             (None, "pooler-refused"),
@@ -423,11 +469,44 @@ mod tests {
     }
 
     #[test]
+    fn a_pooler_that_refuses_after_the_login_means_the_same_as_at_it() {
+        let said = |code: &str, particular| {
+            let error = ConnectError { code: Some(code.to_owned()), particular, ..ConnectError::new(Cause::Protocol) };
+            of_pooler(&error).map(|refusal| refusal.code)
+        };
+        assert_eq!(said("08P01", Some(Particular::PoolerServer)), Some("pooler-server"));
+        assert_eq!(said("08P01", Some(Particular::PoolerFull)), Some("too-many-connections"));
+        assert_eq!(said("XX000 ECHECKOUTTIMEOUT", None), Some("too-many-connections"));
+        // PostgreSQL has this code, too, and means nothing by it that its words tell.
+        assert_eq!(said("08P01", None), None);
+        assert_eq!(said("53300", Some(Particular::LoginLimit)), None);
+    }
+
+    #[test]
+    fn a_host_that_works_elsewhere_only_is_told_to_be_one() {
+        for host in ["localhost", "LOCALHOST.", "shop.localhost", "127.0.0.1", "::1", "::ffff:127.0.0.1"] {
+            assert!(advice_on_host(host).is_some_and(|advice| advice.contains("remote host")), "{host}");
+        }
+        for host in ["db", "mysql.railway.internal", "x.default.svc.cluster.local", "nas.lan", "x.default.svc"] {
+            assert!(advice_on_host(host).is_some_and(|advice| advice.contains("external")), "{host}");
+        }
+        for host in ["db.example.com", "10.0.0.1", "203.0.113.7", "local.example", "fd00::1"] {
+            assert_eq!(advice_on_host(host), None, "{host}");
+        }
+    }
+
+    #[test]
     fn the_account_is_the_servers_word_where_there_is_one() {
         let sql = |particular| told(Engine::Mysql, "1044", particular).sql.unwrap_or_default();
         assert!(sql(None).ends_with("TO 'ada'@'%';"));
         assert!(sql(Some(Particular::AccountHost("10.0.0.%".to_owned()))).ends_with("TO 'ada'@'10.0.0.%';"));
         assert!(told(Engine::Mysql, "1226", None).advice.contains("another host"));
+        // Who is told that there is no such database has its rights on it.
+        let missing = told(Engine::Mysql, "1049", None);
+        assert_eq!(
+            missing.sql.as_deref(),
+            Some("CREATE DATABASE IF NOT EXISTS `shop` CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;")
+        );
     }
 
     #[test]

@@ -43,13 +43,21 @@ impl Guest<'_> {
         }
     }
 
-    /// Makes the database for the login. Where the server does not say whether it is there, one that is there is kept.
+    /// Makes the database for the login, and in MySQL lets it in.
     pub fn create(&self, host: &str) -> String {
         match self.engine {
+            Engine::Mysql => format!("{}\n{}", self.create_database(), self.let_in(host)),
+            _ => self.create_database(),
+        }
+    }
+
+    /// Makes the database; in MySQL for whoever has rights on one of its name. Where the server does not say whether it is there,
+    /// one that is there is kept.
+    pub fn create_database(&self) -> String {
+        match self.engine {
             Engine::Mysql => format!(
-                "CREATE DATABASE IF NOT EXISTS {} CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;\n{}",
-                mysql_name(self.database),
-                self.let_in(host)
+                "CREATE DATABASE IF NOT EXISTS {} CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;",
+                mysql_name(self.database)
             ),
             _ => format!("CREATE DATABASE {} OWNER {};", pg_name(self.database), pg_name(self.login)),
         }
@@ -60,11 +68,14 @@ impl Guest<'_> {
         format!("ALTER ROLE {} LOGIN;", pg_name(self.login))
     }
 
-    /// Shows whether the login is there, and until when, in PostgreSQL.
+    /// Shows whether the login is there, and until when, in PostgreSQL; and has it last.
     pub fn show_login(&self) -> String {
         format!(
-            "SELECT rolname, rolcanlogin, rolvaliduntil FROM pg_roles WHERE rolname = '{}';",
-            self.login.replace('\'', "''")
+            "-- Run the second statement only where the first shows a time in rolvaliduntil that has passed.\n\
+             SELECT rolname, rolcanlogin, rolvaliduntil FROM pg_roles WHERE rolname = '{}';\n\
+             ALTER ROLE {} VALID UNTIL 'infinity';",
+            self.login.replace('\'', "''"),
+            pg_name(self.login)
         )
     }
 
@@ -112,10 +123,10 @@ impl Guest<'_> {
         )
     }
 
-    /// Gives the login rights on the database, in MySQL, by the name that `heeded` has when it has others there already: of grants
-    /// by several names the server heeds one.
-    pub fn grant(&self, rights: &str, heeded: Option<&str>, account: &str) -> String {
-        let database = heeded.map_or_else(|| mysql_pattern(self.database), mysql_name);
+    /// Gives the login rights on the database, in MySQL, by the database's own name or by the `pattern` that the login has others
+    /// by: of grants by several names the server heeds one. What the pattern fits, it is given.
+    pub fn grant(&self, rights: &str, pattern: Option<&str>, account: &str) -> String {
+        let database = pattern.map_or_else(|| mysql_pattern(self.database), mysql_name);
         format!("GRANT {rights} ON {database}.* TO {account};")
     }
 
@@ -133,6 +144,14 @@ impl Guest<'_> {
              ALTER DATABASE {database} RESET default_transaction_read_only;\n\
              ALTER ROLE {login} RESET default_transaction_read_only;\n\
              ALTER ROLE {login} IN DATABASE {database} RESET default_transaction_read_only;"
+        )
+    }
+
+    /// As [`Guest::make_writable`], when it is not known whether the server is a replica, on which nobody changes anything.
+    pub fn make_writable_unless_replica(&self) -> String {
+        format!(
+            "-- Where these fail because the server is in recovery, it is a replica: give its primary's credentials.\n{}",
+            self.make_writable()
         )
     }
 
@@ -172,8 +191,12 @@ pub const WHO_IS_CONNECTED: &str =
     "SELECT datname, usename, state, count(*) FROM pg_stat_activity GROUP BY 1, 2, 3 ORDER BY 4 DESC;";
 /// Gives a MySQL server more connections, until it is started anew.
 pub const MORE_CONNECTIONS: &str = "SET GLOBAL max_connections = @@GLOBAL.max_connections + 50;";
-/// Lets everybody write to a MySQL server again, until it is started anew.
-pub const MAKE_SERVER_WRITABLE: &str = "SET GLOBAL read_only = OFF;";
+/// Lets everybody write to a MySQL server again, until it is started anew. Whether it follows another one it tells its administrator
+/// alone, who is shown that first.
+pub const MAKE_SERVER_WRITABLE: &str = "-- A replica that is written to parts from its primary.\n\
+     -- Run the second statement only where the first (in MySQL before 8.0.22 it is SHOW SLAVE STATUS) shows nothing,\n\
+     -- and the server is no member of a group.\n\
+     SHOW REPLICA STATUS;\nSET GLOBAL read_only = OFF;";
 /// Takes the limit off the connections of every login of a MySQL server that has none of its own.
 pub const UNLIMIT_LOGINS: &str = "SET GLOBAL max_user_connections = 0;";
 
@@ -193,7 +216,7 @@ fn pg_name(name: &str) -> String {
 }
 
 /// A name as MySQL quotes it.
-fn mysql_name(name: &str) -> String {
+pub fn mysql_name(name: &str) -> String {
     format!("`{}`", name.replace('`', "``"))
 }
 
@@ -204,7 +227,7 @@ fn mysql_pattern(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{ANY_HOST, Guest, account};
+    use super::{ANY_HOST, Guest, MAKE_SERVER_WRITABLE, account};
     use kernel::Engine;
 
     fn guest<'a>(engine: Engine, database: &'a str, login: &'a str) -> Guest<'a> {
@@ -233,5 +256,12 @@ mod tests {
             handed.contains("OWNER TO \"ada's \"\"x\"\"\";") && handed.contains("'\"ada''s \"\"x\"\"\"'"),
             "{handed}"
         );
+    }
+
+    #[test]
+    fn before_a_server_is_made_writable_it_is_shown_whether_it_is_a_replica() {
+        let statements: Vec<&str> = MAKE_SERVER_WRITABLE.lines().filter(|line| !line.starts_with("-- ")).collect();
+        assert_eq!(statements, ["SHOW REPLICA STATUS;", "SET GLOBAL read_only = OFF;"]);
+        assert!(MAKE_SERVER_WRITABLE.starts_with("-- ") && MAKE_SERVER_WRITABLE.contains("SHOW SLAVE STATUS"));
     }
 }

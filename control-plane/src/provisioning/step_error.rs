@@ -58,7 +58,7 @@ const PRIVILEGES_TELL: &str =
 pub const OURS: &str = "Nothing to do for you: this is on our side. Retry, and if it fails again, ask support.";
 
 /// What the code of a server's error means to whoever waits for the step.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 enum Said {
     MissingPrivilege,
     /// The login is right, and may do nothing but set a new password.
@@ -71,6 +71,8 @@ enum Said {
     /// Somebody else was in the way: locks, deadlocks, a template in use, the same thing made twice at once.
     Busy,
     Unavailable,
+    /// A pooler had let us in, and has no connection to the server for us: as it is told to whoever knocks.
+    ByPooler(Refusal, ConnectError),
     /// The login has had what it may have in an hour, or at once.
     UsedUp,
     ConnectionLost,
@@ -97,6 +99,10 @@ impl Said {
                 _ => Self::Unexpected,
             };
         }
+        let knocked = ConnectError::from(error);
+        if let Some(refusal) = refusal::of_pooler(&knocked) {
+            return Self::ByPooler(refusal, knocked);
+        }
         match said.code().as_deref() {
             Some("42501") => Self::MissingPrivilege,
             Some("3F000" | "42P01") => Self::TablesMissing,
@@ -119,7 +125,7 @@ pub(super) fn is_waiting(error: &sqlx::Error) -> bool {
 
 /// Whether the server, or the way to it, is gone or on its way.
 pub(super) fn is_lost(error: &sqlx::Error) -> bool {
-    matches!(Said::by(error), Said::Unavailable | Said::UsedUp | Said::ConnectionLost)
+    matches!(Said::by(error), Said::Unavailable | Said::ByPooler(..) | Said::UsedUp | Said::ConnectionLost)
 }
 
 impl From<sqlx::Error> for StepError {
@@ -152,6 +158,7 @@ impl From<sqlx::Error> for StepError {
                 "Check that it runs and has connections left, then retry.",
             )
             .transient(),
+            Said::ByPooler(refusal, knocked) => Self::refused(refusal, knocked),
             Said::UsedUp => Self::new(
                 "login-connection-limit",
                 "The login has used up what it may have: connections at once, or connections, queries or changes in an hour.",
@@ -171,13 +178,9 @@ impl From<sqlx::Error> for StepError {
     }
 }
 
-/// What the server itself calls its error: of MySQL's, whose SQLSTATEs say little, the number.
+/// What the server itself calls its error, as it is called when it refuses a connection.
 fn server_code(error: &sqlx::Error) -> Option<String> {
-    let said = error.as_database_error()?;
-    match said.try_downcast_ref::<MySqlDatabaseError>() {
-        Some(said) => Some(said.number().to_string()),
-        None => said.code().map(Cow::into_owned),
-    }
+    ConnectError::from(error).code
 }
 
 impl StepError {
@@ -222,6 +225,12 @@ impl StepError {
             server_code: error.code.clone().map(Into::into),
             ..Self::refused(refusal::of(&guest.into(), &error), error)
         }
+    }
+
+    /// As [`StepError::connecting`], when it was a pooler that has no connection to the server.
+    pub fn by_pooler<'a>(guest: impl Into<Guest<'a>>, error: ConnectError) -> Option<Self> {
+        refusal::of_pooler(&error)?;
+        Some(Self::connecting(guest, error))
     }
 
     /// As [`StepError::connecting`], when the kind of trouble is all that is known.

@@ -1,6 +1,5 @@
 //! The steps of a run: what each does, and how it is undone.
 
-use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use kernel::{Engine, Ident, ServerId, StoreStatus};
@@ -10,6 +9,7 @@ use tenancy::{Cause, Credential, Reach, Reservation, Session};
 use tenant_schema::{SchemaError, SchemaState};
 
 use super::db::{self, StoreDatabase};
+use super::held::Held;
 use super::remedy::Guest;
 use super::step_error::{OURS, StepError};
 use super::{DatabaseKind, Run, engine, mysql, postgres};
@@ -23,8 +23,6 @@ pub const STEP_TIMEOUT: Duration = Duration::from_secs(120);
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a place at a server of ours is waited for.
 const PLACE_TIMEOUT: Duration = Duration::from_secs(20);
-/// By then a server has ended whatever we asked it for last: a little later than the limit that is set to statements.
-const STATEMENT_END: Duration = Duration::from_secs(65);
 
 /// The steps by name, in the order in which they are done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, sqlx::Type, utoipa::ToSchema)]
@@ -86,56 +84,6 @@ impl StepName {
 #[derive(Debug)]
 #[must_use = "announce it after the commit"]
 pub struct News(Option<i64>);
-
-/// A session with its place in what we may have open at the server, where that is one of ours. Dropped in the middle of a
-/// statement, as by a step's time limit, it keeps the place until the server has done with that.
-pub struct Held {
-    /// There until it is closed or dropped.
-    session: Option<Session>,
-    place: Option<Reservation>,
-}
-
-impl Held {
-    fn new(session: Session, place: Option<Reservation>) -> Self {
-        Self { session: Some(session), place }
-    }
-
-    /// Says good-bye, and fails when that is not heard.
-    pub async fn close(mut self) -> Result<(), sqlx::Error> {
-        match self.session.take() {
-            Some(session) => session.close().await,
-            None => Ok(()),
-        }
-    }
-
-    /// Says good-bye, whether that is heard or not.
-    async fn leave(mut self) {
-        if let Some(session) = self.session.take() {
-            engine::leave(session).await;
-        }
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        if let (Some(session), Some(place)) = (self.session.take(), self.place.take()) {
-            place.close_after_work(session, STATEMENT_END);
-        }
-    }
-}
-
-impl Deref for Held {
-    type Target = Session;
-    fn deref(&self) -> &Session {
-        self.session.as_ref().expect("only closing and dropping take it, and nobody has it afterwards")
-    }
-}
-
-impl DerefMut for Held {
-    fn deref_mut(&mut self) -> &mut Session {
-        self.session.as_mut().expect("only closing and dropping take it, and nobody has it afterwards")
-    }
-}
 
 /// What a step leaves open for the next one of its run, since every login costs both sides milliseconds. Dropping it closes
 /// it.

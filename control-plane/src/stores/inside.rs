@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use kernel::{Engine, StoreStatus, UserId};
 use problem::Problem;
-use tenancy::{Cause, Lease, LeaseError};
+use tenancy::{Cause, Connection, Lease, LeaseError};
 use tenant_schema::fitness::{self, Ailment};
 use tenant_schema::seed::{self, StoreCounts};
 use tenant_schema::settings::{self, SettingsError, StoreSettings, StoreSettingsPatch};
@@ -13,6 +13,8 @@ use super::{Store, StoreError, check_name};
 use crate::audit::{self, Actor, Subject};
 use crate::cx::{Cx, OpsCx};
 use crate::http::entry::from_resolve;
+use crate::http::errors::chain;
+use crate::provisioning::remedy::{self, Guest};
 use crate::provisioning::{self, DatabaseKind, RunState, Step, StepError};
 use crate::storefront::errors;
 
@@ -44,9 +46,35 @@ pub struct Trouble {
     pub sql: Option<String>,
 }
 
+/// What master knows of a store's database.
+struct Known {
+    kind: DatabaseKind,
+    engine: Engine,
+    database: String,
+    login: String,
+}
+
+impl Known {
+    /// The statement that helps, as far as it can be made without asking the server: for which host an account of MySQL's is, and by
+    /// which name it has its rights, only the connection's test tells.
+    fn remedy(&self, ailment: Ailment) -> Option<String> {
+        let Self { kind, engine, database, login } = self;
+        let guest = Guest { engine: *engine, database, login, has_password: true, is_encrypted: true };
+        match (kind, ailment, engine) {
+            (DatabaseKind::Managed, ..) => None,
+            (DatabaseKind::Brought, Ailment::ReadOnly, Engine::Mysql) => Some(remedy::MAKE_SERVER_WRITABLE.to_owned()),
+            (DatabaseKind::Brought, Ailment::ReadOnly, _) => Some(guest.make_writable_unless_replica()),
+            (DatabaseKind::Brought, Ailment::Unreadable | Ailment::Unwritable, Engine::Postgresql) => {
+                Some(guest.grant_tables())
+            }
+            (DatabaseKind::Brought, ..) => None,
+        }
+    }
+}
+
 impl Trouble {
-    fn of_cause(cause: Cause, (kind, engine): (DatabaseKind, Engine)) -> Self {
-        let StepError { code, what, advice, .. } = StepError::of_cause(engine, cause);
+    fn of_cause(cause: Cause, Known { kind, engine, .. }: &Known) -> Self {
+        let StepError { code, what, advice, .. } = StepError::of_cause(*engine, cause);
         let advice = match (kind, cause) {
             (DatabaseKind::Managed, _) => provisioning::OURS.into(),
             (DatabaseKind::Brought, Cause::WrongPassword) => {
@@ -68,9 +96,9 @@ impl Trouble {
         Self::inside(code, what, advice, kind)
     }
 
-    fn of_ailment(ailment: Ailment, kind: DatabaseKind) -> Self {
+    fn of_ailment(ailment: Ailment, known: &Known) -> Self {
         let StepError { code, what, advice, .. } = StepError::ailing(ailment);
-        Self::inside(code, what, advice, kind)
+        Self { sql: known.remedy(ailment), ..Self::inside(code, what, advice, known.kind) }
     }
 
     fn inside(code: &str, what: String, advice: Cow<'static, str>, kind: DatabaseKind) -> Self {
@@ -115,24 +143,27 @@ pub async fn read(cx: &Cx, store: &Store) -> Inside {
         let mut connection = match lease.acquire().await {
             Ok(connection) => connection,
             Err(LeaseError::Unavailable { cause, .. }) => {
-                return Ok(Inside::Unavailable(Trouble::of_cause(cause, kind_of(cx, store).await?)));
+                return Ok(Inside::Unavailable(Trouble::of_cause(cause, &known(cx, store).await?)));
             }
             Err(LeaseError::Sealed) => {
-                return Ok(Inside::Unavailable(Trouble::of_cause(Cause::Sealed, kind_of(cx, store).await?)));
+                return Ok(Inside::Unavailable(Trouble::of_cause(Cause::Sealed, &known(cx, store).await?)));
             }
             Err(error) => return Err(errors::from_lease(error)),
         };
         let read = async {
             let settings = settings::settings(&mut connection).await?;
             let counts = seed::counts(&mut connection).await?;
-            Ok((Box::new(settings), counts, fitness::ailment(&mut connection).await?))
+            Ok((Box::new(settings), counts))
         };
         let error = match read.await {
-            Ok((settings, counts, None)) => return Ok(Inside::Read { settings, counts, ailing: None }),
-            Ok((settings, counts, Some(ailment))) => {
+            Ok((settings, counts)) => {
+                let Some(ailment) = ailment_known(store, &mut connection).await else {
+                    return Ok(Inside::Read { settings, counts, ailing: None });
+                };
                 // When it is mended, another session sees it.
                 connection.give_up();
-                let trouble = Trouble::of_ailment(ailment, kind_of(cx, store).await?.0);
+                drop(connection);
+                let trouble = Trouble::of_ailment(ailment, &known(cx, store).await?);
                 return Ok(if ailment.leaves_readable() {
                     Inside::Read { settings, counts, ailing: Some(trouble) }
                 } else {
@@ -141,26 +172,37 @@ pub async fn read(cx: &Cx, store: &Store) -> Inside {
             }
             Err(SettingsError::Db(error)) => error,
             Err(error @ SettingsError::Incomplete) => {
+                drop(connection);
                 drop(errors::from_settings(error));
                 return Ok(Inside::Unavailable(Trouble::inside(
                     "settings-missing",
                     "The store's settings are not whole in its database.".to_owned(),
                     "Bring its rows back from a backup.".into(),
-                    kind_of(cx, store).await?.0,
+                    known(cx, store).await?.kind,
                 )));
             }
             Err(error) => return Err(errors::from_settings(error)),
         };
         // Which writes it into the log.
         drop(errors::from_db(&error));
-        let kind = kind_of(cx, store).await?.0;
         // Of a table in a schema that it may not enter, PostgreSQL says that it is not there.
-        Ok(Inside::Unavailable(match fitness::ailment(&mut connection).await {
-            Ok(Some(ailment)) => Trouble::of_ailment(ailment, kind),
-            _ => Trouble::of_db(error, kind),
+        let ailment = ailment_known(store, &mut connection).await;
+        drop(connection);
+        let known = known(cx, store).await?;
+        Ok(Inside::Unavailable(match ailment {
+            Some(ailment) => Trouble::of_ailment(ailment, &known),
+            None => Trouble::of_db(error, known.kind),
         }))
     };
     found.await.unwrap_or_else(|problem| Inside::Unavailable(Trouble::of_problem(&problem)))
+}
+
+/// What ails the database, if that can be found out: what was read of it is worth showing anyway.
+async fn ailment_known(store: &Store, connection: &mut Connection) -> Option<Ailment> {
+    fitness::ailment(connection).await.unwrap_or_else(|error| {
+        tracing::info!(store.id = %store.id, error = chain(&error), "what ails the database of store {} is not known", store.id);
+        None
+    })
 }
 
 /// How far the run is that prepares the database.
@@ -174,13 +216,23 @@ async fn preparing(cx: &Cx, store: &Store) -> Inside {
     }
 }
 
-async fn kind_of(cx: &Cx, store: &Store) -> Result<(DatabaseKind, Engine), Problem> {
+async fn known(cx: &Cx, store: &Store) -> Result<Known, Problem> {
     let found = async {
         let mut connection = cx.master.acquire().await?;
         provisioning::db::store_database_find(&mut connection, store.id).await
     };
     let found = found.await.map_err(StoreError::Db)?;
-    Ok(found.map_or((DatabaseKind::Managed, Engine::Postgresql), |database| (database.kind, database.engine)))
+    Ok(match found {
+        Some(found) => {
+            Known { kind: found.kind, engine: found.engine, database: found.database_name, login: found.role_name }
+        }
+        None => Known {
+            kind: DatabaseKind::Managed,
+            engine: Engine::Postgresql,
+            database: String::new(),
+            login: String::new(),
+        },
+    })
 }
 
 /// Changes name and settings. The store's own database comes first: master's name is a copy of the one there, so a failure

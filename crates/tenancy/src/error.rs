@@ -34,6 +34,8 @@ pub enum Cause {
     TooManyConnections,
     /// The server is starting, stopping or recovering.
     NotReady,
+    /// A pooler stands in between that lets us in, and that the server does not let in.
+    PoolerServer,
     /// A transaction pooler stands in between; it would mix up answers.
     TransactionPooler,
     /// The sealed credential did not open.
@@ -57,6 +59,7 @@ impl Cause {
             Self::Tls => "tls",
             Self::TooManyConnections => "too-many-connections",
             Self::NotReady => "not-ready",
+            Self::PoolerServer => "pooler-server",
             Self::TransactionPooler => "transaction-pooler",
             Self::Sealed => "sealed",
             Self::Protocol => "protocol",
@@ -108,6 +111,8 @@ pub enum Particular {
     PoolerLogin,
     /// A pooler knows no such database.
     PoolerDatabase,
+    /// The server behind a pooler has no such database.
+    ServerDatabase,
     /// A pooler has as many clients as it may have, or no connection to the server was free in its time.
     PoolerFull,
     /// A pooler could not get into the server itself.
@@ -171,7 +176,9 @@ fn particular_of(error: &dyn DatabaseError) -> Option<Particular> {
         return said_by_pgbouncer(error.message());
     }
     if error.code() == "28000" {
-        let is_of_login = error.routine().is_some_and(|routine| routine.starts_with("InitializeSessionUserId"));
+        // A pooler that passes the server's words on leaves out the place in its source.
+        let is_of_login = error.routine().is_some_and(|routine| routine.starts_with("InitializeSessionUserId"))
+            || is_of_no_login(error.message());
         return is_of_login.then_some(Particular::NoLogin);
     }
     if error.code() != "53300" {
@@ -192,8 +199,24 @@ fn particular_of(error: &dyn DatabaseError) -> Option<Particular> {
 /// words.
 fn said_by_pgbouncer(message: &str) -> Option<Particular> {
     let says = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
-    // It repeats what the server said of its own login there, with the name, which it leaves out itself: that comes first.
-    if says(&["server login", "cannot connect to server", "server conn crashed", "authentication failed for user"]) {
+    // It repeats what the server said of its own login there, with the name, which it leaves out itself: that comes first. The
+    // server's words are translated where the server is set so; then they say no more than that there was a refusal.
+    if message.contains("database \"") && message.contains("\" does not exist") {
+        Some(Particular::ServerDatabase)
+    } else if says(&["too many clients already", "remaining connection slots", "too many connections for"]) {
+        Some(Particular::PoolerFull)
+    } else if is_of_no_login(message)
+        || says(&[
+            "server login",
+            "cannot connect to server",
+            "authentication failed for user",
+            "no pg_hba.conf entry",
+            "pg_hba.conf rejects",
+            "permission denied for database",
+            "not currently accepting connections",
+            "the database system is",
+        ])
+    {
         Some(Particular::PoolerServer)
     } else if says(&["authentication failed", "no such user"]) {
         Some(Particular::PoolerLogin)
@@ -204,6 +227,12 @@ fn said_by_pgbouncer(message: &str) -> Option<Particular> {
     } else {
         None
     }
+}
+
+/// Whether PostgreSQL says that there is no such login, or that it may not log in.
+fn is_of_no_login(message: &str) -> bool {
+    message.contains("is not permitted to log in")
+        || (message.contains("role \"") && message.contains("\" does not exist"))
 }
 
 /// The host part of the first account that a message names: `'ada'@'10.0.0.%'`.
@@ -280,10 +309,11 @@ fn cause_of(error: &dyn DatabaseError) -> Cause {
         "53300" => Cause::TooManyConnections,
         "08P01" => match said_by_pgbouncer(error.message()) {
             Some(Particular::PoolerLogin) => Cause::WrongPassword,
-            Some(Particular::PoolerDatabase) => Cause::MissingDatabase,
+            Some(Particular::PoolerDatabase | Particular::ServerDatabase) => Cause::MissingDatabase,
             Some(Particular::PoolerFull) => Cause::TooManyConnections,
-            // It tries again by itself.
-            Some(Particular::PoolerServer) => Cause::NotReady,
+            Some(Particular::PoolerServer) => Cause::PoolerServer,
+            // It has lost its connection to the server, and opens another one.
+            _ if error.message().contains("server conn crashed") => Cause::NotReady,
             _ => Cause::Protocol,
         },
         "57P01" | "57P02" | "57P03" => Cause::NotReady,
@@ -438,6 +468,19 @@ mod tests {
                 "server login failed: FATAL password authentication failed for user \"ada\"",
                 Some(Particular::PoolerServer),
             ),
+            (
+                "server login has been failing, cached error: role \"ada\" is not permitted to log in (server_login_retry)",
+                Some(Particular::PoolerServer),
+            ),
+            ("role \"ada\" is not permitted to log in", Some(Particular::PoolerServer)),
+            ("role \"ada\" does not exist", Some(Particular::PoolerServer)),
+            ("permission denied for database \"shop\"", Some(Particular::PoolerServer)),
+            ("the database system is starting up", Some(Particular::PoolerServer)),
+            ("database \"shop\" does not exist", Some(Particular::ServerDatabase)),
+            ("server login failed: FATAL database \"shop\" does not exist", Some(Particular::ServerDatabase)),
+            ("sorry, too many clients already", Some(Particular::PoolerFull)),
+            ("too many connections for role \"ada\"", Some(Particular::PoolerFull)),
+            ("server conn crashed?", None),
             ("bouncer config error", None),
         ] {
             assert_eq!(said_by_pgbouncer(message), particular, "{message}");

@@ -50,7 +50,10 @@ pub(crate) fn describe_metrics() {
         "Stores that have as many connections as a store may, and requests that wait for one more"
     );
     describe_counter!("tenantry_connects_total", "Connections opened, by result");
-    describe_counter!("tenantry_answers_cut_total", "Connections ended because the server said more than an answer may take");
+    describe_counter!(
+        "tenantry_answers_cut_total",
+        "Connections ended because the server said more than an answer may take"
+    );
     describe_counter!("tenantry_evictions_total", "Connections and pools closed early, by reason");
     describe_counter!("tenantry_directory_lookups_total", "Routes asked for, by where the answer came from");
 }

@@ -208,7 +208,11 @@ async fn an_answer_without_end_is_not_listened_to() {
         assert_eq!(answer.len(), 1);
     }
     let mut answers = connection.fetch_many(sqlx::raw_sql("select 'coffee'"));
-    let outcome = timeout(LIMIT * 3, async { while answers.try_next().await?.is_some() {} Ok::<_, sqlx::Error>(()) }).await;
+    let outcome = timeout(LIMIT * 3, async {
+        while answers.try_next().await?.is_some() {}
+        Ok::<_, sqlx::Error>(())
+    })
+    .await;
     let error = outcome.expect("it ends").expect_err("it is cut");
     assert!(matches!(error, sqlx::Error::Io(_)), "{error:?}");
     drop(answers);
