@@ -49,6 +49,17 @@ async fn a_string_is_understood_whatever_it_is_pasted_with() {
         "engine": "postgres", "host": "127.0.0.1", "port": port, "database": name, "username": name, "password": PASSWORD
     });
     expect_ok(&test(&owner, parts.clone()).await);
+    let mut copied = parts.clone();
+    for (field, text) in [
+        ("host", " 127.0.0.1 ".to_owned()),
+        ("username", format!("{name}\n")),
+        ("database", format!("\t{name}")),
+        ("password", format!("{PASSWORD}\r\n")),
+        ("caPem", String::new()),
+    ] {
+        copied[field] = json!(text);
+    }
+    expect_ok(&test(&owner, copied).await);
     let mut misplaced = parts;
     misplaced["host"] = json!(format!("127.0.0.1:{port}"));
     let report = test(&owner, misplaced).await;
@@ -75,6 +86,52 @@ async fn a_string_is_understood_whatever_it_is_pasted_with() {
     }
 }
 
+/// Files that are pasted whole, for a database whose password they all read alike.
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_of_a_settings_file_are_understood() {
+    let (app, owner) = app().await;
+    let database = app.cluster.brought().await;
+    let (name, url, password) = (&database.database, database.url(), database.password());
+    for text in [
+        format!("\u{feff}DATABASE_URL={url}\r\n"),
+        format!("$env:DATABASE_URL=\"{url}\""),
+        format!("DATABASE_URL={url}\nDIRECT_URL={url}"),
+        format!(
+            "POSTGRES_URL=\"{url}\"\nPOSTGRES_PRISMA_URL=\"{url}?pgbouncer=true\"\nPOSTGRES_URL_NON_POOLING=\"{url}\"\n\
+             POSTGRES_USER=\"{name}\"\nPOSTGRES_HOST=\"127.0.0.1\"\nPOSTGRES_PASSWORD=\"{password}\"\nPOSTGRES_DATABASE=\"{name}\""
+        ),
+    ] {
+        expect_ok(&test_url(&owner, &text).await);
+    }
+    let differs = format!("POSTGRES_URL={url}\nPOSTGRES_USER=somebody");
+    let report = test_url(&owner, &differs).await;
+    expect_failure(&report, "parse", "parameter");
+    assert!(said(&report, "parse", "detail").contains("the user is given twice"), "{report}");
+
+    let mariadb = TestMariaDb::create().await;
+    let (name, port, password) = (&mariadb.name, mariadb.port(), mariadb.password());
+    for text in [
+        format!("[client]\nhost=127.0.0.1\nport={port}\nuser={name}\npassword={password}\n[mysql]\ndatabase={name}"),
+        format!(
+            "MYSQLHOST=127.0.0.1\nMYSQLPORT={port}\nMYSQLUSER={name}\nMYSQLPASSWORD={password}\nMYSQLDATABASE={name}"
+        ),
+        format!(
+            "WORDPRESS_DB_HOST=127.0.0.1:{port}\nWORDPRESS_DB_USER={name}\nWORDPRESS_DB_PASSWORD={password}\n\
+             WORDPRESS_DB_NAME={name}"
+        ),
+        format!(
+            "<?php\n// ** Database settings ** //\ndefine( 'DB_NAME', '{name}' );\ndefine( 'DB_USER', '{name}' );\n\
+             define( 'DB_PASSWORD', '{password}' );\ndefine( 'DB_HOST', '127.0.0.1:{port}' );\n"
+        ),
+        format!(
+            "DATABASES = {{\n'default': {{\n'ENGINE': 'django.db.backends.mysql',\n'NAME': '{name}',\n'USER': '{name}',\n\
+             'PASSWORD': '{password}',\n'HOST': '127.0.0.1',\n'PORT': '{port}',\n}}\n}}"
+        ),
+    ] {
+        expect_ok(&test_url(&owner, &text).await);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_understood_is_named_by_its_part_and_not_repeated() {
     let (_app, owner) = app().await;
@@ -91,6 +148,20 @@ async fn what_is_not_understood_is_named_by_its_part_and_not_repeated() {
         ("postgres://hunter1:<password>@h.example/d", "placeholder", "password"),
         ("postgres://hunter1:****@h.example/d", "placeholder", "password"),
         ("postgres://hunter1:hunter2@<host>/d", "placeholder", "host"),
+        ("postgres://hunter1:hunter2@HOST:PORT/d", "placeholder", "host"),
+        ("postgres://hunter1:your_password@h.example/d", "placeholder", "password"),
+        ("DATABASE_URL=${{Postgres.DATABASE_URL}}", "placeholder", "connection string"),
+        ("postgres://hunter1:a@hunter2/c:hunter3@127.0.0.1:1/d", "malformed", "%40"),
+        ("mysql://hunter1:p@localhost/hunter2@127.0.0.1:1/d", "malformed", "%40"),
+        ("mysql://hunter1:p@hunter2?hunter3@127.0.0.1:1/d", "malformed", "%3F"),
+        ("\u{201c}postgres://hunter1:hunter2@h.example/d\u{201d}", "malformed", "typographic"),
+        ("", "required", "is empty"),
+        ("jdbc:postgresql://h.example/hunter1", "required", "?user=…"),
+        (
+            "DATABASE_URL=postgres://a:hunter1@h.example/d\nTEST_URL=postgres://a:hunter2@h.example/d",
+            "several-lines",
+            "in the password",
+        ),
         ("jdbc:postgresql://h.example/d?user=hunter1&password=hunter2%zz", "percent-encoding", "password"),
         ("postgres://hunter1:hunter2%zz@h.example/d", "percent-encoding", "password"),
         ("postgres://hunter1:hunter2@h.example/d?hunter3%zz", "percent-encoding", "behind the ?"),
@@ -109,6 +180,10 @@ async fn what_is_not_understood_is_named_by_its_part_and_not_repeated() {
         assert!(said(&report, "parse", "detail").contains(word), "{text}: {report}");
         assert!(!report.to_string().contains("hunter"), "{text}: {report}");
     }
+    let key = "-----BEGIN PRIVATE KEY-----\nhunter1\n-----END PRIVATE KEY-----\n";
+    let report = test(&owner, json!({ "connectionString": "postgres://a:b@h.example/d", "caPem": key })).await;
+    expect_failure(&report, "parse", "private-key");
+    assert!(!report.to_string().contains("hunter"), "{report}");
     // Of another engine than the one that is said beside it.
     let body = json!({ "engine": "mysql", "connectionString": "host=h.example dbname=d user=a password=b" });
     expect_failure(&test(&owner, body).await, "parse", "contradiction");

@@ -266,7 +266,6 @@ async fn a_ca_that_is_none_is_refused_before_anything_is_called() {
             "one good, one not",
             format!("{}-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", authority.pem),
         ),
-        ("empty", String::new()),
         ("too long", authority.pem.repeat(200)),
     ];
     let database = app.brought().await;

@@ -187,9 +187,11 @@ impl ConnectBody {
                 "say {\"managed\": true}, or the engine of your database: postgresql or mysql",
             ))),
             (false, _) if self.region.is_some() => refused("/region", "only a managed database has a region"),
-            (false, Some(_)) if has_fields => {
-                refused("/connectionString", "give the connection string or its parts, not both")
-            }
+            (false, Some(_)) if has_fields => refused(
+                "/connectionString",
+                "give the connection string or its parts, not both; what it lacks can be written in it, as \
+                     ?user=…&password=…",
+            ),
             (false, Some(text)) => {
                 let target = Target::from_url(&text, self.engine.map(Into::into), tls, self.ca_pem)?;
                 Ok((NewDatabase::Brought(target.for_store()?), demo))

@@ -87,11 +87,27 @@ impl TargetError {
 }
 
 impl Target {
-    /// Checks the parts of a connection.
+    /// Checks the parts of a connection as somebody typed them one by one. The blanks around them came along when they were
+    /// copied.
     ///
     /// # Errors
     /// [`TargetError`] naming the part that is wrong.
     pub fn from_fields(fields: TargetFields) -> Result<Self, TargetError> {
+        let trimmed = |text: Option<String>| text.map(|text| text.trim().to_owned());
+        Self::from_parts(TargetFields {
+            host: trimmed(fields.host),
+            username: trimmed(fields.username),
+            password: fields.password.map(without_line_break),
+            database: trimmed(fields.database),
+            ..fields
+        })
+    }
+
+    /// Checks the parts of a connection, each of which is as it is meant.
+    ///
+    /// # Errors
+    /// [`TargetError`] naming the part that is wrong.
+    pub(super) fn from_parts(fields: TargetFields) -> Result<Self, TargetError> {
         let text = |value: Option<String>, pointer, what: &str| {
             let value = value.unwrap_or_default();
             match value.as_str() {
@@ -104,8 +120,7 @@ impl Target {
         };
         let host = text(fields.host, "/host", "host")?;
         // A path would make the driver open a socket in our own file system.
-        let is_name = kernel::Hostname::parse(&host).is_ok() || host.parse::<IpAddr>().is_ok();
-        if !is_name {
+        if !(is_name(&host) || host.parse::<IpAddr>().is_ok()) {
             return Err(invalid("/host", "host", why_no_host(&host)));
         }
         let port = fields.port.unwrap_or(default_port(fields.engine));
@@ -118,21 +133,15 @@ impl Target {
         if password.expose_secret().len() > 1024 || password.expose_secret().contains('\0') {
             return Err(invalid("/password", "malformed", "the password is not valid"));
         }
-        if fields.ca_pem.as_ref().is_some_and(|pem| pem.len() > 64 * 1024 || !holds_authorities(pem)) {
-            return Err(invalid(
-                "/caPem",
-                "malformed",
-                "the CA must be one or several certificates as PEM, whole from BEGIN to END CERTIFICATE, at most 64 KiB",
-            ));
-        }
-        if fields.ca_pem.is_some() && fields.tls == Some(TlsMode::Disable) {
+        let ca_pem = fields.ca_pem.filter(|pem| !pem.trim().is_empty()).map(read_ca).transpose()?;
+        if ca_pem.is_some() && fields.tls == Some(TlsMode::Disable) {
             return Err(invalid(
                 "/caPem",
                 "contradiction",
                 "a CA is of no use without TLS; leave it out, or ask for verify-full",
             ));
         }
-        let TargetFields { engine, tls, ca_pem, .. } = fields;
+        let TargetFields { engine, tls, .. } = fields;
         Ok(Self { engine, host, port, username, password, database, tls, ca_pem, is_text: false })
     }
 
@@ -203,6 +212,20 @@ impl Target {
     }
 }
 
+/// A password without the line break that came along when it was copied. Blanks may be its own.
+fn without_line_break(password: SecretString) -> SecretString {
+    let text = password.expose_secret();
+    match text.strip_suffix("\r\n").or_else(|| text.strip_suffix(['\n', '\r'])) {
+        Some(text) => text.into(),
+        None => password,
+    }
+}
+
+/// Whether a server may be called so. Servers inside a network have names with an underscore, which no site has.
+fn is_name(host: &str) -> bool {
+    kernel::Hostname::parse(&host.replace('_', "x")).is_ok()
+}
+
 /// What is wrong with what stands in place of a host.
 fn why_no_host(text: &str) -> &'static str {
     let is_port = |port: &str| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
@@ -213,6 +236,47 @@ fn why_no_host(text: &str) -> &'static str {
     } else {
         "the host must be a hostname or an IP address"
     }
+}
+
+/// The certificates of a text, laid out as PEM.
+fn read_ca(pem: String) -> Result<String, TargetError> {
+    let refused = |code, detail| Err(invalid("/caPem", code, detail));
+    if pem.contains("PRIVATE KEY-----") {
+        return refused(
+            "private-key",
+            if pem.contains("BEGIN CERTIFICATE-----") {
+                "a private key stands beside the certificate; keep it, and send the certificate alone"
+            } else {
+                "this is a private key; keep it, and send the certificate"
+            },
+        );
+    }
+    if pem.len() <= 64 * 1024 {
+        if holds_authorities(&pem) {
+            return Ok(pem);
+        }
+        if let Some(pem) = laid_out(&pem).filter(|pem| holds_authorities(pem)) {
+            return Ok(pem);
+        }
+    }
+    refused(
+        "malformed",
+        "the CA must be one or several certificates as PEM, whole from BEGIN to END CERTIFICATE, at most 64 KiB",
+    )
+}
+
+/// PEM again of what became one line in a file of settings, a blank or `\n` in place of each break; nothing when a certificate of it
+/// does not end.
+fn laid_out(pem: &str) -> Option<String> {
+    const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+    const END: &str = "-----END CERTIFICATE-----";
+    let pem = pem.replace("\\r", "\n").replace("\\n", "\n");
+    let certificates = pem.split(BEGIN).skip(1).map(|text| {
+        let (inner, _) = text.split_once(END)?;
+        let inner: String = inner.split_whitespace().collect();
+        Some(format!("{BEGIN}\n{inner}\n{END}\n"))
+    });
+    certificates.collect()
 }
 
 /// Whether a text is certificates, each of which can be an authority. What stands around them, as `openssl` writes it, is
@@ -256,7 +320,34 @@ impl From<TargetError> for Problem {
 mod tests {
     use super::{Target, TargetError, TargetFields};
     use kernel::Engine;
+    use secrecy::ExposeSecret as _;
     use tenancy::{Reach, TlsMode};
+
+    /// Of an authority that signed nothing.
+    const CA: &str = "\
+-----BEGIN CERTIFICATE-----\n\
+MIIBcTCCARegAwIBAgIURBnmKwqtDBNTpjD9SlmcaTFTpK4wCgYIKoZIzj0EAwIw\n\
+DTELMAkGA1UEAwwCY2EwIBcNMjYxMTMwMDQ0ODI0WhgPMjEyNjExMDYwNDQ4MjRa\n\
+MA0xCzAJBgNVBAMMAmNhMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEbB6ZrUEj\n\
+eZn8KOF1hCKdGlJrGWUa2DRX+Vvdgorp4Ee+pk+764HQPgz0uuWA3Dm/SYYuizo/\n\
+EUT1axPI9W3C3aNTMFEwHQYDVR0OBBYEFBJxXk+tMZcQPxxmunygsY+/5nsfMB8G\n\
+A1UdIwQYMBaAFBJxXk+tMZcQPxxmunygsY+/5nsfMA8GA1UdEwEB/wQFMAMBAf8w\n\
+CgYIKoZIzj0EAwIDSAAwRQIgHvS32pqe5P09nErAZ59/+RPz7OjcUm/ow/QDQXoT\n\
+mLkCIQDgwyE0KmeaFvdr8rN6PDMh2/7+ggLdD6qALO9LhT2uGQ==\n\
+-----END CERTIFICATE-----\n";
+
+    fn fields(host: &str) -> TargetFields {
+        TargetFields {
+            engine: Engine::Postgresql,
+            host: Some(host.to_owned()),
+            port: None,
+            username: Some("a".to_owned()),
+            password: None,
+            database: Some("d".to_owned()),
+            tls: None,
+            ca_pem: None,
+        }
+    }
 
     fn parse(text: &str) -> Result<Target, TargetError> {
         Target::from_url(&text.to_owned().into(), None, None, None)
@@ -270,22 +361,77 @@ mod tests {
             ("postgres://a:b@db.example.com/shop", "goes into connectionString"),
             ("jdbc:mysql://db.example.com:3306", "goes into connectionString"),
             ("db example", "must be a hostname"),
+            ("db_1/x", "must be a hostname"),
         ] {
-            let fields = TargetFields {
-                engine: Engine::Postgresql,
-                host: Some(host.to_owned()),
-                port: None,
-                username: Some("a".to_owned()),
-                password: None,
-                database: Some("d".to_owned()),
-                tls: None,
-                ca_pem: None,
-            };
-            let Err(TargetError::Invalid { pointer: "/host", code: "host", detail }) = Target::from_fields(fields)
+            let Err(TargetError::Invalid { pointer: "/host", code: "host", detail }) =
+                Target::from_fields(fields(host))
             else {
                 panic!("{host}");
             };
             assert!(detail.contains(says) && !detail.contains(host), "{host}: {detail}");
+        }
+        for host in ["db_1.internal", "_db", "db", "127.0.0.1"] {
+            assert_eq!(Target::from_fields(fields(host)).map(|target| target.host).as_deref(), Ok(host));
+        }
+    }
+
+    #[test]
+    fn blanks_around_a_part_that_was_typed_by_itself_came_along() {
+        let text = |text: &str| Some(text.to_owned());
+        for (password, meant) in
+            [(" p \n", " p "), ("p\r\n", "p"), ("p\n\n", "p\n"), ("p\r", "p"), ("\n", ""), ("p ", "p ")]
+        {
+            let target = Target::from_fields(TargetFields {
+                username: text("\ta "),
+                password: Some(password.into()),
+                database: text("d\n"),
+                ca_pem: text(" \n"),
+                ..fields(" 127.0.0.1 ")
+            })
+            .expect("valid");
+            assert_eq!((target.host.as_str(), target.username.as_str()), ("127.0.0.1", "a"));
+            assert_eq!((target.database.as_str(), target.ca_pem.as_deref()), ("d", None));
+            assert_eq!(target.password.expose_secret(), meant);
+        }
+        let blank = Target::from_fields(TargetFields { username: text(" "), ..fields("db.example.com") });
+        assert!(matches!(blank, Err(TargetError::Invalid { pointer: "/username", code: "required", .. })));
+        // In a string they are written on purpose.
+        assert_eq!(parse("postgres://%20a:b@h.example/d%20").map(|target| target.username).as_deref(), Ok(" a"));
+    }
+
+    #[test]
+    fn a_ca_is_read_when_it_is_whole_and_a_key_is_none() {
+        let ca = |pem: String| {
+            let target = Target::from_fields(TargetFields { ca_pem: Some(pem), ..fields("db.example.com") });
+            target.map(|target| target.ca_pem.expect("one was given"))
+        };
+        assert_eq!(ca(CA.to_owned()).as_deref(), Ok(CA));
+        let inner = |pem: &str| pem.split_whitespace().collect::<String>();
+        for broken in [
+            CA.replace('\n', " "),
+            CA.replace('\n', "\\n"),
+            CA.replace('\n', "\\r\\n"),
+            format!("\"{}\"", CA.trim().replace('\n', "\\n")),
+            CA.repeat(2).replace('\n', " "),
+        ] {
+            let read = ca(broken.clone()).unwrap_or_else(|error| panic!("{broken}: {error}"));
+            let times = broken.matches("BEGIN").count();
+            assert_eq!(inner(&read), inner(CA).repeat(times), "{broken}");
+        }
+        let half = CA[..CA.len() / 2].replace('\n', " ");
+        let key = CA.replace("CERTIFICATE", "EC PRIVATE KEY");
+        for (pem, code, says) in [
+            (half.clone(), "malformed", "whole from BEGIN"),
+            (format!("{} {half}", CA.replace('\n', " ")), "malformed", "whole from BEGIN"),
+            (CA.replace("MIIB", "MIIC").replace('\n', " "), "malformed", "whole from BEGIN"),
+            (key.clone(), "private-key", "this is a private key; keep it"),
+            (key.replace('\n', "\\n"), "private-key", "send the certificate"),
+            (format!("{CA}{key}"), "private-key", "the certificate alone"),
+        ] {
+            let Err(TargetError::Invalid { pointer: "/caPem", code: found, detail }) = ca(pem.clone()) else {
+                panic!("{pem}");
+            };
+            assert!(found == code && detail.contains(says), "{pem}: {found}: {detail}");
         }
     }
 

@@ -5,7 +5,7 @@ use kernel::Engine;
 use super::super::target::{TargetError, invalid};
 use super::parameters::Meaning;
 use super::parts::Parts;
-use super::url::{decode, read_query};
+use super::url::{decode, read_query, refuse_stray_at};
 use super::{AT, socket};
 
 struct Dsn<'t> {
@@ -53,6 +53,10 @@ pub(super) fn read_go(text: &str, parts: &mut Parts) -> Result<(), TargetError> 
         None => address.split_once(':').unwrap_or((address, "")),
     };
     let (database, query) = rest.split_once('?').unwrap_or((rest, ""));
+    if has_scheme {
+        // Then it may as well be a URL, with brackets in its password.
+        refuse_stray_at(!login.is_empty(), database, query)?;
+    }
     parts.take_part("host", Meaning::Host, host)?;
     parts.take_part("port", Meaning::Port, port)?;
     parts.take_part("user", Meaning::User, user)?;

@@ -22,19 +22,23 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tenancy::TlsMode;
 
 use self::ado::{is_ado, read_ado};
-use self::gap::refuse_placeholders;
+use self::gap::{is_gap, placeholder, refuse_placeholders};
 use self::go::{is_go, read_go};
 use self::keywords::{is_keywords, read_keywords};
 use self::lines::{lines_of, read_lines};
 use self::parts::Parts;
 use self::pdo::{is_pdo, read_pdo};
 use self::tls::AskedTls;
-use self::undress::undress;
+use self::undress::{Undressed, undress};
 use self::url::read_url;
 use super::target::{Target, TargetError, invalid};
 
 pub(super) const AT: &str = "/connectionString";
 const MAX_LEN: usize = 4096;
+
+/// Of a string of Java's that has no user.
+const JAVA_WITHOUT_USER: &str = "the user is missing, which in Java stands beside the string, as does the password; add \
+                                 ?user=…&password=… to it, with & for the ? where it has one, or give the parts one by one";
 
 impl Target {
     /// Reads `postgres://user:password@host:port/database?sslmode=…` or `mysql://…`, or any other form that drivers are given;
@@ -49,11 +53,12 @@ impl Target {
         tls: Option<TlsMode>,
         ca_pem: Option<String>,
     ) -> Result<Self, TargetError> {
-        let text = text.expose_secret().trim();
+        // Editors of Windows begin a file with a mark of its encoding.
+        let text = text.expose_secret().trim_start_matches('\u{feff}').trim();
         if text.len() > MAX_LEN {
             return Err(invalid(AT, "too-long", format!("must have at most {MAX_LEN} characters")));
         }
-        let mut parts = Parts::new(AskedTls { mode: tls, switch: None, is_checked: None });
+        let mut parts = Parts::new(AskedTls { mode: tls, switch: None, is_checked: None, names_host: false });
         let lines = lines_of(text);
         let unknown = match lines.as_slice() {
             lines @ [_, _, ..] => read_lines(lines, &mut parts)?,
@@ -66,7 +71,7 @@ impl Target {
         if fields.host.is_none() {
             return Err(invalid(AT, "host", "names no host"));
         }
-        let mut target = Self::from_fields(fields).map_err(|error| match error {
+        let mut target = Self::from_parts(fields).map_err(|error| match error {
             // That one is given beside the string.
             error @ TargetError::Invalid { pointer: "/caPem", .. } => error,
             error => error.at(AT),
@@ -78,9 +83,18 @@ impl Target {
 
 /// Reads what stands in one line; answers with what its form says of words that are none.
 fn read_line(text: &str, parts: &mut Parts) -> Result<&'static str, TargetError> {
-    let text = undress(text)?;
+    let Undressed { text, is_java } = undress(text)?;
+    if text.is_empty() {
+        return Err(invalid(AT, "required", "is empty"));
+    }
     if text.chars().any(char::is_control) {
         return Err(invalid(AT, "malformed", "must be one line"));
+    }
+    if is_gap(text) {
+        return Err(placeholder("connection string"));
+    }
+    if is_java {
+        parts.without_user = Some(JAVA_WITHOUT_USER);
     }
     if is_ado(text) {
         read_ado(text, parts).map(|()| ado::UNKNOWN)
@@ -108,7 +122,6 @@ fn socket() -> TargetError {
 mod tests {
     use proptest::prelude::{Strategy, any, prop, prop_assert, prop_assert_eq, prop_assume, proptest};
 
-    use super::gap::is_gap;
     use super::*;
 
     fn parse(text: &str) -> Result<Target, TargetError> {
@@ -140,6 +153,10 @@ mod tests {
             "DATABASE_URL=postgres://a:p%3D@db.example.com:5432/shop",
             " export DATABASE_URL=\"postgres://a:p%3D@db.example.com/shop\";\r\n",
             "DATABASE_URL = 'postgresql+psycopg2://a:p%3D@db.example.com/shop'",
+            "\u{feff}DATABASE_URL=postgres://a:p%3D@db.example.com/shop\r\n",
+            "$env:DATABASE_URL=\"postgres://a:p%3D@db.example.com/shop\"",
+            "$Env:DATABASE_URL = 'postgres://a:p%3D@db.example.com/shop'",
+            "set DATABASE_URL=postgres://a:p%3D@db.example.com/shop",
             "jdbc:postgresql://db.example.com:5432/shop?user=a&password=p%3D",
             "JDBC:POSTGRESQL://a:p%3D@DB.example.com/shop?ApplicationName=x",
             "psql postgres://a:p%3D@db.example.com/shop",
@@ -178,6 +195,9 @@ mod tests {
             ("sslmode=require&ssl=true", TlsMode::Require),
             ("sslmode=require&channel_binding=prefer", TlsMode::Require),
             ("sslmode=require&channel_binding=require", TlsMode::VerifyFull),
+            ("sslmode=verify-ca&channel_binding=prefer", TlsMode::VerifyCa),
+            ("sslmode=verify-ca&channel_binding=require", TlsMode::VerifyFull),
+            ("sslmode=disable&channel_binding=prefer", TlsMode::Disable),
             ("sslmode=verify-full&ssl=require", TlsMode::VerifyFull),
             ("ssl-mode=DISABLED", TlsMode::Disable),
         ] {
@@ -187,8 +207,13 @@ mod tests {
                 "{parameter}"
             );
         }
-        for twice in ["sslmode=verify-full&ssl=false", "sslmode=disable&ssl=true", "sslmode=require&ssl-mode=VERIFY_CA"]
-        {
+        for twice in [
+            "sslmode=verify-full&ssl=false",
+            "sslmode=disable&ssl=true",
+            "sslmode=require&ssl-mode=VERIFY_CA",
+            "sslmode=disable&channel_binding=require",
+            "ssl=false&channel_binding=require",
+        ] {
             assert_eq!(refusal(&format!("postgres://a:b@h.example/d?{twice}")).0, "contradiction", "{twice}");
         }
         let text = SecretString::from("postgres://a:b@h.example/d?sslmode=require".to_owned());
@@ -204,6 +229,14 @@ mod tests {
             ("mongodb://a:b@h/d", "scheme", "no other database"),
             ("https://supabase.com/dashboard/project/x", "scheme", "page"),
             ("not a url", "malformed", "expected"),
+            ("", "required", "is empty"),
+            (" \n", "required", "is empty"),
+            ("DATABASE_URL=\"\"", "required", "is empty"),
+            ("\u{201c}postgres://a:b@h.example/d\u{201d}", "malformed", "typographic quotes"),
+            ("DATABASE_URL=\u{2018}postgres://a:b@h.example/d\u{2019}", "malformed", "typographic quotes"),
+            ("psql \u{201c}postgres://a:b@h.example/d\u{201d}", "malformed", "typographic quotes"),
+            ("jdbc:postgresql://h.example/d", "required", "?user=…&password=…"),
+            ("JDBC_URL=jdbc:mysql://h.example:3306/d?useSSL=true", "required", "in Java"),
             ("postgres://a:b@h.example/", "required", "database"),
             ("postgres://:b@h.example/d", "required", "user"),
             ("postgres://a:b@h.example:port/d", "malformed", "port"),
@@ -225,6 +258,15 @@ mod tests {
             ("postgres://a:b?c@h.example/d", "malformed", "%3F"),
             ("postgres://a:b#c@h.example/d", "malformed", "%23"),
             ("postgres://a:b/c@h.example/d", "malformed", "%2F"),
+            ("postgres://pw:a@b/c:d@127.0.0.1:25432/pwdb", "malformed", "%40"),
+            ("postgres://pw:p@ss/word@h.example/d", "malformed", "%40"),
+            ("mysql://pw:p@localhost/word@127.0.0.1:23306/pwdb", "malformed", "%2F"),
+            ("mysql://pw:p@localhost?word@127.0.0.1:23306/pwdb", "malformed", "%3F"),
+            ("mysql://pw:p@localhost/x?word@127.0.0.1:23306/pwdb", "malformed", "%40"),
+            ("mysql://pw:p@localhost#word@127.0.0.1:23306/pwdb", "malformed", "%23"),
+            ("mysql://pw:p@tcp(localhost)/word@127.0.0.1:23306/pwdb", "malformed", "%40"),
+            ("postgres://a:b@h.example/d@x", "malformed", "any other @ is %40"),
+            ("DATABASE_URL=postgres://pw:p@ss/word@h.example/d\nPORT=80", "malformed", "%40"),
             ("postgres://a:b@%2Ftmp/d", "host", "socket"),
             ("postgres://a:p%zz@h.example/d", "percent-encoding", "password"),
             ("postgres://a:p%2@h.example/d", "percent-encoding", "password"),
@@ -265,6 +307,18 @@ mod tests {
             ("postgres:///d", "host", "no host"),
             ("postgres://a:[YOUR-PASSWORD]@h.example/d", "placeholder", "password"),
             ("postgres://a:%5BYOUR-PASSWORD%5D@h.example/d", "placeholder", "password"),
+            ("mysql://USERNAME:PASSWORD@HOST:PORT/DATABASE", "placeholder", "host"),
+            ("mysql://a:b@h.example:PORT/d", "placeholder", "port"),
+            ("mysql://USER:PASSWORD@h.example/d", "placeholder", "password"),
+            ("postgres://a:your_password@h.example/d", "placeholder", "password"),
+            ("postgres://a:your-password@h.example/d", "placeholder", "password"),
+            ("postgres://a:yourpassword@h.example/d", "placeholder", "password"),
+            ("postgres://a:YOUR_DB_PASSWORD@h.example/d", "placeholder", "password"),
+            ("postgres://a:xxxxx@h.example/d", "placeholder", "password"),
+            ("postgres://your_user:b@h.example/d", "placeholder", "user"),
+            ("postgres://a:b@your-host/d", "placeholder", "host"),
+            ("DATABASE_URL=${{Postgres.DATABASE_URL}}", "placeholder", "connection string"),
+            ("DATABASE_URL=$DATABASE_URL", "placeholder", "connection string"),
             ("mysql://a:b@h.example/d?password=c", "parameter", "twice"),
             ("mysql://a:b@h.example/d?socket=/tmp/mysql.sock", "host", "socket"),
             ("postgres://a:b@h.example/d\npostgres://a:b@h.example/d", "malformed", "one line"),
@@ -273,6 +327,19 @@ mod tests {
             assert_eq!(found, code, "{text}: {detail}");
             assert!(detail.contains(says), "{text}: {detail}");
         }
+    }
+
+    #[test]
+    fn a_word_that_people_take_for_a_password_is_no_placeholder() {
+        for password in ["changeme", "password", "PASSWORD", "secret", "xxx", "yours", "your", "xxxy"] {
+            let target = parse(&format!("postgres://a:{password}@db_1.internal/d")).expect(password);
+            assert_eq!((target.password.expose_secret(), target.host.as_str()), (password, "db_1.internal"));
+        }
+        // Only a raw @ is refused, and only where none belongs.
+        let target = parse("postgres://a:p@ss@h.example/d%40x").expect("valid");
+        assert_eq!((target.password.expose_secret(), target.database.as_str()), ("p@ss", "d@x"));
+        let target = parse("jdbc:postgresql://h.example/d?user=a@h&password=p@/ss").expect("valid");
+        assert_eq!((target.username.as_str(), target.password.expose_secret()), ("a@h", "p@/ss"));
     }
 
     #[test]
@@ -412,7 +479,14 @@ mod tests {
             ("sslaccept=accept_invalid_certs", TlsMode::Require),
             ("sslrootcert=system", TlsMode::VerifyFull),
             ("sslmode=require&sslrootcert=system", TlsMode::VerifyFull),
+            ("sslmode=verify-ca&sslrootcert=system", TlsMode::VerifyFull),
             ("ssl_verify_cert=true&ssl_verify_identity=true", TlsMode::VerifyFull),
+            ("ssl-mode=VERIFY_CA&ssl_verify_identity=true", TlsMode::VerifyFull),
+            ("ssl-mode=VERIFY_CA&ssl_check_hostname=true", TlsMode::VerifyFull),
+            ("ssl-mode=REQUIRED&ssl_verify_identity=true", TlsMode::VerifyFull),
+            ("ssl-mode=VERIFY_CA&ssl_verify_identity=false", TlsMode::VerifyCa),
+            ("ssl-mode=VERIFY_CA&ssl_verify_cert=true", TlsMode::VerifyCa),
+            ("ssl-mode=DISABLED&ssl_verify_cert=false&ssl_verify_identity=false", TlsMode::Disable),
             ("ssl={\"minVersion\":\"TLSv1.2\",\"rejectUnauthorized\":true}", TlsMode::VerifyFull),
             ("ssl={\"rejectUnauthorized\": false}", TlsMode::Require),
             ("tls=skip-verify", TlsMode::Require),
@@ -426,6 +500,10 @@ mod tests {
         for (parameters, code) in [
             ("sslmode=verify-full&trustServerCertificate=true", "contradiction"),
             ("useSSL=false&requireSSL=true", "contradiction"),
+            ("useSSL=false&verifyServerCertificate=true", "contradiction"),
+            ("ssl_disabled=true&ssl_verify_identity=true", "contradiction"),
+            ("ssl-mode=DISABLED&sslrootcert=system", "contradiction"),
+            ("ssl_verify_cert=false&ssl_verify_identity=true", "contradiction"),
             ("tls=preferred", "sslmode"),
             ("ssl=Amazon%20RDS", "sslmode"),
             ("ssl={\"ca\":\"x\"}", "sslmode"),
@@ -499,7 +577,7 @@ mod tests {
             ("Host=/tmp;Database=d;Username=a;Password=b", "host", "socket"),
             ("Host=h.example;Database=d;Username=a;Password=b;Search Path=shop", "parameter", "tenantry"),
             ("Host=h.example;Database=d;Username=a;Password={your_password}", "placeholder", "password"),
-            ("Host=h.example;Server=h.example;Database=d;Username=a", "parameter", "twice"),
+            ("Host=h.example;Server=h2.example;Database=d;Username=a", "parameter", "twice"),
             ("Server=h.example;Database=d;User Id=a;Password=b", "required", "postgresql or mysql"),
             ("Driver={MySQL ODBC 8.0 Unicode Driver};Server=h.example;Database=d;Uid=a;Pwd={b}", "odbc", "one by one"),
             ("a:b@unix(/tmp/mysql.sock)/d", "host", "socket"),
@@ -532,6 +610,28 @@ mod tests {
             "{\n  \"host\": \"h.example\",\n  \"port\": 5432,\n  \"dbname\": \"shop\",\n  \"username\": \"a\",\n  \"password\": \"pq\"\n}",
             "APP_NAME=x\nSHOP_DSN='postgres://a:pq@h.example/shop'",
             "# pooled\nDATABASE_URL=\"postgres://a:pq@h.example/shop\"\n",
+            // What is said twice is said alike.
+            "DATABASE_URL=postgres://a:pq@h.example/shop\nDIRECT_URL=postgres://a:pq@h.example:5432/shop",
+            "DB_URL=postgres://a:pq@h.example/shop\nDB_URL=postgres://a:pq@H.example/shop",
+            "DATABASE_URL=postgres://a:pq@h.example/shop\nPGHOST=h.example\nPGPORT=5432\nPGPASSWORD=pq",
+            // Vercel's, and with a pooler: what its name calls direct is the one.
+            "POSTGRES_URL=\"postgres://a:pq@h.example/shop?sslmode=require\"\n\
+             POSTGRES_PRISMA_URL=\"postgres://a:pq@h.example/shop?sslmode=require&pgbouncer=true&connect_timeout=15\"\n\
+             POSTGRES_URL_NO_SSL=\"postgres://a:pq@h.example/shop\"\n\
+             POSTGRES_URL_NON_POOLING=\"postgres://a:pq@h.example/shop?sslmode=require\"\n\
+             POSTGRES_USER=\"a\"\nPOSTGRES_HOST=\"h.example\"\nPOSTGRES_PASSWORD=\"pq\"\nPOSTGRES_DATABASE=\"shop\"",
+            "POSTGRES_URL=postgres://a:pq@h-pooler.example/shop\nPOSTGRES_URL_NON_POOLING=postgres://a:pq@h.example/shop\n\
+             POSTGRES_USER=a\nPOSTGRES_HOST=h-pooler.example\nPGHOST=h-pooler.example\nPGHOST_UNPOOLED=h.example",
+            "DATABASE_URL=postgres://a.ref:pq@h-pooler.example:6543/shop\nDIRECT_URL=postgres://a:pq@h.example/shop",
+            // An empty one says nothing.
+            "DB_CONNECTION=pgsql\nDB_URL=\nDB_HOST=h.example\nDB_DATABASE=shop\nDB_USERNAME=a\nDB_PASSWORD=pq",
+            "$env:PGHOST=\"h.example\"\n$env:PGDATABASE=\"shop\"\n$env:PGUSER=\"a\"\n$env:PGPASSWORD=\"pq\"",
+            "DB_DSN=pgsql:host=h.example;dbname=shop\nDB_USER=a\nDB_PASSWORD=pq",
+            "[postgresql]\nhost=h.example\ndatabase=shop\nuser=a\npassword=pq",
+            "DATABASES = {\n    'default': {\n        'ENGINE': 'django.db.backends.postgresql_psycopg2',\n        'NAME': 'shop',\n\
+             'USER': 'a',\n        'PASSWORD': 'pq',\n        'HOST': 'h.example',\n        'PORT': '',\n    }\n}",
+            "'ENGINE': 'django.contrib.gis.db.backends.postgis',\n'NAME': 'shop',\n'USER': 'a',\n'PASSWORD': 'pq',\n\
+             'OPTIONS': {\n'sslmode': 'require',\n},\n'HOST': 'h.example',",
         ] {
             let target = parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
             assert_eq!((target.engine, target.port), (Engine::Postgresql, 5432), "{text}");
@@ -539,14 +639,49 @@ mod tests {
             let password = if text.contains('\\') || text.contains("%5C") { "p\\q" } else { "pq" };
             assert_eq!((target.username.as_str(), target.password.expose_secret()), ("a", password), "{text}");
         }
+        for text in [
+            "[client]\nuser=a\npassword=pq\nhost=h.example\nport=3306\ndatabase=shop",
+            "# mine\n[client]\nuser = a\npassword = \"pq\"\nhost = h.example\nquick\n\n[mysql]\ndatabase = shop\nno-auto-rehash\n\
+             [mysqld]\nbind-address = 0.0.0.0\nhost = h2.example\nuser = mysql\nsql_mode = \"X'Y\"",
+            "[mysqld]\nhost=h.example\nuser=a\npassword=pq\ndatabase=shop",
+            "MYSQLHOST=h.example\nMYSQLPORT=3306\nMYSQLUSER=a\nMYSQLPASSWORD=pq\nMYSQLDATABASE=shop\nMYSQL_DATABASE=shop\n\
+             MYSQL_ROOT_PASSWORD=pq\nMYSQL_URL=mysql://a:pq@h.example:3306/shop",
+            "WORDPRESS_DB_HOST=h.example:3306\nWORDPRESS_DB_USER=a\nWORDPRESS_DB_PASSWORD=pq\nWORDPRESS_DB_NAME=shop",
+            "environment:\n  - WORDPRESS_DB_HOST=h.example\n  - WORDPRESS_DB_USER=a\n  - WORDPRESS_DB_PASSWORD=pq\n\
+             - WORDPRESS_DB_NAME=shop\n  - WORDPRESS_TABLE_PREFIX=wp_",
+            "<?php\n/**\n * The name of the database\n */\ndefine( 'DB_NAME', 'shop' );\ndefine('DB_USER', 'a');\n\
+             define( \"DB_PASSWORD\", \"pq\" );\n/** Host */\ndefine( 'DB_HOST', 'h.example:3306' );\n\
+             define( 'DB_CHARSET', 'utf8mb4' );\ndefine( 'DB_COLLATE', '' );\ndefine('AUTH_KEY', 'it\\'s');\n\
+             $table_prefix = 'wp_';\nif ( ! defined( 'ABSPATH' ) ) {\n}",
+            "'ENGINE': 'django.db.backends.mysql',\n'NAME': 'shop',\n'USER': 'a',\n'PASSWORD': 'pq',\n'HOST': 'h.example',",
+        ] {
+            let target = parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert_eq!((target.engine, target.port), (Engine::Mysql, 3306), "{text}");
+            assert_eq!((target.host.as_str(), target.database.as_str()), ("h.example", "shop"), "{text}");
+            assert_eq!((target.username.as_str(), target.password.expose_secret()), ("a", "pq"), "{text}");
+        }
         for (text, code, says) in [
             (
-                "DATABASE_URL=postgres://a:b@h.example/d\nDIRECT_URL=postgres://a:b@h.example/d",
+                "DATABASE_URL=postgres://a:b@h.example/d\nTEST_URL=postgres://a:b@h2.example/d",
                 "several-lines",
-                "more than one",
+                "which differ in the host; give one of them, or host",
             ),
-            ("DATABASE_URL=postgres://a:b@h.example/d\nPGHOST=h.example", "several-lines", "more than one"),
-            ("DB_URL=postgres://a:b@h.example/d\nDB_URL=postgres://a:b@h.example/d", "several-lines", "more than one"),
+            (
+                "DATABASE_URL=postgres://a:b@h.example/d\nDIRECT_URL=postgres://a:c@h.example/d",
+                "several-lines",
+                "in the password",
+            ),
+            ("DATABASE_URL=postgres://a:b@h.example/d\nPGHOST=h2.example", "parameter", "the host is given twice"),
+            ("DATABASE_URL=postgres://a:b@h.example/d\nPGPORT=6543", "parameter", "the port is given twice"),
+            ("POSTGRES_URL=postgres://a:b@h.example/d\nPOSTGRES_USER=c", "parameter", "the user is given twice"),
+            ("DATABASE_URL=postgres://a:b@h.example/d\nMYSQL_USER=a", "several-lines", "in the engine"),
+            ("DB_HOST=h.example\nPGHOST=h.example", "several-lines", "more than one connection; give one of them, or"),
+            ("[a]\nhost=h.example\nuser=a\n[b]\nhost=h2.example\nuser=a", "several-lines", "several sections"),
+            ("[client]\nuser=a\npassword=b\n[mysql]\ndatabase=d", "host", "no host"),
+            ("'ENGINE': 'django.db.backends.sqlite3',\n'NAME': 'd.sqlite3',", "scheme", "SQLite"),
+            ("DATABASE_URL=${{Postgres.DATABASE_URL}}\nPORT=80", "placeholder", "connection string"),
+            ("DB_HOST=h.example\nDB_PASSWORD=\u{201c}b\u{201d}", "malformed", "typographic quotes"),
+            ("DB_DSN=mysql:host=h.example;dbname=d\nDB_PASSWORD=b", "required", "user=…;password=…"),
             ("APP_NAME=x\nMAIL_PASSWORD=y", "several-lines", "none is known"),
             ("DB_HOST=h.example\nDB_PASSWORD=p\\q", "several-lines", "the password has"),
             ("DB_HOST=h.example\nDB_PASSWORD=p #q", "several-lines", "the password has"),
@@ -649,6 +784,15 @@ mod tests {
         }
 
         #[test]
+        fn no_piece_of_a_password_is_taken_for_a_place(password in "[a-c1@/:?#&=%]{1,12}", scheme in 0..2_usize) {
+            let text = format!("{}://user:{password}@h.example:5432/d", ["postgres", "mysql"][scheme]);
+            if let Ok(target) = parse(&text) {
+                prop_assert_eq!((target.host.as_str(), target.port), ("h.example", 5432), "{}", &text);
+                prop_assert_eq!((target.username.as_str(), target.database.as_str()), ("user", "d"), "{}", &text);
+            }
+        }
+
+        #[test]
         fn no_text_panics_and_no_refusal_repeats_the_password(
             parts in prop::collection::vec(prop::sample::select(FRAGMENTS), 1..12), noise in any::<String>(), at in 0..12_usize
         ) {
@@ -724,5 +868,15 @@ mod tests {
         "DB_PASSWORD=",
         "spring.datasource.url=",
         "psql ",
+        "$env:",
+        "[client]\n",
+        "host=h.example\n",
+        "define('DB_PASSWORD', '",
+        "');\n",
+        "POSTGRES_URL=",
+        "DIRECT_URL=postgres://a:b@h.example/d\n",
+        "'ENGINE': 'django.db.backends.mysql',\n",
+        "\u{201c}",
+        "\u{feff}",
     ];
 }

@@ -22,7 +22,7 @@ pub(super) enum Meaning {
     SwitchOff,
     /// Whether the certificate is checked.
     Checks,
-    /// Whether the certificate must name the host, which it must wherever it is checked at all.
+    /// Whether the certificate must name the host, which it must where it is checked, unless a mode says less.
     ChecksHost,
     /// Whether any certificate will do.
     Trusts,
@@ -33,7 +33,7 @@ pub(super) enum Meaning {
     /// The oldest TLS that will do.
     OldestTls,
     /// Whether the login must be bound to the server's certificate, so that nobody can stand between. Our driver cannot: it
-    /// checks the certificate instead.
+    /// checks the certificate and its name instead.
     Binding,
     /// Kerberos encryption, which we never speak.
     Gss,

@@ -1,10 +1,10 @@
 //! What a string says, part by part, whatever its form.
 
 use kernel::Engine;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use tenancy::TlsMode;
 
-use super::super::target::{TargetError, TargetFields, invalid};
+use super::super::target::{TargetError, TargetFields, default_port, invalid};
 use super::parameters::{Meaning, meaning_of};
 use super::tls::{AskedTls, read_mode, read_switch};
 use super::{AT, several_hosts, socket};
@@ -12,12 +12,14 @@ use super::{AT, several_hosts, socket};
 /// The schema that every store keeps to, and the one that strings name without a thought.
 const SCHEMAS: [&str; 3] = ["tenantry", "public", "$user"];
 
-/// The parts that are known so far. One that is said twice is not guessed.
+/// The parts that are known so far. One that is said twice, and not alike, is not guessed.
 pub(super) struct Parts {
     /// What the form or its scheme says.
     pub(super) engine: Option<Engine>,
     /// What speaks for one engine where nothing says it.
     pub(super) likely: Option<Engine>,
+    /// What is said when no user is, where the form has it elsewhere.
+    pub(super) without_user: Option<&'static str>,
     host: Option<String>,
     port: Option<u16>,
     username: Option<String>,
@@ -42,6 +44,7 @@ impl Parts {
         Self {
             engine: None,
             likely: None,
+            without_user: None,
             host: None,
             port: None,
             username: None,
@@ -53,8 +56,50 @@ impl Parts {
         }
     }
 
-    pub(super) fn has_user(&self) -> bool {
-        self.username.is_some()
+    /// Whether a parameter says what is said here already.
+    pub(super) fn says(&self, name: &str, value: &str) -> bool {
+        meaning_of(name).is_some_and(|(_, meaning)| self.is_said(meaning, value))
+    }
+
+    fn is_said(&self, meaning: Meaning, value: &str) -> bool {
+        match meaning {
+            Meaning::Host => self.host.as_ref().is_some_and(|host| host.eq_ignore_ascii_case(value)),
+            Meaning::Port => read_port(value).is_ok_and(|port| self.port() == Some(port)),
+            Meaning::User => self.username.as_deref() == Some(value),
+            Meaning::Password => self.password() == value,
+            Meaning::Database => self.database.as_deref() == Some(value),
+            _ => false,
+        }
+    }
+
+    /// The parts in which another connection is a different one.
+    pub(super) fn differences(&self, other: &Self) -> Vec<&'static str> {
+        let [host, others_host] = [self, other].map(|parts| parts.host.as_ref().map(|host| host.to_ascii_lowercase()));
+        let parts = [
+            ("engine", self.engine != other.engine),
+            ("host", host != others_host),
+            ("port", self.port() != other.port()),
+            ("user", self.username != other.username),
+            ("password", self.password() != other.password()),
+            ("database", self.database != other.database),
+        ];
+        parts.into_iter().filter(|(_, is_different)| *is_different).map(|(name, _)| name).collect()
+    }
+
+    fn password(&self) -> &str {
+        self.password.as_ref().map_or("", |password| password.expose_secret())
+    }
+
+    /// Where it listens; a string of a known engine says that without a word.
+    fn port(&self) -> Option<u16> {
+        self.port.or_else(|| self.engine.map(default_port))
+    }
+
+    /// Holds fast what a string with a host says of its port without a word.
+    pub(super) fn settle_port(&mut self) {
+        if self.host.is_some() {
+            self.port = self.port();
+        }
     }
 
     /// Takes a parameter by its name. One that is refused is kept, so that all of them are told at once.
@@ -82,8 +127,8 @@ impl Parts {
             Meaning::Switch => AskedTls::say(&mut self.tls.switch, read_switch(value, name)?)?,
             Meaning::SwitchOn | Meaning::ChecksHost if is_off => {}
             Meaning::SwitchOn => AskedTls::say(&mut self.tls.switch, TlsMode::VerifyFull)?,
-            Meaning::ChecksHost => AskedTls::say(&mut self.tls.is_checked, true)?,
-            Meaning::Binding if word == "require" => AskedTls::say(&mut self.tls.is_checked, true)?,
+            Meaning::ChecksHost => self.tls.check_host()?,
+            Meaning::Binding if word == "require" => self.tls.check_host()?,
             Meaning::Checks | Meaning::Trusts if word.is_empty() => {}
             Meaning::Checks => AskedTls::say(&mut self.tls.is_checked, !is_off && word != "acceptinvalidcerts")?,
             // Only what clearly says so makes a connection less safe.
@@ -94,8 +139,8 @@ impl Parts {
             }
             Meaning::Factory if word.ends_with("libpqfactory") || word.ends_with("defaultjavasslfactory") => {}
             Meaning::Factory => self.refuse(Why::Unsupported, name),
-            // As libpq has it, with every name checked.
-            Meaning::Authorities if word == "system" => AskedTls::say(&mut self.tls.is_checked, true)?,
+            // As libpq has it, with every name checked: anybody has a certificate that a public authority signed.
+            Meaning::Authorities if word == "system" => self.tls.check_host()?,
             Meaning::Authorities | Meaning::File if word.is_empty() => {}
             Meaning::Authorities | Meaning::File => self.refuse(Why::File, name),
             // Older ones than 1.2 are never spoken.
@@ -120,9 +165,9 @@ impl Parts {
         Ok(())
     }
 
-    /// Takes what is one of the five parts; an empty one says nothing.
+    /// Takes what is one of the five parts; an empty one says nothing, nor does one that is said again.
     pub(super) fn take_part(&mut self, name: &'static str, meaning: Meaning, value: &str) -> Result<(), TargetError> {
-        if value.is_empty() {
+        if value.is_empty() || self.is_said(meaning, value) {
             return Ok(());
         }
         let is_new = match meaning {
@@ -135,7 +180,8 @@ impl Parts {
             Meaning::Password => self.password.replace(value.to_owned().into()).is_none(),
             _ => self.database.replace(value.to_owned()).is_none(),
         };
-        if is_new { Ok(()) } else { Err(invalid(AT, "parameter", format!("the {name} is given twice; leave one out"))) }
+        let twice = || invalid(AT, "parameter", format!("the {name} is given twice, and not alike; leave one out"));
+        if is_new { Ok(()) } else { Err(twice()) }
     }
 
     fn refuse(&mut self, why: Why, name: &'static str) {
@@ -167,8 +213,11 @@ impl Parts {
         let engine = engine.ok_or_else(|| {
             invalid("/engine", "required", "the connection string does not say it; say postgresql or mysql beside it")
         })?;
-        let Self { host, port, username, password, database, tls, .. } = self;
+        let Self { host, port, username, password, database, tls, without_user, .. } = self;
         let tls = tls.settle()?;
+        if let Some(detail) = without_user.filter(|_| username.is_none()) {
+            return Err(invalid(AT, "required", detail));
+        }
         Ok(TargetFields { engine, host, port, username, password, database, tls, ca_pem: None })
     }
 

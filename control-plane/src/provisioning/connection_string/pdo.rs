@@ -7,6 +7,10 @@ use super::AT;
 use super::keywords::read_keywords;
 use super::parts::Parts;
 
+/// Of a text without a user.
+const WITHOUT_USER: &str = "the user is missing, which in PHP stands beside the string, as does the password; add \
+                            ;user=…;password=… to it, or give the parts one by one";
+
 /// The engine of such a text, and what follows its name.
 fn split(text: &str) -> Option<(Engine, &str)> {
     let (driver, rest) = text.split_once(':')?;
@@ -28,17 +32,12 @@ pub(super) fn is_pdo(text: &str) -> bool {
 pub(super) fn read_pdo(text: &str, parts: &mut Parts) -> Result<(), TargetError> {
     let Some((engine, rest)) = split(text) else { return Ok(()) };
     parts.engine = Some(engine);
+    parts.without_user = Some(WITHOUT_USER);
     match engine {
-        Engine::Mysql => read_mysql(rest, parts)?,
+        Engine::Mysql => read_mysql(rest, parts),
         // It is handed on to PostgreSQL's client, a space in place of each semicolon.
-        _ => read_keywords(rest, |letter| letter == ';' || letter.is_whitespace(), parts)?,
+        _ => read_keywords(rest, |letter| letter == ';' || letter.is_whitespace(), parts),
     }
-    if parts.has_user() {
-        return Ok(());
-    }
-    let detail = "the user is missing, which in PHP stands beside the string, as does the password; add ;user=…;password=… to \
-                  it, or give the parts one by one";
-    Err(invalid(AT, "required", detail))
 }
 
 /// Values end at a semicolon; two of them are one of the value's.

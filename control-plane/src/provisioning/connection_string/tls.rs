@@ -7,11 +7,14 @@ use super::AT;
 
 /// What a string, and the body beside it, say about TLS: it must be one thing. A bare switch that turns it on never lowers what
 /// a mode says.
+#[derive(Default)]
 pub(super) struct AskedTls {
     pub(super) mode: Option<TlsMode>,
     pub(super) switch: Option<TlsMode>,
     /// Whether the certificate is checked, where that is said by itself.
     pub(super) is_checked: Option<bool>,
+    /// Whether it must name the host: where that is said by itself, and where anybody could show one that passes without.
+    pub(super) names_host: bool,
 }
 
 impl AskedTls {
@@ -22,6 +25,12 @@ impl AskedTls {
         }
     }
 
+    /// Has the certificate checked, and the host's name in it.
+    pub(super) fn check_host(&mut self) -> Result<(), TargetError> {
+        self.names_host = true;
+        Self::say(&mut self.is_checked, true)
+    }
+
     pub(super) fn settle(self) -> Result<Option<TlsMode>, TargetError> {
         let asked = match (self.mode, self.switch) {
             (Some(TlsMode::Disable), Some(switch)) if switch != TlsMode::Disable => return Err(contradictory_tls()),
@@ -29,6 +38,9 @@ impl AskedTls {
             (mode, switch) => mode.or(switch),
         };
         match (asked, self.is_checked) {
+            // Without TLS there is no certificate to check.
+            (Some(TlsMode::Disable), Some(true)) => Err(contradictory_tls()),
+            (Some(TlsMode::VerifyCa), _) if self.names_host => Ok(Some(TlsMode::VerifyFull)),
             (None | Some(TlsMode::Require), Some(true)) => Ok(Some(TlsMode::VerifyFull)),
             (Some(TlsMode::VerifyCa | TlsMode::VerifyFull), Some(false)) if self.mode.is_some() => {
                 Err(contradictory_tls())

@@ -12,10 +12,19 @@ const PROGRAMS: [&str; 8] = ["psql", "pg_dump", "pg_restore", "pgcli", "mysql", 
 /// What drivers of Java begin their strings with, some with a driver around the driver.
 const OF_JAVA: [&str; 4] = ["jdbc:aws-wrapper:", "jdbc:", "r2dbc:pool:", "r2dbc:"];
 
+/// What word processors and chats make of straight quotes.
+const CURLY: [char; 8] =
+    ['\u{201c}', '\u{201d}', '\u{201e}', '\u{201f}', '\u{2018}', '\u{2019}', '\u{201a}', '\u{201b}'];
+
+pub(super) struct Undressed<'t> {
+    pub(super) text: &'t str,
+    /// Whether it began as strings of Java's drivers do.
+    pub(super) is_java: bool,
+}
+
 /// Takes off what a string is pasted with: `export DATABASE_URL="…";`, `DATABASE_URL: …`, `psql "…"`, `jdbc:`.
-pub(super) fn undress(text: &str) -> Result<&str, TargetError> {
-    let mut text = text.trim();
-    text = text.strip_prefix("export ").unwrap_or(text).trim_start();
+pub(super) fn undress(text: &str) -> Result<Undressed<'_>, TargetError> {
+    let mut text = without_shell(text.trim());
     if let Some((name, value)) = text.split_once('=') {
         let name = name.trim_end();
         if matches!(name, "PGPASSWORD" | "MYSQL_PWD") {
@@ -46,10 +55,32 @@ pub(super) fn undress(text: &str) -> Result<&str, TargetError> {
         }
         text = inner;
     }
-    let of_java = OF_JAVA.iter().find_map(|prefix| {
-        text.get(..prefix.len()).filter(|start| start.eq_ignore_ascii_case(prefix)).map(|start| &text[start.len()..])
-    });
-    Ok(of_java.unwrap_or(text))
+    if text.starts_with(CURLY) {
+        return Err(curly());
+    }
+    let of_java = OF_JAVA.iter().find_map(|prefix| without_start(text, prefix));
+    Ok(Undressed { text: of_java.unwrap_or(text), is_java: of_java.is_some() })
+}
+
+/// What follows the word with which a shell sets a variable: `export NAME=…`, `set NAME=…`, `$env:NAME = …`.
+pub(super) fn without_shell(text: &str) -> &str {
+    let of_shell = ["export ", "set ", "$env:"].into_iter().find_map(|word| without_start(text, word));
+    of_shell.map_or(text, str::trim_start)
+}
+
+fn without_start<'t>(text: &'t str, start: &str) -> Option<&'t str> {
+    let found = text.get(..start.len())?;
+    found.eq_ignore_ascii_case(start).then(|| &text[start.len()..])
+}
+
+/// Whether a value is between quotes that no program takes for quotes.
+pub(super) fn is_curly(value: &str) -> bool {
+    value.starts_with(CURLY) && value.ends_with(CURLY)
+}
+
+pub(super) fn curly() -> TargetError {
+    let detail = "stands in typographic quotes, as word processors write them; take them off, or write straight ones";
+    invalid(AT, "malformed", detail)
 }
 
 fn shell_line() -> TargetError {

@@ -4,14 +4,14 @@ use percent_encoding::percent_decode_str;
 use url::form_urlencoded;
 
 use super::super::target::{TargetError, invalid};
-use super::gap::{is_gap, placeholder};
+use super::gap::{is_called_so, is_gap, placeholder};
 use super::parameters::{Meaning, meaning_of};
 use super::parts::Parts;
 use super::scheme::{engine_of, of_other};
 use super::{AT, several_hosts, socket};
 
 /// How what would end a part of a URL is written in one.
-const RESERVED: &str = "a / ? or # of the password is written %2F %3F %23";
+const RESERVED: &str = "a / ? # or @ of the password is written %2F %3F %23 %40";
 
 /// Of what follows the `?` and is no parameter; a password with a question mark ends there, too.
 pub(super) const UNKNOWN: &str =
@@ -33,9 +33,7 @@ pub(super) fn read_url(text: &str, parts: &mut Parts) -> Result<(), TargetError>
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
     let (login, place) = authority.rsplit_once('@').unwrap_or(("", authority));
-    if !authority.contains('@') && database.contains('@') {
-        return Err(invalid(AT, "malformed", RESERVED));
-    }
+    refuse_stray_at(authority.contains('@'), database, query)?;
     let (user, password) = login.split_once(':').unwrap_or((login, ""));
     let (host, port) = read_place(place)?;
     parts.take_part("host", Meaning::Host, &decode(host, "host")?)?;
@@ -44,6 +42,15 @@ pub(super) fn read_url(text: &str, parts: &mut Parts) -> Result<(), TargetError>
     parts.take_part("password", Meaning::Password, &decode(password, "password")?)?;
     parts.take_part("database", Meaning::Database, &decode(database, "database")?)?;
     read_query(query, parts)
+}
+
+/// The last `@` is the one in front of the host: where one follows what was taken for the host, a piece of the password was taken
+/// for it. Behind the `?` of a URL without a login the user may have one, as Azure's do.
+pub(super) fn refuse_stray_at(has_login: bool, database: &str, query: &str) -> Result<(), TargetError> {
+    if database.contains('@') || (has_login && query.contains('@')) {
+        return Err(invalid(AT, "malformed", format!("has an @ behind the host; {RESERVED}, and any other @ is %40")));
+    }
+    Ok(())
 }
 
 /// What stands behind the `?`, also where it was copied out of XML.
@@ -64,7 +71,7 @@ fn read_place(place: &str) -> Result<(&str, &str), TargetError> {
         Some(end) if place.starts_with('[') => place.split_at(end + 1),
         _ => place.find(':').map_or((place, ""), |at| place.split_at(at)),
     };
-    if is_gap(host) {
+    if is_gap(host) || is_called_so("host", host) {
         return Err(placeholder("host"));
     }
     if host.get(..3).is_some_and(|start| start.eq_ignore_ascii_case("%2f")) {
@@ -78,7 +85,7 @@ fn read_place(place: &str) -> Result<(&str, &str), TargetError> {
         None if behind.is_empty() => "",
         None => return Err(invalid(AT, "malformed", format!("host or port cannot be read; {RESERVED}"))),
     };
-    if is_gap(port) {
+    if is_gap(port) || is_called_so("port", port) {
         return Err(placeholder("port"));
     }
     if port.contains(':') && place.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b':') {
