@@ -111,6 +111,7 @@ impl TestApp {
             name: name.to_owned(),
             engine: Some(self.engine),
             url: url.into(),
+            ca_pem: None,
             region: None,
             max_stores,
             max_connections: 80,

@@ -13,6 +13,7 @@ use kernel::Engine;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+use crate::doctor::said;
 use crate::faults::{PRODUCTS, Shop, listening_node, metric, patient_app_on, second_node};
 use crate::scenes::{Cart, checkout_body, count, text, variant_of};
 
@@ -337,6 +338,13 @@ async fn what_is_no_whole_copy_of_the_store_at_its_version_is_refused(engine: En
 
     // There and back again: the old one was left as it was.
     let copy = moved.copy(&app).await;
+    // What a test does not look at, it says; of the store's own there is nothing to compare.
+    let test = format!("/api/stores/{}/database/test", moved.shop.id);
+    for (database, wanted) in [(&copy, true), (&moved.old, false)] {
+        let body = json!({ "connectionString": database.url() });
+        let report = moved.owner.api.post(&test, body).await.expect_status(200);
+        assert_eq!(said(&report, "schema", "detail").contains("/database/credentials"), wanted, "{report}");
+    }
     for (database, wanted) in [(&copy, true), (&moved.old, false), (&copy, true)] {
         moved.give(database).await.expect_status(200);
         assert_eq!(is_new(&client.get(PRODUCTS).await), Some(wanted));

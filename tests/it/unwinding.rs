@@ -172,6 +172,7 @@ async fn a_managed_run_unwinds_from_every_step_without_superuser_rights() {
         name: "hosted".to_owned(),
         engine: None,
         url: format!("postgres://modest:modest-secret@127.0.0.1:{}/postgres", cluster.port()).into(),
+        ca_pem: None,
         region: None,
         max_stores: 10,
         max_connections: 80,

@@ -140,7 +140,7 @@ impl From<CatalogError> for Problem {
                 ImportError::Read(error) => routes::unreadable(&error),
                 ImportError::Settings(error) => errors::from_settings(error),
                 ImportError::Lease(error) => errors::from_lease(error),
-                ImportError::Db(error) => errors::from_db(&error),
+                ImportError::Db(error) => errors::from_db_for_owner(&error),
             },
             error @ CatalogError::Db(_) => crate::http::errors::unexpected(&error),
         }

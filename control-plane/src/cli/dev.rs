@@ -231,6 +231,7 @@ async fn prepare(cx: &Cx, secrets: &Secrets, admin_url: &SecretString) -> Result
         name: "local".to_owned(),
         engine: Some(Engine::Postgresql),
         url: admin_url.clone(),
+        ca_pem: None,
         region: Some("local".to_owned()),
         max_stores: 1000,
         max_connections: 80,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command, FromArgMatches, Subcommand};
-use kernel::StoreId;
+use kernel::{Engine, StoreId};
 use secrecy::SecretString;
 
 use super::OpsArgs;
@@ -78,6 +78,9 @@ pub(super) struct DatabaseArgs {
     /// Read the connection string from standard input, whatever the variable says
     #[arg(long)]
     url_stdin: bool,
+    /// postgresql, or mysql for MySQL and MariaDB, where the connection string does not say it
+    #[arg(long, value_parser = super::engine)]
+    engine: Option<Engine>,
     /// The CA that signed the server's certificate, as a file of PEM
     #[arg(long)]
     ca_file: Option<PathBuf>,
@@ -103,7 +106,7 @@ impl Doctor {
 }
 
 async fn database(args: DatabaseArgs) -> Result<Printed, Failure> {
-    let DatabaseArgs { url, url_stdin, ca_file, store, ops } = args;
+    let DatabaseArgs { url, url_stdin, engine, ca_file, store, ops } = args;
     let url = match (url, url_stdin) {
         (_, true) => Some(from_stdin()?),
         (url, false) => url,
@@ -113,10 +116,8 @@ async fn database(args: DatabaseArgs) -> Result<Printed, Failure> {
             anyhow::anyhow!("say which: a connection string (DATABASE_TEST_URL, --url-stdin) or --store").into()
         );
     }
-    let ca = ca_file
-        .map(|path| std::fs::read_to_string(&path).map_err(|error| anyhow::anyhow!("{}: {error}", path.display())))
-        .transpose()?;
-    let candidate = url.map(|url| Target::from_url(&url, None, None, ca).and_then(Target::for_store));
+    let ca = super::read_ca(ca_file.as_deref())?;
+    let candidate = url.map(|url| Target::from_url(&url, engine, None, ca).and_then(Target::for_store));
     if store.is_some() {
         master::check(&ops.master).await?;
     }

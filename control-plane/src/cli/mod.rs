@@ -14,6 +14,7 @@ mod serve;
 mod servers;
 mod stores;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -92,10 +93,19 @@ enum Command {
     Openapi,
 }
 
-/// Reads the name of an engine.
+/// Reads the name of an engine, as the API does.
 fn engine(text: &str) -> Result<Engine, String> {
-    let known = [Engine::Postgresql, Engine::Mysql];
-    known.into_iter().find(|engine| engine.as_str() == text).ok_or_else(|| "must be postgresql or mysql".to_owned())
+    match text {
+        "postgresql" | "postgres" => Ok(Engine::Postgresql),
+        "mysql" | "mariadb" => Ok(Engine::Mysql),
+        _ => Err("must be postgresql or mysql".to_owned()),
+    }
+}
+
+/// Reads the certificate of an authority.
+fn read_ca(file: Option<&Path>) -> Result<Option<String>, anyhow::Error> {
+    file.map(|path| std::fs::read_to_string(path).map_err(|error| anyhow::anyhow!("{}: {error}", path.display())))
+        .transpose()
 }
 
 #[derive(Subcommand)]

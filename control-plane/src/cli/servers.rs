@@ -1,5 +1,7 @@
 //! Commands about the servers on which store databases are created.
 
+use std::path::PathBuf;
+
 use clap::Subcommand;
 use kernel::Engine;
 use secrecy::SecretString;
@@ -16,6 +18,7 @@ use crate::servers::{self, NewServer};
 pub(super) enum Servers {
     /// Register a server
     Add {
+        /// What you call it; unlike any other
         name: String,
         /// postgresql, or mysql for MySQL and MariaDB; left out, the URL says it
         #[arg(long, value_parser = super::engine)]
@@ -25,6 +28,10 @@ pub(super) enum Servers {
         /// the list of processes
         #[arg(long, env = "SERVER_URL", hide_env_values = true)]
         url: SecretString,
+        /// The CA that signed the server's certificate, as a file of PEM
+        #[arg(long)]
+        ca_file: Option<PathBuf>,
+        /// Where it is; who creates a store may ask for it
         #[arg(long)]
         region: Option<String>,
         /// The most stores that are placed on it
@@ -64,8 +71,9 @@ impl Operation for Servers {
 
     async fn run(self, cx: &OpsCx) -> Result<Printed, Failure> {
         match self {
-            Self::Add { name, engine, url, region, max_stores, max_connections, .. } => {
-                let new = NewServer { name, engine, url, region, max_stores, max_connections };
+            Self::Add { name, engine, url, ca_file, region, max_stores, max_connections, .. } => {
+                let ca_pem = super::read_ca(ca_file.as_deref())?;
+                let new = NewServer { name, engine, url, ca_pem, region, max_stores, max_connections };
                 output::server(&ServerView::from(servers::add(cx, Actor::Cli, new).await?))
             }
             Self::List(_) => {

@@ -10,7 +10,7 @@ use futures_util::StreamExt as _;
 use kernel::{Hostname, ServerId, StoreId, StoreStatus};
 use problem::Problem;
 use serde::Serialize;
-use tenancy::{Cause, ConnectError, Credential, Explanation, Reach, Reservation};
+use tenancy::{Cause, Credential, Explanation, Reach, Reservation, unbroken};
 use tenant_schema::fitness::{self, Ailment};
 use tokio::time::{Instant, timeout};
 use utoipa::ToSchema;
@@ -18,6 +18,7 @@ use utoipa::ToSchema;
 use crate::cx::OpsCx;
 use crate::http::errors::chain;
 use crate::master;
+use crate::provisioning::held::Held;
 use crate::provisioning::{self, engine};
 use crate::servers;
 use crate::stores::{self, Store};
@@ -167,13 +168,16 @@ async fn try_database(cx: &OpsCx, store: StoreId, database: &provisioning::db::S
 async fn try_connect(cx: &OpsCx, credential: &Credential, server: Option<ServerId>) -> Result<Option<Ailment>, Cause> {
     let reach = if server.is_some() { Reach::Anywhere } else { cx.owners_reach };
     let limit = cx.limits.store_connect_timeout;
-    let _place = reserve(cx, server).await?;
-    let mut session = credential.connect(reach, limit).await.map_err(|error| error.cause)?;
-    let found = timeout(limit, fitness::ailment_in(&mut session)).await;
-    engine::leave(session).await;
+    let place = reserve(cx, server).await?;
+    let session = credential.connect(reach, limit).await.map_err(|error| error.cause)?;
+    let mut held = Held::new(session, place);
+    let found = timeout(limit, unbroken(fitness::ailment_in(&mut held))).await;
     match found {
-        Ok(Ok(ailment)) => Ok(ailment),
-        Ok(Err(error)) => Err(ConnectError::from(&error).cause),
+        Ok(outcome) => {
+            held.leave().await;
+            outcome.map_err(|error| error.cause)
+        }
+        // The server goes on with it: dropped, what is held waits for that.
         Err(_) => Err(Cause::Timeout),
     }
 }
@@ -265,6 +269,8 @@ pub async fn doctor(cx: &OpsCx) -> Result<Vec<Finding>, OpsError> {
 const DATABASES_AT_ONCE: usize = 8;
 const DATABASES_TIME: Duration = Duration::from_secs(8);
 const DATABASES_SHOWN: usize = 20;
+/// How long a server of ours may take to list what it holds.
+const SERVER_TIME: Duration = Duration::from_secs(10);
 
 /// Tries the databases of stores that were prepared, each with one connection. What is on a server that is known to be down
 /// is told by that server's finding.
@@ -331,9 +337,9 @@ async fn examine_databases(cx: &OpsCx, rows: Vec<db::SealedRow>, down: &HashSet<
         if tried < total { format!("; {} were not tried for want of time", total - tried) } else { String::new() };
     findings.push(Finding {
         check: "databases",
-        is_ok: true,
+        is_ok: unwell.is_empty(),
         detail: format!("{} of {tried} stores' databases are well{rest}", tried - unwell.len()),
-        advice: None,
+        advice: (!unwell.is_empty()).then_some("mend those that are named above"),
     });
     findings
 }
@@ -362,8 +368,8 @@ async fn examine_server(cx: &OpsCx, server: &servers::Server) -> Result<SeenServ
         let connected = credential.connect(Reach::Anywhere, cx.limits.store_connect_timeout).await;
         connected.map(|admin| (place, admin)).map_err(|error| error.cause)
     };
-    let (_place, mut admin) = match entered.await {
-        Ok(entered) => entered,
+    let mut admin = match entered.await {
+        Ok((place, admin)) => Held::new(admin, place),
         Err(cause) => {
             return Ok(broken(
                 format!("server {} cannot be reached: {}", server.name, cause.as_str()),
@@ -371,9 +377,14 @@ async fn examine_server(cx: &OpsCx, server: &servers::Server) -> Result<SeenServ
             ));
         }
     };
-    let found = engine::names_like_ours(&mut admin).await;
-    let system_identifier = engine::system_identifier(&mut admin).await;
-    engine::leave(admin).await;
+    let asked = async { (engine::names_like_ours(&mut admin).await, engine::system_identifier(&mut admin).await) };
+    let Ok((found, system_identifier)) = timeout(SERVER_TIME, asked).await else {
+        return Ok(broken(
+            format!("server {} does not say in time what it holds", server.name),
+            "look for load and locks on it",
+        ));
+    };
+    admin.leave().await;
     let (databases, roles) = found?;
     let mut connection = cx.master.acquire().await?;
     // Read after the server was: a store that is being created meanwhile is known here before it is there. And over all
@@ -410,8 +421,11 @@ fn compare(server: &servers::Server, databases: &[String], roles: &[String], in_
     let orphan = |kind: &str, name: &String| Finding {
         check: "orphans",
         is_ok: false,
-        detail: format!("server {name_of} has a {kind} {name} that no store has"),
-        advice: Some("look at it, and drop it by hand if nobody needs it: we never drop what no store accounts for"),
+        detail: format!("server {name_of} has a {kind} {name} that no store of this installation has"),
+        advice: Some(
+            "look at it: another installation that shares the server may have it; drop it by hand if nobody needs it, as we \
+             never drop what no store accounts for",
+        ),
     };
     let mut findings = vec![Finding {
         check: "server",

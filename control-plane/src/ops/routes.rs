@@ -111,6 +111,8 @@ pub struct ServerAddBody {
     /// host at a private address is spoken to without TLS, and any other as with `sslmode=verify-full`.
     #[schema(value_type = String, format = Password)]
     url: SecretString,
+    /// The authority that signed the server's certificate, when it is not a public one, as PEM.
+    ca_pem: Option<String>,
     region: Option<String>,
     #[serde(default = "default_max_stores")]
     max_stores: i32,
@@ -138,9 +140,9 @@ async fn ops_server_add(
     State(cx): State<Cx>,
     Json(body): Json<ServerAddBody>,
 ) -> Result<(StatusCode, Json<ServerView>), Problem> {
-    let ServerAddBody { name, engine, url, region, max_stores, max_connections } = body;
+    let ServerAddBody { name, engine, url, ca_pem, region, max_stores, max_connections } = body;
     let engine = engine.map(Into::into);
-    let new = NewServer { name, engine, url, region, max_stores, max_connections };
+    let new = NewServer { name, engine, url, ca_pem, region, max_stores, max_connections };
     let server = servers::add(&cx, Actor::User(ops.by.user.id), new).await?;
     Ok((StatusCode::CREATED, Json(server.into())))
 }

@@ -19,7 +19,7 @@ use sqlx::PgConnection;
 use tenancy::{Cause, ConnectError, Credential, Session};
 use tenant_schema::SchemaState;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::step_error::{StepError, is_lost, is_waiting};
 use super::steps::CONNECT_TIMEOUT;
@@ -30,6 +30,8 @@ use crate::doctor::entry;
 use crate::http::errors::chain;
 use crate::stores::{self, Store};
 
+/// How long a copy may be compared with the database that it is a copy of.
+const COMPARE_LIMIT: Duration = Duration::from_secs(12);
 /// How long what was begun in a database that a store leaves may take to end by itself.
 const LEAVE_GRACE: Duration = Duration::from_secs(4);
 /// How long ending what is left may take.
@@ -142,19 +144,26 @@ async fn find_left(
         }
     };
     match engine::is_same_database(new, &mut session).await {
-        Ok(false) => match check_rows(new, &mut session, allows_fewer_rows).await {
-            Ok(()) => Ok(Left::Database(Box::new(session))),
-            Err(error) => {
-                engine::leave(session).await;
-                Err(ProvisioningError::from(error))
+        Ok(false) => {
+            let comparing = timeout(COMPARE_LIMIT, check_rows(new, &mut session, allows_fewer_rows));
+            match comparing.await.unwrap_or_else(|_| Err(old_is_busy())) {
+                Ok(()) => Ok(Left::Database(Box::new(session))),
+                Err(error) => {
+                    engine::leave(session).await;
+                    Err(ProvisioningError::from(error))
+                }
             }
-        },
+        }
         Ok(true) => {
             engine::leave(session).await;
             Ok(Left::Same)
         }
         Err(error) => {
             engine::leave(session).await;
+            if ConnectError::from(&error).cause == Cause::PoolerServer {
+                tracing::info!(store.id = %store, "the old database of store {store} lets its pooler in no more");
+                return Ok(Left::Closed);
+            }
             Err(ProvisioningError::from(old_is_busy().because(error)))
         }
     }
@@ -178,7 +187,7 @@ async fn enter_left(cx: &OpsCx, old: &Credential) -> Result<Session, ConnectErro
 async fn accepts(cx: &OpsCx, old: &Credential) -> bool {
     let Ok(addresses) = cx.owners_reach.addresses(&old.host, old.port).await else { return false };
     for address in addresses {
-        if let Ok(Ok(_)) = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
+        if let Ok(Ok(_)) = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
             return true;
         }
     }
@@ -206,16 +215,10 @@ async fn check_rows(copy: &mut Session, old: &mut Session, allows_fewer: bool) -
     // What stands in the way there is ended later.
     engine::wait_little(old).await?;
     for table in KEPT.into_iter().chain(LEFT) {
-        let had = match engine::count_rows(old, table).await {
-            Ok(had) => had,
-            // Somebody holds it, or there are too many to be counted in time: the other tables tell.
-            Err(error) if is_waiting(&error) => continue,
-            Err(error) if is_lost(&error) => return Err(old_is_busy().because(error)),
-            // Of one that cannot be read, the owner may be glad to have a copy.
-            Err(error) => {
-                tracing::info!(error = chain(&error), "a database that is left cannot be compared with its copy");
-                return Ok(());
-            }
+        let had = match said_by_old(engine::count_rows(old, table).await)? {
+            Said::Told(had) => had,
+            Said::Nothing => continue,
+            Said::Unreadable => return Ok(()),
         };
         if had == 0 {
             continue;
@@ -236,11 +239,15 @@ async fn check_rows(copy: &mut Session, old: &mut Session, allows_fewer: bool) -
                  one, and leave what is missing there behind, say allowsFewerRows.",
             ));
         }
-        if !allows_fewer
-            && (LEFT.contains(&table) || table == "products")
-            && let Some(newest) = engine::newest_row(old, table).await?
-            && !engine::has_row(copy, table, &newest).await?
-        {
+        if allows_fewer || !(LEFT.contains(&table) || table == "products") {
+            continue;
+        }
+        let newest = match said_by_old(engine::newest_row(old, table).await)? {
+            Said::Told(Some(newest)) => newest,
+            Said::Told(None) | Said::Nothing => continue,
+            Said::Unreadable => return Ok(()),
+        };
+        if !engine::has_row(copy, table, &newest).await? {
             return Err(StepError::new(
                 "fewer-rows",
                 format!("In this copy {table} has not the row that is the newest in the store's database."),
@@ -250,6 +257,27 @@ async fn check_rows(copy: &mut Session, old: &mut Session, allows_fewer: bool) -
         }
     }
     Ok(())
+}
+
+/// What the database that is left says of one of its tables.
+enum Said<T> {
+    Told(T),
+    /// Somebody holds it, or it has too much to be told in time: the other tables tell.
+    Nothing,
+    /// It cannot be read, and the owner may be glad to have a copy.
+    Unreadable,
+}
+
+fn said_by_old<T>(said: Result<T, sqlx::Error>) -> Result<Said<T>, StepError> {
+    match said {
+        Ok(told) => Ok(Said::Told(told)),
+        Err(error) if is_waiting(&error) => Ok(Said::Nothing),
+        Err(error) if is_lost(&error) => Err(old_is_busy().because(error)),
+        Err(error) => {
+            tracing::info!(error = chain(&error), "a database that is left cannot be compared with its copy");
+            Ok(Said::Unreadable)
+        }
+    }
 }
 
 fn old_is_busy() -> StepError {
@@ -263,7 +291,7 @@ fn old_is_busy() -> StepError {
 
 /// Waits until nobody works in the database that a store has left, and in the end sees to it.
 async fn leave(cx: OpsCx, store: StoreId, version: i32, mut session: Box<Session>) {
-    match tokio::time::timeout(LEAVE_LIMIT, end_all(&cx, store, version, &mut session)).await {
+    match timeout(LEAVE_LIMIT, end_all(&cx, store, version, &mut session)).await {
         Ok(Ok(0)) => {}
         Ok(Ok(ended)) => {
             tracing::info!(store.id = %store, "store {store} left its old database; {ended} sessions were ended");

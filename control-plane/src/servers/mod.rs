@@ -9,11 +9,14 @@ use kernel::{Engine, ServerId, text};
 use problem::Problem;
 use secrecy::SecretString;
 use tenancy::{ConnectError, Credential, Reach, Session};
+use tokio::time::timeout;
 use vault::{Aad, OpenError, Purpose, Sealed};
 
 use crate::audit::{self, Actor, Subject};
 use crate::cx::OpsCx;
+use crate::doctor::entry;
 use crate::http::errors::chain;
+use crate::provisioning::held::Held;
 use crate::provisioning::{StepError, Target, TargetError, engine};
 
 /// Whether new stores are placed on a server.
@@ -49,6 +52,8 @@ pub struct NewServer {
     /// Must be that of the URL, when given.
     pub engine: Option<Engine>,
     pub url: SecretString,
+    /// The authority that signed the server's certificate, when it is not a public one.
+    pub ca_pem: Option<String>,
     pub region: Option<String>,
     pub max_stores: i32,
     pub max_connections: i32,
@@ -92,8 +97,8 @@ pub async fn add(cx: &OpsCx, actor: Actor, new: NewServer) -> Result<Server, Ser
         return Err(invalid("/maxConnections", "must be at least 1".to_owned()));
     }
     // Ops choose their servers, which usually are at private addresses; owners' databases are another matter.
-    let credential = Target::from_url(&new.url, new.engine, None, None)?.resolve(Reach::Anywhere).await?;
-    let system_identifier = prove(&credential).await?;
+    let credential = Target::from_url(&new.url, new.engine, None, new.ca_pem)?.resolve(Reach::Anywhere).await?;
+    let system_identifier = prove(cx, &credential).await?;
     let now = cx.clock.now();
     let id = ServerId::new(now);
     let version = 1;
@@ -186,27 +191,20 @@ async fn find_twin<'a>(
 
 async fn is_same_server(cx: &OpsCx, session: &mut Session, other: &Server) -> Result<bool, String> {
     let credential = open_credential(cx, other).map_err(|error| error.to_string())?;
-    let _place = cx.stores.reserve(other.id, CONNECT_TIMEOUT).await.map_err(|error| error.to_string())?;
+    let place = cx.stores.reserve(other.id, CONNECT_TIMEOUT).await.map_err(|error| error.to_string())?;
     let connected = credential.connect(Reach::Anywhere, CONNECT_TIMEOUT).await;
-    let mut there = connected.map_err(|error| error.cause.as_str().to_owned())?;
-    let is_same = engine::is_same_server(session, &mut there).await;
-    engine::leave(there).await;
+    let mut there = Held::new(connected.map_err(|error| error.cause.as_str().to_owned())?, Some(place));
+    let asked = timeout(CONNECT_TIMEOUT, engine::is_same_server(session, &mut there)).await;
+    let is_same = asked.map_err(|_| "no answer came in time".to_owned())?;
+    there.leave().await;
     is_same.map_err(|error| chain(&error))
 }
 
 /// Connects as the administrator and asks whether it may do what provisioning needs, and whether its sessions are its own. Returns
 /// what the cluster calls itself.
-async fn prove(credential: &Credential) -> Result<Option<String>, ServerError> {
-    let unreachable = |error| ServerError::unreachable(credential, error);
-    // First, since whatever else is asked through such a pooler may be answered wrongly.
-    credential.check_session_mode(Reach::Anywhere, CONNECT_TIMEOUT).await.map_err(unreachable)?;
-    let mut session = credential.connect(Reach::Anywhere, CONNECT_TIMEOUT).await.map_err(unreachable)?;
-    let seen = async {
-        let facts = engine::facts(&mut session).await?;
-        let may_provision = engine::may_provision(&mut session).await?;
-        Ok::<_, sqlx::Error>((facts, may_provision, engine::system_identifier(&mut session).await))
-    }
-    .await;
+async fn prove(cx: &OpsCx, credential: &Credential) -> Result<Option<String>, ServerError> {
+    let mut session = Box::pin(entry::enter(credential, Reach::Anywhere, cx.clock.now())).await?;
+    let seen = look_around(credential, &mut session).await;
     engine::leave(session).await;
     let (facts, may_provision, system_identifier) = seen?;
     facts.check(&credential.into())?;
@@ -214,6 +212,19 @@ async fn prove(credential: &Credential) -> Result<Option<String>, ServerError> {
         return Ok(system_identifier);
     }
     Err(ServerError::Unusable { code: "missing-privilege", what: needed_rights(facts.engine).to_owned() })
+}
+
+/// What the server is, whether the login may do what provisioning needs, and what the cluster calls itself.
+async fn look_around(
+    credential: &Credential,
+    session: &mut Session,
+) -> Result<(engine::Facts, bool, Option<String>), ServerError> {
+    // First, since whatever else is asked through a transaction pooler may be answered wrongly.
+    let sides = credential.check_session_mode(Reach::Anywhere, CONNECT_TIMEOUT).await;
+    sides.map_err(|error| ServerError::unreachable(credential, error))?;
+    let facts = engine::facts(session).await?;
+    let may_provision = engine::may_provision(session).await?;
+    Ok((facts, may_provision, engine::system_identifier(session).await))
 }
 
 impl ServerError {
@@ -320,8 +331,9 @@ impl From<ServerError> for Problem {
             }
             ServerError::NotFound => Self::not_found(),
             ServerError::Invalid { pointer, code, detail } => Self::invalid().field(pointer, code, detail),
-            ServerError::Target(TargetError::Invalid { code, detail, .. }) => {
-                Self::invalid().field("/url", code, detail)
+            ServerError::Target(TargetError::Invalid { pointer, code, detail }) => {
+                let pointer = if pointer == "/caPem" { pointer } else { "/url" };
+                Self::invalid().field(pointer, code, detail)
             }
             ServerError::Target(TargetError::Unresolvable) => {
                 Self::invalid().field("/url", "unresolvable", "the host's name does not resolve; check its spelling")

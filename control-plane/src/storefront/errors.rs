@@ -112,6 +112,17 @@ pub fn from_db(error: &sqlx::Error) -> Problem {
     Problem::internal()
 }
 
+/// As [`from_db`], for the owner: what ails the database is theirs to mend.
+pub fn from_db_for_owner(error: &sqlx::Error) -> Problem {
+    if !is_read_only(error) {
+        return from_db(error);
+    }
+    tracing::warn!(error = chain(error), "a store's database is read-only");
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store-read-only", "The store's database is read-only")
+        .detail("Nothing can be changed in it. POST /api/stores/{id}/database/test says why, and what helps.")
+        .retry_after(Duration::from_secs(30))
+}
+
 fn is_read_only(error: &sqlx::Error) -> bool {
     let Some(said) = error.as_database_error() else { return false };
     match said.try_downcast_ref::<MySqlDatabaseError>() {

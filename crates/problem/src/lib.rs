@@ -203,7 +203,7 @@ pub fn with_request_id(response: Response, request_id: &str) -> Response {
     Response::from_parts(parts, body)
 }
 
-/// The shape of every refusal, for the API description.
+/// The shape of every refusal. A code may bring members of its own beside these, such as `available` of `out-of-stock`.
 #[derive(Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Problem)]
@@ -223,6 +223,13 @@ pub struct ProblemBody {
     pub detail: Option<String>,
     /// The fields that are wrong.
     pub errors: Option<Vec<FieldError>>,
+    /// What to do at the database that was refused.
+    pub advice: Option<String>,
+    /// The database server's own code for why it was refused.
+    #[schema(example = "28P01")]
+    pub server_code: Option<String>,
+    /// The statements that mend the database that was refused, as they can be run there.
+    pub sql: Option<String>,
     /// Quote it when you ask for help; the log has the same.
     pub request_id: String,
 }
