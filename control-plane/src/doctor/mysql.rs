@@ -10,6 +10,8 @@ use crate::provisioning::remedy::{self, Guest};
 
 /// So many of the things that are not ours are named.
 const MAX_NAMES: usize = 5;
+/// MySQL's own limit in letters, which a server that is none need not keep.
+const MAX_NAME_LEN: usize = 64;
 
 /// Makes the session one that only reads.
 pub(super) async fn read_only(conn: &mut MySqlConnection) -> Result<(), sqlx::Error> {
@@ -99,7 +101,7 @@ pub(super) async fn some_of_others(conn: &mut MySqlConnection) -> Result<(Vec<St
     .fetch_all(conn)
     .await?;
     let shown = found.iter().take(MAX_NAMES).map(|name| {
-        let name: String = name.chars().filter(|letter| !letter.is_control()).collect();
+        let name: String = name.chars().filter(|letter| !letter.is_control()).take(MAX_NAME_LEN).collect();
         remedy::mysql_name(&name)
     });
     Ok((shown.collect(), found.len() > MAX_NAMES))
