@@ -11,11 +11,9 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::hash::Hash;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use dashmap::DashMap;
 use kernel::{Hostname, StoreId};
 use moka::future::Cache;
 use tokio::sync::{Semaphore, watch};
@@ -30,9 +28,7 @@ use crate::node::{Node, lock};
 use crate::route::{Directory, DirectoryError, Route};
 use crate::stats::RouteState;
 use crate::unknown::Unknown;
-
-/// After a look-up failed, routes past their time are served without waiting for the next, this long.
-const TROUBLE: Duration = Duration::from_secs(1);
+use crate::versions::Versions;
 
 /// A look-up that meets a change is repeated this often before it gives up.
 const ATTEMPTS: usize = 4;
@@ -57,52 +53,6 @@ impl Key for StoreId {
 
     fn find<D: Directory>(&self, directory: &D) -> impl Future<Output = Result<Option<Route>, DirectoryError>> + Send {
         directory.find_by_store(*self)
-    }
-}
-
-/// What was announced of changes, for all caches of a node.
-pub(crate) struct Versions {
-    /// The lowest version of each store's route that still counts. An entry is some 60 bytes and is kept.
-    floors: DashMap<StoreId, Arc<AtomicI64>>,
-    /// Counts announcements, so that a look-up knows whether one came while it was under way.
-    changes: AtomicU64,
-    /// Counts gaps: what was read before the last one is read again.
-    epoch: AtomicU64,
-    /// When a look-up last failed, in milliseconds since `start`, plus one.
-    trouble_ms: AtomicU64,
-    start: Instant,
-}
-
-impl Versions {
-    pub(crate) fn new() -> Self {
-        Self {
-            floors: DashMap::new(),
-            changes: AtomicU64::new(0),
-            epoch: AtomicU64::new(0),
-            trouble_ms: AtomicU64::new(0),
-            start: Instant::now(),
-        }
-    }
-
-    pub(crate) fn floor(&self, store: StoreId) -> Arc<AtomicI64> {
-        Arc::clone(&self.floors.entry(store).or_insert_with(|| Arc::new(AtomicI64::new(i64::MIN))))
-    }
-
-    /// Whether it is news.
-    pub(crate) fn raise(&self, store: StoreId, version: i64) -> bool {
-        let before = self.floor(store).fetch_max(version, Ordering::SeqCst);
-        self.changes.fetch_add(1, Ordering::SeqCst);
-        before < version
-    }
-
-    pub(crate) fn forget_all(&self) {
-        self.epoch.fetch_add(1, Ordering::SeqCst);
-        self.changes.fetch_add(1, Ordering::SeqCst);
-    }
-
-    fn is_in_trouble(&self, now: Instant) -> bool {
-        let failed = self.trouble_ms.load(Ordering::Relaxed);
-        failed > 0 && millis(now.saturating_duration_since(self.start)) < failed + millis(TROUBLE)
     }
 }
 
@@ -290,8 +240,7 @@ impl<K: Key, D: Directory> Routes<K, D> {
     }
 
     async fn failed(&self, key: &K) -> Answer {
-        let now = millis(self.versions.start.elapsed());
-        self.versions.trouble_ms.store(now + 1, Ordering::Relaxed);
+        self.versions.note_trouble();
         lookup_counter(Lookup::Failed).increment(1);
         if let Some(known) = self.known.get(key).await {
             known.is_refreshing.store(false, Ordering::Relaxed);

@@ -26,6 +26,7 @@ mod session;
 pub mod stats;
 mod tenancy;
 mod unknown;
+mod versions;
 
 pub use config::{BreakerConfig, DirectoryConfig, TenancyConfig};
 pub use connection::{Connection, Transaction};

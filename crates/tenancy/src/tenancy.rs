@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use vault::KeyRing;
 
 use crate::config::TenancyConfig;
-use crate::directory::{Routes, Versions};
+use crate::directory::Routes;
 use crate::error::{LeaseError, ResolveError};
 use crate::lease::Lease;
 use crate::meter;
@@ -17,6 +17,7 @@ use crate::node::{Node, lock};
 use crate::reservation::Reservation;
 use crate::route::{Directory, Route, StoreChange};
 use crate::stats::{BreakerState, Explanation, ServerLoad, Stats, StoreLoad};
+use crate::versions::Versions;
 
 /// How often a lease looks again when the store changes under it.
 const ATTEMPTS: usize = 4;
