@@ -38,6 +38,8 @@ pub async fn own_postgres(name: &str) -> Postgres {
     let mut options = PostgresOptions::new(folder, Profile::Test);
     options.bin_dir = bin_dir();
     options.max_connections = MAX_CONNECTIONS;
+    // What was committed outlives the server's processes, as tests kill them; it need not outlive the machine.
+    options.settings.push(("synchronous_commit".to_owned(), "on".to_owned()));
     Postgres::start(options).await.unwrap_or_else(|error| panic!("the test server did not start: {error}"))
 }
 
