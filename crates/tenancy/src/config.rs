@@ -95,7 +95,8 @@ pub struct DirectoryConfig {
     pub refresh: Duration,
     /// An unknown hostname is not asked for again in this time.
     pub unknown_ttl: Duration,
-    /// A route is served up to this age while the directory does not answer.
+    /// While the directory does not answer, a route is served for so long since it was known to hold: since it was read, or since
+    /// [`crate::Tenancy::note_followed`].
     pub max_stale: Duration,
     /// How long one look-up may take.
     pub lookup_timeout: Duration,

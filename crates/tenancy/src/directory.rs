@@ -2,10 +2,13 @@
 //!
 //! Invariants:
 //! - while the directory answers, a route that is served is at most `refresh` old; one in use is read again in the
-//!   background before that, so nobody waits for it. While it does not answer, a route is served up to `max_stale`;
+//!   background before that, so nobody waits for it. While it does not answer, a route is served for `max_stale` since it
+//!   was known to hold: since it was read, or since every change was applied that was made before a moment
+//!   ([`Versions::note_followed`]);
 //! - a route older than a change that was announced ([`Versions::raise`]) is never served, whether it was remembered
 //!   before or its look-up was under way; nor is a name remembered as unknown across a change that names it;
 //! - however many ask for a name at once, one look-up is under way for it;
+//! - what an earlier process remembered ([`Routes::remember`]) counts only while the directory does not answer;
 //! - distinct unknown names reach the directory at a limited rate; names that are remembered, known or not, do not pay.
 
 use std::collections::HashMap;
@@ -71,6 +74,20 @@ impl Known {
     }
 }
 
+/// A name, where it leads, and as of when that was so.
+#[derive(Debug, Clone)]
+pub struct Remembered {
+    /// The name.
+    pub hostname: Hostname,
+    /// Where it leads, whatever the store's status.
+    pub route: Arc<Route>,
+    /// As of when.
+    pub held: Instant,
+    /// Whether changes of it have been followed since: then it also held at [`Tenancy::followed_until`](crate::Tenancy::followed_until),
+    /// unless there was news of its store.
+    pub is_followed: bool,
+}
+
 type Answer = Result<Option<Arc<Route>>, ResolveError>;
 
 /// The routes of one kind of key.
@@ -131,7 +148,8 @@ impl<K: Key, D: Directory> Routes<K, D> {
             self.hits.increment(1);
             return Ok(Arc::clone(&known.route));
         }
-        let may_be_stale = !is_outdated && age < config.max_stale;
+        let held = self.versions.held(known.epoch, known.read);
+        let may_be_stale = !is_outdated && now.saturating_duration_since(held) < config.max_stale;
         if may_be_stale && self.versions.is_in_trouble(now) {
             drop(self.flight(key, false));
             lookup_counter(Lookup::Stale).increment(1);
@@ -197,17 +215,21 @@ impl<K: Key, D: Directory> Routes<K, D> {
                         continue;
                     }
                     // What is known anywhere of the store is at least this new from now on.
-                    floor.fetch_max(route.version, Ordering::SeqCst);
+                    self.versions.raise_floor(&floor, route.store_id, route.version);
                     if is_limited {
                         self.limiter.give_back();
                     }
                     let route = Arc::new(route);
+                    let is_as_known = self.known.get(key).await.is_some_and(|known| known.route == route);
                     let is_refreshing = AtomicBool::new(false);
                     let known = Known { route: Arc::clone(&route), read, epoch, floor, is_refreshing };
                     self.known.insert(key.clone(), Arc::new(known)).await;
                     self.unknown.remove(key);
                     if let Some(by_store) = &self.by_store {
-                        by_store.learn(&route, epoch).await;
+                        if !is_as_known {
+                            self.versions.note_learned();
+                        }
+                        by_store.learn(&route, read, epoch).await;
                     }
                     return Ok(Some(route));
                 }
@@ -215,7 +237,9 @@ impl<K: Key, D: Directory> Routes<K, D> {
                     if self.versions.changes.load(Ordering::SeqCst) != changes {
                         continue;
                     }
-                    self.known.invalidate(key).await;
+                    if self.known.remove(key).await.is_some() {
+                        self.versions.note_learned();
+                    }
                     self.unknown.insert(key.clone(), Instant::now());
                     // A change between the check and the insert would otherwise be missed for the whole TTL.
                     if self.versions.changes.load(Ordering::SeqCst) != changes {
@@ -273,15 +297,46 @@ impl<K: Key, D: Directory> Routes<K, D> {
     }
 }
 
+impl<D: Directory> Routes<Hostname, D> {
+    /// What would be served while the directory does not answer.
+    pub(crate) fn remembered(&self) -> Vec<Remembered> {
+        let (now, max_stale) = (Instant::now(), self.node.config.directory.max_stale);
+        let remembered = self.known.iter().filter(|(_, known)| !known.is_outdated()).map(|(hostname, known)| {
+            let held = self.versions.held(known.epoch, known.read);
+            let is_followed = known.epoch == self.versions.epoch.load(Ordering::SeqCst);
+            Remembered { hostname: (*hostname).clone(), route: Arc::clone(&known.route), held, is_followed }
+        });
+        remembered.filter(|of| now.saturating_duration_since(of.held) < max_stale).collect()
+    }
+
+    /// Takes note of what an earlier process remembered, unless more is known by now. Whether it is of use.
+    pub(crate) async fn remember(&self, Remembered { hostname, route, held, .. }: Remembered) -> bool {
+        let floor = self.versions.floor(route.store_id);
+        let is_old = held.elapsed() >= self.node.config.directory.max_stale;
+        if is_old || route.version < floor.load(Ordering::SeqCst) || self.known.contains_key(&hostname) {
+            return false;
+        }
+        // Of no epoch of ours: it is read again before it counts, if that can be.
+        let epoch = self.versions.epoch.load(Ordering::SeqCst).wrapping_sub(1);
+        let is_refreshing = AtomicBool::new(false);
+        let known = Known { route: Arc::clone(&route), read: held, epoch, floor, is_refreshing };
+        self.known.insert(hostname, Arc::new(known)).await;
+        if let Some(by_store) = &self.by_store {
+            by_store.learn(&route, held, epoch).await;
+        }
+        true
+    }
+}
+
 impl<D: Directory> Routes<StoreId, D> {
     /// Remembers what was read by hostname, so that a store known by its hostname is known by its id in an outage.
-    async fn learn(&self, route: &Arc<Route>, epoch: u64) {
+    async fn learn(&self, route: &Arc<Route>, read: Instant, epoch: u64) {
         if self.known.get(&route.store_id).await.is_some_and(|known| known.route.version >= route.version) {
             return;
         }
         let floor = self.versions.floor(route.store_id);
         let is_refreshing = AtomicBool::new(false);
-        let known = Known { route: Arc::clone(route), read: Instant::now(), epoch, floor, is_refreshing };
+        let known = Known { route: Arc::clone(route), read, epoch, floor, is_refreshing };
         self.known.insert(route.store_id, Arc::new(known)).await;
         self.unknown.remove(&route.store_id);
     }

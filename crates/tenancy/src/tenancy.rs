@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kernel::{Hostname, ServerId, StoreId};
+use tokio::sync::broadcast;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use tokio_util::sync::CancellationToken;
 use vault::KeyRing;
 
 use crate::config::TenancyConfig;
-use crate::directory::Routes;
+use crate::directory::{Remembered, Routes};
 use crate::error::{LeaseError, ResolveError};
 use crate::lease::Lease;
 use crate::meter;
@@ -17,7 +18,7 @@ use crate::node::{Node, lock};
 use crate::reservation::Reservation;
 use crate::route::{Directory, Route, StoreChange};
 use crate::stats::{BreakerState, Explanation, ServerLoad, Stats, StoreLoad};
-use crate::versions::Versions;
+use crate::versions::{RouteNews, Versions};
 
 /// How often a lease looks again when the store changes under it.
 const ATTEMPTS: usize = 4;
@@ -165,6 +166,50 @@ impl<D: Directory> Tenancy<D> {
                 reconcile(&node, &stores, store).await;
             }
         });
+    }
+
+    /// Takes note that every change that was made before `at` has been applied: what is remembered held then, but for what a
+    /// change has outdated, and is served for [`DirectoryConfig::max_stale`](crate::DirectoryConfig::max_stale) from then when
+    /// the directory does not answer. To be called by who reads a log of changes, for what it read to its end since
+    /// [`Tenancy::forget_all`].
+    pub fn note_followed(&self, at: Instant) {
+        self.inner.versions.note_followed(at);
+    }
+
+    /// Up to when changes have been followed since the last gap in them.
+    #[must_use]
+    pub fn followed_until(&self) -> Option<Instant> {
+        self.inner.versions.followed_until()
+    }
+
+    /// What is remembered of hostnames and would be served now if the directory did not answer: for a process that follows
+    /// this one.
+    #[must_use]
+    pub fn remembered(&self) -> Vec<Remembered> {
+        self.inner.hosts.remembered()
+    }
+
+    /// Takes note of what an earlier process remembered. It counts while the directory does not answer, and until it is too old
+    /// ([`DirectoryConfig::max_stale`](crate::DirectoryConfig::max_stale)); otherwise it is read anew. Returns of how many
+    /// hostnames that was news.
+    pub async fn remember(&self, remembered: impl IntoIterator<Item = Remembered>) -> usize {
+        let mut count = 0;
+        for one in remembered {
+            count += usize::from(self.inner.hosts.remember(one).await);
+        }
+        count
+    }
+
+    /// Another number than before when [`Tenancy::remembered`] has something new to say.
+    #[must_use]
+    pub fn learned(&self) -> u64 {
+        self.inner.versions.learned()
+    }
+
+    /// Hears of every store whose older routes do not count any more, from now on.
+    #[must_use]
+    pub fn news(&self) -> broadcast::Receiver<RouteNews> {
+        self.inner.versions.news()
     }
 
     /// The right to one connection to a server that the caller opens outside every pool. It counts as those of the pools do, and

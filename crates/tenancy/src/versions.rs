@@ -1,17 +1,34 @@
 //! What was announced of changes, for all caches of a node.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dashmap::DashMap;
 use kernel::StoreId;
+use tokio::sync::broadcast;
 use tokio::time::Instant;
 
 use crate::breaker::millis;
+use crate::node::lock;
 
 /// After a look-up failed, routes past their time are served without waiting for the next, this long.
 const TROUBLE: Duration = Duration::from_secs(1);
+
+/// Of so many gaps it is known up to when what was read before them held; of what is older only when it was read.
+const EPOCHS: usize = 16;
+/// So much news waits for a listener; one that falls behind is told that it did.
+const NEWS: usize = 1024;
+
+/// A store's route at an older version does not count any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RouteNews {
+    /// Whose.
+    pub store_id: StoreId,
+    /// The lowest version that counts.
+    pub version: i64,
+}
 
 pub(crate) struct Versions {
     /// The lowest version of each store's route that still counts. An entry is some 60 bytes and is kept.
@@ -20,6 +37,11 @@ pub(crate) struct Versions {
     pub(crate) changes: AtomicU64,
     /// Counts gaps: what was read before the last one is read again.
     pub(crate) epoch: AtomicU64,
+    /// Of an epoch, up to when every change was applied: what was read in it and is not outdated held then.
+    followed: Mutex<VecDeque<(u64, Instant)>>,
+    /// Counts names that lead elsewhere than was remembered.
+    learned: AtomicU64,
+    news: broadcast::Sender<RouteNews>,
     /// When a look-up last failed, in milliseconds since `start`, plus one.
     trouble_ms: AtomicU64,
     start: Instant,
@@ -31,6 +53,9 @@ impl Versions {
             floors: DashMap::new(),
             changes: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
+            followed: Mutex::default(),
+            learned: AtomicU64::new(0),
+            news: broadcast::Sender::new(NEWS),
             trouble_ms: AtomicU64::new(0),
             start: Instant::now(),
         }
@@ -42,14 +67,65 @@ impl Versions {
 
     /// Whether it is news.
     pub(crate) fn raise(&self, store: StoreId, version: i64) -> bool {
-        let before = self.floor(store).fetch_max(version, Ordering::SeqCst);
+        let is_news = self.raise_floor(&self.floor(store), store, version);
         self.changes.fetch_add(1, Ordering::SeqCst);
+        is_news
+    }
+
+    /// As [`Versions::raise`], where the directory said so itself.
+    pub(crate) fn raise_floor(&self, floor: &AtomicI64, store_id: StoreId, version: i64) -> bool {
+        let before = floor.fetch_max(version, Ordering::SeqCst);
+        // Of a store that nothing was known of, nothing is outdated.
+        if i64::MIN < before && before < version {
+            // Nobody has to listen.
+            drop(self.news.send(RouteNews { store_id, version }));
+        }
         before < version
     }
 
     pub(crate) fn forget_all(&self) {
         self.epoch.fetch_add(1, Ordering::SeqCst);
         self.changes.fetch_add(1, Ordering::SeqCst);
+        self.note_learned();
+    }
+
+    pub(crate) fn news(&self) -> broadcast::Receiver<RouteNews> {
+        self.news.subscribe()
+    }
+
+    pub(crate) fn note_learned(&self) {
+        self.learned.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn learned(&self) -> u64 {
+        self.learned.load(Ordering::Relaxed)
+    }
+
+    /// Every change that was made before `at` was applied.
+    pub(crate) fn note_followed(&self, at: Instant) {
+        let epoch = self.epoch.load(Ordering::SeqCst);
+        let mut followed = lock(&self.followed);
+        match followed.back_mut() {
+            Some((last, until)) if *last == epoch => *until = at.max(*until),
+            _ => {
+                if followed.len() == EPOCHS {
+                    followed.pop_front();
+                }
+                followed.push_back((epoch, at));
+            }
+        }
+    }
+
+    /// Up to when every change since the last gap was applied.
+    pub(crate) fn followed_until(&self) -> Option<Instant> {
+        let epoch = self.epoch.load(Ordering::SeqCst);
+        lock(&self.followed).back().filter(|(last, _)| *last == epoch).map(|(_, until)| *until)
+    }
+
+    /// As of when what was read at `read` in this epoch held, if nothing newer was announced.
+    pub(crate) fn held(&self, epoch: u64, read: Instant) -> Instant {
+        let followed = lock(&self.followed);
+        followed.iter().rev().find(|(known, _)| *known == epoch).map_or(read, |(_, until)| read.max(*until))
     }
 
     /// A look-up failed just now.

@@ -19,10 +19,13 @@ fn host(name: &str) -> Hostname {
 
 fn start(directory: DirectoryConfig) -> (Arc<Master>, Tenancy<Dir>) {
     let master = Arc::new(Master::default());
-    let key = vault::generate_key();
-    let keys = Arc::new(KeyRing::single(secrecy::ExposeSecret::expose_secret(&key)).expect("a key"));
     let config = TenancyConfig { directory, ..TenancyConfig::default() };
-    (Arc::clone(&master), Tenancy::new(Dir(master), keys, config))
+    (Arc::clone(&master), Tenancy::new(Dir(master), keys(), config))
+}
+
+fn keys() -> Arc<KeyRing> {
+    let key = vault::generate_key();
+    Arc::new(KeyRing::single(secrecy::ExposeSecret::expose_secret(&key)).expect("a key"))
 }
 
 fn add(master: &Master, name: &str) -> StoreId {
@@ -217,4 +220,106 @@ async fn a_directory_that_hangs_is_given_up_and_what_is_known_served() {
     assert!(tenancy.resolve_host(&tea).await.is_ok());
     assert_eq!(begun.elapsed(), Duration::ZERO, "and the next ones at once");
     master.gate.open();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_no_change_outdated_is_served_from_when_the_changes_were_last_known() {
+    let (master, tenancy) = start(DirectoryConfig::default());
+    let (quiet, changed, unheard) = (host("quiet.example"), host("changed.example"), host("unheard.example"));
+    add(&master, "quiet.example");
+    let store = add(&master, "changed.example");
+    add(&master, "unheard.example");
+    assert!(tenancy.resolve_host(&unheard).await.is_ok());
+    // What was read before this is not covered by what is heard after it.
+    tenancy.forget_all();
+    for known in [&quiet, &changed] {
+        assert!(tenancy.resolve_host(known).await.is_ok());
+    }
+    advance(Duration::from_secs(9 * 60)).await;
+    let change = master.set_status(store, StoreStatus::Suspended);
+    master.is_down.store(true, Ordering::SeqCst);
+    tenancy.apply(change);
+    tenancy.note_followed(tokio::time::Instant::now());
+    advance(Duration::from_secs(9 * 60)).await;
+    assert!(
+        tenancy.resolve_host(&quiet).await.is_ok(),
+        "nobody asked for it for 18 minutes, and nothing changed for 9"
+    );
+    let unavailable = Err(ResolveError::DirectoryUnavailable);
+    assert_eq!(tenancy.resolve_host(&changed).await, unavailable);
+    assert_eq!(tenancy.resolve_host(&unheard).await, unavailable);
+    assert_eq!(tenancy.remembered().len(), 1);
+    advance(Duration::from_secs(61)).await;
+    assert_eq!(tenancy.resolve_host(&quiet).await, unavailable);
+    assert!(tenancy.remembered().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_process_remembered_serves_the_next_one_while_the_directory_does_not_answer() {
+    let (master, before) = start(DirectoryConfig::default());
+    let names = ["tea.example", "closed.example", "changed.example", "old.example"];
+    let [tea, closed, changed, old] = names.map(host);
+    let stores = names.map(|name| add(&master, name));
+    drop(master.set_status(stores[1], StoreStatus::Suspended));
+    assert!(before.resolve_host(&old).await.is_ok());
+    advance(Duration::from_secs(9 * 60)).await;
+    for known in [&tea, &closed, &changed] {
+        assert!(before.resolve_host(known).await.is_ok());
+    }
+    let remembered = before.remembered();
+    assert_eq!(remembered.len(), 4);
+
+    let after = Tenancy::new(Dir(Arc::clone(&master)), keys(), TenancyConfig::default());
+    let change = master.set_status(stores[2], StoreStatus::Suspended);
+    after.apply(change);
+    advance(Duration::from_secs(2 * 60)).await;
+    master.is_down.store(true, Ordering::SeqCst);
+    assert_eq!(after.remember(remembered.clone()).await, 2, "one has changed since, and one is too old");
+    assert_eq!(after.resolve_host(&tea).await.expect("remembered").status, StoreStatus::Active);
+    assert!(after.resolve_store(stores[0]).await.is_ok(), "by its id as well");
+    let lease = after.lease(&after.resolve_host(&closed).await.expect("remembered")).await;
+    assert_eq!(lease.err(), Some(LeaseError::NotServing { status: StoreStatus::Suspended }));
+    for lost in [&changed, &old] {
+        assert_eq!(after.resolve_host(lost).await, Err(ResolveError::DirectoryUnavailable));
+    }
+    advance(Duration::from_secs(8 * 60 + 1)).await;
+    assert_eq!(
+        after.resolve_host(&tea).await,
+        Err(ResolveError::DirectoryUnavailable),
+        "not for longer than the first"
+    );
+
+    master.is_down.store(false, Ordering::SeqCst);
+    let calls = master.calls();
+    let later = Tenancy::new(Dir(Arc::clone(&master)), keys(), TenancyConfig::default());
+    let fresh = tenancy::Remembered { held: tokio::time::Instant::now(), ..remembered[0].clone() };
+    assert_eq!(later.remember([fresh.clone()]).await, 1);
+    assert!(later.resolve_host(&fresh.hostname).await.is_ok());
+    assert_eq!(master.calls(), calls + 1, "while the directory answers, what is remembered does not count");
+    assert_eq!(later.remember([fresh]).await, 0, "nor does it replace what is known");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_keeps_what_is_remembered_hears_of_what_it_learns_and_of_what_is_outdated() {
+    let (master, tenancy) = start(DirectoryConfig::default());
+    let (tea, store) = (host("tea.example"), add(&master, "tea.example"));
+    let (mut news, first) = (tenancy.news(), tenancy.learned());
+    assert!(tenancy.resolve_host(&tea).await.is_ok());
+    let second = tenancy.learned();
+    assert_ne!(second, first);
+    advance(Duration::from_secs(40)).await;
+    assert!(tenancy.resolve_host(&tea).await.is_ok());
+    assert_eq!(tenancy.learned(), second, "it was read again, and is as it was");
+    assert!(news.try_recv().is_err(), "nothing is outdated yet");
+
+    // Heard of, or only found by reading it.
+    assert!(tenancy.apply(master.set_status(store, StoreStatus::Suspended)));
+    let outdated = |version| tenancy::RouteNews { store_id: store, version };
+    assert_eq!(news.try_recv().ok(), Some(outdated(2)));
+    drop(master.set_status(store, StoreStatus::Active));
+    advance(Duration::from_secs(40)).await;
+    assert!(tenancy.resolve_host(&tea).await.is_ok());
+    assert_eq!(news.try_recv().ok(), Some(outdated(3)));
+    assert_ne!(tenancy.learned(), second);
+    assert!(news.try_recv().is_err());
 }
