@@ -238,7 +238,8 @@ pub struct LimitArgs {
     /// How long a resolved hostname is believed before master is asked again, in milliseconds
     #[arg(long = "route-ttl-ms", env = "ROUTE_TTL_MS", default_value = "30000", value_parser = millis)]
     pub route_ttl: Duration,
-    /// How long a resolved hostname is still served while master is down, in milliseconds: the stated staleness
+    /// How long a resolved hostname is still served while master is down, since changes were last heard of, in milliseconds: the
+    /// stated staleness
     #[arg(long = "route-max-stale-ms", env = "ROUTE_MAX_STALE_MS", default_value = "600000", value_parser = millis)]
     pub route_max_stale: Duration,
     /// How often the log of changes is read besides hearing of them, in milliseconds
@@ -297,6 +298,11 @@ pub struct Config {
     /// How long a device stays signed in without being used, in seconds
     #[arg(long = "refresh-token-ttl-s", env = "REFRESH_TOKEN_TTL_S", default_value = "2592000", value_parser = seconds)]
     pub refresh_token_ttl: Duration,
+    /// A folder of this node's own, on a local disk, in which it keeps, sealed, the routes that it knows and its shares of
+    /// database servers: it then serves what it knew also when it is started again while master is down. Without it a node
+    /// starts only with master
+    #[arg(long, env = "NODE_DATA")]
+    pub node_data: Option<PathBuf>,
     /// Lets owners connect databases at private and loopback addresses, and without TLS
     #[arg(long, env = "ALLOW_PRIVATE_DATABASES", default_value_t = false, action = clap::ArgAction::Set)]
     pub allow_private_databases: bool,

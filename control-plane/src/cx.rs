@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::ops::Deref;
+use std::path::Path;
 use std::sync::Arc;
 
 use kernel::{Clock, RunId, StoreId};
@@ -25,6 +26,7 @@ use crate::identity::passwords::Passwords;
 use crate::identity::tokens::Signer;
 use crate::master::warm::Warm;
 use crate::master::{self, MasterError};
+use crate::node_data::NodeData;
 use crate::provisioning::DatabaseKind;
 use crate::shares::{self, Place};
 use crate::supabase::Supabase;
@@ -37,6 +39,8 @@ pub type Stores = Tenancy<MasterDirectory>;
 pub struct Services<'a> {
     /// Where storefronts are answered, if they are.
     pub serves_at: Option<SocketAddr>,
+    /// The folder of a node's own, if it has one.
+    pub node_data: Option<&'a Path>,
     pub payments: Option<&'a PaymentArgs>,
     pub supabase: Option<&'a SupabaseArgs>,
 }
@@ -59,6 +63,8 @@ pub struct OpsParts {
     pub place: Place,
     /// Whether storefronts are answered here.
     pub is_serving: bool,
+    /// What is kept for the process that follows this one.
+    pub node_data: Option<Arc<NodeData>>,
     /// Where databases may be that owners bring.
     pub owners_reach: Reach,
     /// Product imports that run in this process.
@@ -108,6 +114,8 @@ impl OpsCx {
         let supabase = services.supabase.map(|args| Supabase::new(args, &hosts)).transpose()?.flatten();
         let master = master::pool(&master_args)?;
         let keys = Arc::new(keys.ring()?);
+        let node_data = services.node_data.map(|folder| NodeData::open(folder, Arc::clone(&keys), Arc::clone(&clock)));
+        let node_data = node_data.transpose()?.map(Arc::new);
         let owners_reach = reach(allow_private_databases);
         let config = TenancyConfig { owners_reach, ..pools(&limits) };
         let stores = Tenancy::new(MasterDirectory::new(master.clone()), Arc::clone(&keys), config);
@@ -124,6 +132,7 @@ impl OpsCx {
             limits,
             place: Place::here(services.serves_at),
             is_serving: services.serves_at.is_some(),
+            node_data,
             owners_reach,
             imports,
             credits: Batcher::default(),
@@ -248,6 +257,7 @@ impl Cx {
             config.limits.clone(),
             Services {
                 serves_at: Some(config.hosts.listen),
+                node_data: config.node_data.as_deref(),
                 payments: Some(&config.payments),
                 supabase: Some(&config.supabase),
             },

@@ -15,6 +15,7 @@ pub mod idempotency;
 pub mod identity;
 pub mod jobs;
 pub mod master;
+pub mod node_data;
 pub mod ops;
 pub mod provisioning;
 pub mod serve;

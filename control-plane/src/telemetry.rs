@@ -66,6 +66,15 @@ fn describe() {
         metrics::Unit::Seconds,
         "From a change of a store's route to when this node obeys it, by the way it was heard of"
     );
+    metrics::describe_gauge!("tenantry_node_data_kept", "1 while what the node knows of routes is kept for a restart");
+    metrics::describe_gauge!(
+        "tenantry_node_data_routes",
+        "Hostnames that were written down when it was last done anew"
+    );
+    metrics::describe_counter!(
+        "tenantry_node_data_outdated_total",
+        "Stores of which it was written down that what was written before does not count"
+    );
     metrics::describe_gauge!("tenantry_listener_connected", "1 while changes of routes are heard from master");
     metrics::describe_gauge!(
         "tenantry_server_connections_open",

@@ -317,8 +317,14 @@ pub(crate) async fn hammer(name: &str, blows: Blows) -> String {
         ("STORE_VISIT_POLL_MS", "3600000"),
         ("LOG", "info"),
     ];
-    let serve = async || Process::serve(&master.url(), &environment).await;
-    let mut nodes = [Some(serve().await), Some(serve().await)];
+    // One of them goes on as the node that it was when it is started again, the other joins anew.
+    let folder = tempfile::tempdir().unwrap();
+    let kept = ("NODE_DATA", folder.path().to_str().unwrap());
+    let serve = async |which: usize| {
+        let environment = if which == 0 { [&environment[..], &[kept]].concat() } else { environment.to_vec() };
+        Process::serve(&master.url(), &environment).await
+    };
+    let mut nodes = [Some(serve(0).await), Some(serve(1).await)];
     let shops = open_shops(nodes[0].as_ref().unwrap(), server, blows.stores).await;
     let (senders, receivers): (Vec<_>, Vec<_>) =
         nodes.iter().flatten().map(|node| watch::channel(node.address)).unzip();
@@ -351,7 +357,7 @@ pub(crate) async fn hammer(name: &str, blows: Blows) -> String {
             _ = ticks.tick() => {
                 let which = node_deaths % 2;
                 nodes[which].take().unwrap().kill().await;
-                let node = serve().await;
+                let node = serve(which).await;
                 senders[which].send_replace(node.address);
                 nodes[which] = Some(node);
                 node_deaths += 1;

@@ -67,6 +67,7 @@ mod provisioning;
 mod purchases;
 mod reconciliation;
 mod refunds;
+mod restarts;
 mod retellings;
 mod scenes;
 mod sealed;

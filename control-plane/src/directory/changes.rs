@@ -77,6 +77,7 @@ impl Reader {
                 None => cx.stores.forget_all(),
             }
             self.place = Some(Place { horizon, read });
+            cx.stores.note_followed(read);
             metrics::counter!("tenantry_change_log_reads_total").increment(1);
             Ok::<_, MasterError>(())
         };

@@ -55,6 +55,27 @@ pub enum MasterError {
     Db(#[from] sqlx::Error),
 }
 
+impl MasterError {
+    /// Whether it may pass by itself, as when master is down; otherwise somebody has to set something right.
+    pub fn is_outage(&self) -> bool {
+        match self {
+            Self::TimedOut | Self::Silent => true,
+            Self::Unreachable(sqlx::Error::Configuration(_) | sqlx::Error::Tls(_)) => false,
+            // The login or the database is another one than this server has.
+            Self::Unreachable(sqlx::Error::Database(error)) | Self::Db(sqlx::Error::Database(error)) => {
+                error.code().is_none_or(|code| !code.starts_with("28") && code != "3D000")
+            }
+            Self::Unreachable(_) | Self::Db(_) => true,
+            Self::Config(_)
+            | Self::TransactionPooler
+            | Self::NotMigrated { .. }
+            | Self::InUse
+            | Self::Locked
+            | Self::Migrate(_) => false,
+        }
+    }
+}
+
 /// The pool of the master database. Nothing is connected yet.
 ///
 /// # Errors

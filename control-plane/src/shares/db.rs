@@ -5,6 +5,7 @@ use kernel::ServerId;
 use sqlx::PgConnection;
 use sqlx::postgres::types::PgInterval;
 
+use super::NodeKey;
 use super::divide::{Claim, Decision, decide};
 use super::place::Place;
 
@@ -27,14 +28,19 @@ pub(super) async fn session_set_up(conn: &mut PgConnection, ttl_s: u32) -> Resul
 }
 
 /// A new node, whose lock this connection holds from now on, and for as long as it lives.
-pub(super) async fn node_insert(conn: &mut PgConnection, place: &Place, ttl: PgInterval) -> Result<i32, sqlx::Error> {
-    sqlx::query_scalar!(
+pub(super) async fn node_insert(
+    conn: &mut PgConnection,
+    place: &Place,
+    ttl: PgInterval,
+) -> Result<NodeKey, sqlx::Error> {
+    sqlx::query_as!(
+        NodeKey,
         r#"with made as (
                insert into nodes (host, process, listen, started_at, renewed_at, expires_at)
                values ($1, $2, $3, clock_timestamp(), clock_timestamp(), clock_timestamp() + $4)
-               returning id
+               returning id, started_at
            )
-           select id as "id!" from made, pg_advisory_lock($5, id)"#,
+           select id as "id!", started_at as "since!" from made, pg_advisory_lock($5, id)"#,
         place.host,
         place.process,
         place.listen,
@@ -52,10 +58,12 @@ pub(super) async fn node_try_lock(conn: &mut PgConnection, id: i32) -> Result<bo
 }
 
 /// Says that the node lives; whether it still counts as one.
-pub(super) async fn node_renew(conn: &mut PgConnection, id: i32, ttl: PgInterval) -> Result<bool, sqlx::Error> {
+pub(super) async fn node_renew(conn: &mut PgConnection, node: NodeKey, ttl: PgInterval) -> Result<bool, sqlx::Error> {
     let done = sqlx::query!(
-        "update nodes set renewed_at = clock_timestamp(), expires_at = clock_timestamp() + $2 where id = $1",
-        id,
+        "update nodes set renewed_at = clock_timestamp(), expires_at = clock_timestamp() + $3
+         where id = $1 and started_at = $2",
+        node.id,
+        node.since,
         ttl
     )
     .execute(conn)

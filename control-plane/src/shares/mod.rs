@@ -8,8 +8,11 @@
 //! - A share is its node's until `expires_at`: longer than stores are served without master, so a node that loses master keeps
 //!   its shares for as long as it needs them, and gives them up in time before others may have them. Nobody else can tell such
 //!   a node from a dead one, whatever they see of it in master.
+//! - A node with a folder of its own (`NODE_DATA`) is one node, however often its process is started again: what it was given is kept
+//!   there ([`crate::node_data::shares`]) for the next process, which goes on as the same node, with or without master.
 //! - A node that ends gives its shares back when its connections are closed. Of one that was killed they are taken back at once by
-//!   a process of the same machine, which knows that it has ended ([`place`]); otherwise when its time is over.
+//!   a process of the same machine, which knows that it has ended ([`place`]), unless it has such a folder; otherwise when its time
+//!   is over.
 //! - Two things outlast what is said of them, and are bounded by the limits of statements and steps: what a killed node's sessions
 //!   were executing at the server, and what is lent (to an import, to a step of provisioning) when a node gives up its shares.
 //! - Only in need is anything taken from anybody: then a node is told, gives back, and tells the others.
@@ -20,6 +23,8 @@ mod place;
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 use sqlx::postgres::types::PgInterval;
 use sqlx::{Connection as _, PgConnection};
 use tenancy::ServerLoad;
@@ -49,10 +54,17 @@ const MARGIN: Duration = Duration::from_secs(10);
 /// How long a node of a container is silent before the container's next run takes its place.
 const SILENT: Duration = Duration::from_secs(15);
 
+/// A node of master. A number may be another node's after an older master was restored, but not since the same moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeKey {
+    pub id: i32,
+    pub since: DateTime<Utc>,
+}
+
 /// This process in master.
 struct Node {
     conn: PgConnection,
-    id: i32,
+    key: NodeKey,
     is_locked: bool,
 }
 
@@ -72,7 +84,7 @@ pub async fn run(cx: OpsCx) {
 struct Shares {
     node: Option<Node>,
     /// Known to master, also while there is no connection to it.
-    id: Option<i32>,
+    key: Option<NodeKey>,
     /// Until when the limits that were set are ours.
     until: Instant,
     ttl: Duration,
@@ -80,6 +92,8 @@ struct Shares {
     next: Option<Instant>,
     /// Not before there is another round, though somebody waits: nothing came of the last one.
     not_before: Instant,
+    /// Whether what is kept for the next process is no more than what this one may have.
+    is_kept: bool,
 }
 
 impl Shares {
@@ -88,7 +102,34 @@ impl Shares {
         // A node that listens serves without master for so long; every process ends what it was doing.
         let alone = if cx.is_serving { cx.limits.route_max_stale } else { RENEW * 2 };
         let ttl = alone + cx.limits.store_statement_timeout + MARGIN * 2;
-        Self { node: None, id: None, until: now, ttl, next: None, not_before: now }
+        let new = Self { node: None, key: None, until: now, ttl, next: None, not_before: now, is_kept: true };
+        let Some(kept) = cx.node_data.as_ref().and_then(|data| data.take_shares(&cx.place.host)) else { return new };
+        tracing::info!("node {} goes on, with what it may have open at {} servers", kept.node.id, kept.limits.len());
+        for (server, limit) in kept.limits {
+            cx.stores.set_server_limit(server, limit);
+        }
+        Self { key: Some(kept.node), until: now + kept.left, next: Some(now), ..new }
+    }
+
+    /// Keeps for the next process what is this one's now, before anything else is said to master.
+    fn keep(&mut self, cx: &OpsCx) {
+        let Some(data) = &cx.node_data else { return };
+        let done = match self.key {
+            Some(key) => data.keep_shares(key, &cx.place.host, self.until, &cx.stores.server_loads()),
+            None => data.forget_shares(),
+        };
+        self.is_kept = done.is_ok();
+        if let Err(error) = done {
+            tracing::error!("too much is kept of shares of database servers, so none are renewed: {error}");
+        }
+    }
+
+    /// What was dealt out is not ours any more.
+    fn give_up(&mut self, cx: &OpsCx) {
+        for load in cx.stores.server_loads() {
+            cx.stores.set_server_limit(load.server_id, 0);
+        }
+        self.keep(cx);
     }
 
     /// Until there is something to do: a server is needed, others have news, or it is time.
@@ -102,7 +143,7 @@ impl Shares {
         };
         let is_demand = tokio::select! {
             () = time => return,
-            () = cx.share_news.notified(), if self.id.is_some() => false,
+            () = cx.share_news.notified(), if self.key.is_some() => false,
             () = cx.stores.server_wanted() => true,
         };
         // Whoever has nothing at all does not wait for the others' sake.
@@ -114,46 +155,54 @@ impl Shares {
     /// Says what is so and does what is told. A failure is tried again soon; when that lasts, everything is given up in time.
     async fn round(&mut self, cx: &OpsCx) {
         let now = Instant::now();
-        let (ttl, id, left) = (self.ttl, self.id, self.until.saturating_duration_since(now));
+        let (ttl, key, left) = (self.ttl, self.key, self.until.saturating_duration_since(now));
         // In time also when master is slow to say no.
-        if left.is_zero() && id.is_some() {
-            give_up(cx);
+        if left.is_zero() && key.is_some() {
+            self.give_up(cx);
         }
         let loads = cx.stores.server_loads();
         if loads.is_empty() {
             return;
         }
+        if !self.is_kept {
+            self.keep(cx);
+            if !self.is_kept {
+                self.next = Some(now + CALM);
+                return;
+            }
+        }
         let node = self.node.take();
         let limit = if left.is_zero() { EXCHANGE_LIMIT } else { EXCHANGE_LIMIT.min(left) };
-        let mut joined = id;
+        let mut joined = key;
         let exchange = async {
             let mut node = match node {
                 Some(node) => node,
-                None => join(cx, id, ttl).await?,
+                None => join(cx, key, ttl).await?,
             };
-            joined = Some(node.id);
+            joined = Some(node.key);
             let outcome = exchange(cx, &mut node, &loads, ttl).await?;
             Ok::<_, MasterError>((node, outcome))
         };
         let outcome = timeout(limit, exchange).await;
         // Also when nothing more came of it: what master noted of it is this node's.
-        self.id = joined;
+        self.key = joined;
         let is_renewed = matches!(outcome, Ok(Ok((_, Outcome::Settled | Outcome::Changed | Outcome::Unsettled))));
         metrics::gauge!("tenantry_server_shares_renewed").set(f64::from(u8::from(is_renewed)));
         match outcome {
             Ok(Ok((_, Outcome::Forgotten))) => {
                 tracing::warn!("the others took this node for dead; it joins anew");
-                self.id = None;
-                give_up(cx);
+                self.key = None;
+                self.give_up(cx);
                 self.next = Some(now + SOON);
             }
             Ok(Ok((node, outcome))) => {
                 cx.stores.forget_server_peaks();
-                self.id = Some(node.id);
+                self.key = Some(node.key);
                 self.node = Some(node);
                 self.until = now + self.ttl - (cx.limits.store_statement_timeout + MARGIN);
                 self.next = Some(now + if outcome == Outcome::Unsettled { SOON } else { RENEW });
                 self.not_before = now + if outcome == Outcome::Settled { CALM } else { SOON };
+                self.keep(cx);
             }
             failed => {
                 match failed {
@@ -164,7 +213,10 @@ impl Shares {
                 }
                 let now = Instant::now();
                 if now >= self.until {
-                    give_up(cx);
+                    self.give_up(cx);
+                } else {
+                    // Some of what was exchanged may have come about.
+                    self.keep(cx);
                 }
                 self.next = Some(if now < self.until { self.until.min(now + CALM) } else { now + CALM });
                 self.not_before = Instant::now() + SOON;
@@ -177,7 +229,10 @@ impl Shares {
         let Some(mut node) = self.node.take() else { return };
         let leaving = async {
             if cx.stores.server_loads().iter().all(|load| load.open == 0) {
-                db::nodes_delete(&mut node.conn, &[node.id]).await?;
+                if let Some(data) = &cx.node_data {
+                    data.forget_shares().map_err(sqlx::Error::Io)?;
+                }
+                db::nodes_delete(&mut node.conn, &[node.key.id]).await?;
             }
             node.conn.close().await
         };
@@ -190,12 +245,17 @@ impl Shares {
 }
 
 /// Joins the others, as the node that this was before if there was one.
-async fn join(cx: &OpsCx, id: Option<i32>, ttl: Duration) -> Result<Node, MasterError> {
+async fn join(cx: &OpsCx, key: Option<NodeKey>, ttl: Duration) -> Result<Node, MasterError> {
     let mut conn = master::connect(&cx.master_args).await?;
     db::session_set_up(&mut conn, u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX).max(1)).await?;
-    match id {
-        Some(id) => Ok(Node { is_locked: db::node_try_lock(&mut conn, id).await?, conn, id }),
-        None => Ok(Node { id: db::node_insert(&mut conn, &cx.place, interval(ttl)).await?, conn, is_locked: true }),
+    match key {
+        Some(key) => Ok(Node { is_locked: db::node_try_lock(&mut conn, key.id).await?, conn, key }),
+        None => {
+            // What is kept for the next process is nobody else's to take back, though this one has ended.
+            let is_kept = cx.node_data.is_some();
+            let place = if is_kept { Place { process: String::new(), ..cx.place.clone() } } else { cx.place.clone() };
+            Ok(Node { key: db::node_insert(&mut conn, &place, interval(ttl)).await?, conn, is_locked: true })
+        }
     }
 }
 
@@ -216,13 +276,13 @@ enum Outcome {
 async fn exchange(cx: &OpsCx, node: &mut Node, loads: &[ServerLoad], ttl: Duration) -> Result<Outcome, MasterError> {
     let conn = &mut node.conn;
     if !node.is_locked {
-        node.is_locked = db::node_try_lock(conn, node.id).await?;
+        node.is_locked = db::node_try_lock(conn, node.key.id).await?;
     }
-    if !db::node_renew(conn, node.id, interval(ttl)).await? {
+    if !db::node_renew(conn, node.key, interval(ttl)).await? {
         return Ok(Outcome::Forgotten);
     }
-    db::nodes_delete_expired(conn, node.id).await?;
-    let missing = db::nodes_missing_at(conn, &cx.place.host, node.id, interval(SILENT)).await?;
+    db::nodes_delete_expired(conn, node.key.id).await?;
+    let missing = db::nodes_missing_at(conn, &cx.place.host, node.key.id, interval(SILENT)).await?;
     let is_ended = |(id, other, is_silent): (i32, Place, bool)| cx.place.knows_ended(&other, is_silent).then_some(id);
     let ended: Vec<i32> = missing.into_iter().filter_map(is_ended).collect();
     if !ended.is_empty() {
@@ -231,7 +291,7 @@ async fn exchange(cx: &OpsCx, node: &mut Node, loads: &[ServerLoad], ttl: Durati
     let mut outcome = Outcome::Settled;
     for load in loads {
         let mut tx = conn.begin().await?;
-        let decision = db::share_renew(&mut tx, node.id, said(cx, load)).await?;
+        let decision = db::share_renew(&mut tx, node.key.id, said(cx, load)).await?;
         tx.commit().await?;
         // A server that is not registered any more has nothing to give.
         let limit = decision.map_or(0, |decision| usize::try_from(decision.limit).unwrap_or(usize::MAX));
@@ -258,13 +318,6 @@ fn said(cx: &OpsCx, load: &ServerLoad) -> Said {
     let most = count(cx.limits.node_max_connections);
     let claim = Claim { held: count(load.limit.max(load.open)), wanted: count(load.peak), most };
     Said { server: load.server_id, claim }
-}
-
-/// What was dealt out is not ours any more.
-fn give_up(cx: &OpsCx) {
-    for load in cx.stores.server_loads() {
-        cx.stores.set_server_limit(load.server_id, 0);
-    }
 }
 
 fn interval(time: Duration) -> PgInterval {

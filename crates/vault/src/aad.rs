@@ -36,6 +36,8 @@ pub enum Purpose {
     OauthCode,
     /// The password of a login of ours in a project of an owner's.
     RolePassword,
+    /// What a node keeps on its disk for the process that follows it.
+    NodeData,
 }
 
 impl Purpose {
@@ -50,6 +52,7 @@ impl Purpose {
             Self::OauthVerifier => 6,
             Self::OauthCode => 7,
             Self::RolePassword => 8,
+            Self::NodeData => 9,
         }
     }
 }
