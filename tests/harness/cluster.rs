@@ -36,6 +36,29 @@ impl Cluster {
         cluster
     }
 
+    /// Makes this server a standby of `primary`, in place of whatever it held. Its administrator's password becomes that of both.
+    pub async fn follow(&mut self, primary: &Self) {
+        let (user, password) = self.postgres.superuser();
+        let mut admin = primary.admin().await;
+        admin.execute(AssertSqlSafe(format!("alter role {user} password '{password}'"))).await.unwrap();
+        let programs: String = sqlx::query_scalar("select setting from pg_config where name = 'BINDIR'")
+            .fetch_one(&mut admin)
+            .await
+            .unwrap();
+        let (folder, port) = (self.postgres.data_dir().join("pgdata"), primary.port());
+        let (folder, password) = (folder.display().to_string(), password.to_owned());
+        self.kill().await;
+        // By the primary itself, as it is the user whose files they are.
+        let copy = format!(
+            "copy (select 1) to program 'cat > /dev/null; rm -rf {folder} && PGPASSWORD={password} {programs}/pg_basebackup \
+             -h 127.0.0.1 -p {port} -U {user} -D {folder} -R -X stream -c fast'",
+            user = self.postgres.superuser().0
+        );
+        admin.execute(AssertSqlSafe(copy)).await.unwrap();
+        self.restart().await;
+        admin.close().await.unwrap();
+    }
+
     /// Migrating takes longer than cloning, so every test's master is a clone.
     async fn make_master_template(&self) {
         let mut admin = self.admin().await;

@@ -32,6 +32,6 @@ pub use inside::StoreSql;
 pub use mariadb::TestMariaDb;
 pub use peers::{Localstripe, Peer, Prism, supabase_description};
 pub use process::{Cli, Process};
-pub use proxy::ChaosProxy;
+pub use proxy::{ChaosProxy, Fate};
 pub use receiver::{Received, Receiver};
 pub use wait::{eventually, within};

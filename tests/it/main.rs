@@ -43,6 +43,7 @@ mod doctor;
 mod doctor_refusals;
 mod doctor_strings;
 mod existing;
+mod failovers;
 mod faults;
 mod hammer;
 mod hosts;
