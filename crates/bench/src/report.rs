@@ -7,8 +7,10 @@ use anyhow::Context as _;
 
 use crate::figures::Spread;
 
-/// Whatever follows this line in the file was written by people and is kept.
+/// Whatever follows this line in a part of the file was written by people and is kept.
 const NOTES: &str = "## Notes\n";
+/// What a part of the file begins with; other reports' parts are kept.
+const PART: &str = "\n# ";
 
 pub(crate) struct Report {
     title: &'static str,
@@ -76,18 +78,33 @@ impl Report {
         parts.join("\n\n") + "\n"
     }
 
-    /// Writes the file anew, but for the notes.
+    /// Writes its part of the file anew, but for the notes.
     pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
         let old = std::fs::read_to_string(path).unwrap_or_default();
-        let notes = old.split_once(NOTES).map_or("", |(_, notes)| notes);
-        let text = format!(
-            "# {}\n\nWritten by `cargo xtask bench{}`; the notes at the end are not. README.md says how it measures.\n\n\
+        std::fs::write(path, self.placed(&old)).with_context(|| format!("writing {}", path.display()))
+    }
+
+    /// The file with this part in its place, or at the end.
+    fn placed(&self, old: &str) -> String {
+        let old = format!("\n{old}");
+        let mut parts: Vec<&str> = old.split(PART).skip(1).map(str::trim_end).collect();
+        let is_ours = |part: &&str| part.split_once('\n').map_or(*part, |(title, _)| title) == self.title;
+        let at = parts.iter().position(is_ours).unwrap_or(parts.len());
+        let notes = parts.get(at).and_then(|part| part.split_once(NOTES)).map_or("", |(_, notes)| notes);
+        let part = format!(
+            "{}\n\nWritten by `cargo xtask bench{}`; the notes at the end are not. README.md says how it measures.\n\n\
              {}\n{NOTES}{notes}",
             self.title,
             self.arguments,
             self.text(),
         );
-        std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+        let part = part.trim_end();
+        match parts.get_mut(at) {
+            Some(old) => *old = part,
+            None => parts.push(part),
+        }
+        let parts: Vec<String> = parts.iter().map(|part| format!("# {part}\n")).collect();
+        parts.join("\n")
     }
 }
 
@@ -131,4 +148,22 @@ pub(crate) fn say(line: &str) {
 #[expect(clippy::print_stderr, reason = "the one site: a program without a log of its own")]
 pub(crate) fn complain(line: &str) {
     eprintln!("{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Report;
+
+    #[test]
+    fn a_report_replaces_its_own_part_of_the_file_but_for_its_notes() {
+        let report = |title, conditions: &str| Report::new(title, String::new(), conditions.to_owned());
+        let first = report("One", "at first").placed("");
+        let both = report("Two", "beside it").placed(&format!("{first}\nOf one.\n"));
+        assert!(both.starts_with("# One\n"), "{both}");
+        assert!(both.contains("## Notes\n\nOf one.\n\n# Two\n"), "{both}");
+        let again = report("One", "at last").placed(&both);
+        assert!(again.contains("at last") && !again.contains("at first"), "{again}");
+        assert!(again.contains("## Notes\n\nOf one.\n\n# Two\n") && again.contains("beside it"), "{again}");
+        assert_eq!(report("One", "at last").placed(&again), again, "the same twice");
+    }
 }

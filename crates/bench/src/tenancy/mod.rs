@@ -51,7 +51,7 @@ pub(crate) struct TenancyOptions {
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Part::ALL)]
     parts: Vec<Part>,
     /// Where the results go; what stands there below the line of notes is kept
-    #[arg(long, default_value = "crates/bench/TENANCY.md")]
+    #[arg(long, default_value = "crates/bench/RESULTS.md")]
     out: PathBuf,
     /// The folder of the private servers, on a disk and not in memory [default: a new one among the temporary files]
     #[arg(long)]
