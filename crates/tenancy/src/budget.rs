@@ -13,6 +13,7 @@
 //!    waits. Waiting is first come, first served; a store has at most `max_connections_per_store` places in the line, so a
 //!    flood on one store delays another by that much and no more.
 //!    What is opened outside every pool, by provisioning, stands in the same line.
+//!    Who has a connection stands in the line only for who has waited for that one long enough (see [`crate::pool`]).
 //! 5. A connection that comes back while other stores wait is closed for them, when its own store does not need it, or
 //!    when it has served its `tenure`. Never more are closed than wait.
 
@@ -192,6 +193,11 @@ impl Budget {
             }
         }
         self.returned.notify_waiters();
+    }
+
+    /// Whether somebody who asks now gets a permit at once.
+    pub(crate) fn has_room(&self) -> bool {
+        self.permits.available_permits() > 0
     }
 
     /// Whether anybody at all waits, or something is owed: two loads, for the way that every request takes.

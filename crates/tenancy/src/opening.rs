@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::budget::Permit;
@@ -12,7 +11,7 @@ use crate::credential::Credential;
 use crate::error::{Cause, ConnectError};
 use crate::meter::{ConnectResult, count_connect};
 use crate::node::lock;
-use crate::pool::{Phase, Physical, Pool};
+use crate::pool::{Phase, Physical, Pool, Waiter};
 use crate::reach::Reach;
 use crate::session::{Backend, Session};
 
@@ -40,7 +39,8 @@ impl Drop for Place {
 pub(crate) async fn open(pool: Arc<Pool>) {
     let mut place = Place { pool: Arc::clone(&pool), is_kept: false };
     let Some(permit) = wait_for_permit(&pool).await else { return };
-    let deadline = Instant::now() + pool.node.config.connect_timeout;
+    let began = Instant::now();
+    let deadline = began + pool.node.config.connect_timeout;
     let result = timeout_at(deadline, connect(&pool)).await.unwrap_or(Err(ConnectError::new(Cause::Timeout)));
     let result = match result {
         Ok((session, backend)) => match pool.admit(&backend).await {
@@ -55,7 +55,7 @@ pub(crate) async fn open(pool: Arc<Pool>) {
     match result {
         Ok((session, backend)) => {
             place.is_kept = true;
-            hand_over(&pool, session, backend, permit);
+            hand_over(&pool, session, backend, permit, began.elapsed());
         }
         Err(error) => {
             count_connect(ConnectResult::Failed(error.cause));
@@ -82,7 +82,7 @@ async fn wait_for_permit(pool: &Arc<Pool>) -> Option<Permit> {
             pool.server.close_one_idle(Some(pool));
         };
         let permit = budget.wait(&pool.line, deadline, make_room).await;
-        if lock(&pool.state).waiters.iter().all(oneshot::Sender::is_closed) {
+        if lock(&pool.state).waiters.iter().all(Waiter::is_closed) {
             return None;
         }
         if permit.is_some() {
@@ -120,7 +120,7 @@ async fn connect(pool: &Pool) -> Result<(Session, Backend), ConnectError> {
     }
 }
 
-fn hand_over(pool: &Arc<Pool>, session: Session, backend: Backend, permit: Permit) {
+fn hand_over(pool: &Arc<Pool>, session: Session, backend: Backend, permit: Permit, took: Duration) {
     count_connect(ConnectResult::Ok);
     let now = Instant::now();
     let lifetime = pool.node.config.max_lifetime;
@@ -130,6 +130,8 @@ fn hand_over(pool: &Arc<Pool>, session: Session, backend: Backend, permit: Permi
     let is_wanted = {
         let mut state = lock(&pool.state);
         state.opening -= 1;
+        // One that took long by chance is not remembered for long.
+        state.connect_time = if state.connect_time.is_zero() { took } else { (state.connect_time + took) / 2 };
         // Behind a pooler that was found out while this one was opened, it is no session of the server either.
         let counts = pool.gate.succeeded();
         state.is_pooled &= !counts;

@@ -4,8 +4,10 @@
 //! - `open` counts every physical connection from before its first packet until after its good-bye, and never passes
 //!   `max_connections_per_store`; each of them also holds a permit of its server's [`crate::budget`];
 //! - idle connections exist only while nobody waits, and who waits is served in order: nobody overtakes;
-//! - connections are opened by tasks of their own, for as many as wait: a request that goes away wastes no connect, and
-//!   one that comes back serves the first in line, whichever is sooner;
+//! - connections are opened by tasks of their own: a request that goes away wastes no connect, and one that comes back serves
+//!   the first in line, whichever is sooner;
+//! - who has a connection opens a further one only for who has waited as long as that takes ([`Pool::patience`]): what comes back
+//!   sooner costs nothing, and whoever opens for each overlap of two requests spends the server on connects;
 //! - while the pool has no connection, one connect goes ahead and the others wait for its verdict;
 //! - only a connection that is known to be clean becomes idle: see [`crate::connection`].
 
@@ -50,10 +52,27 @@ pub(crate) enum Phase {
 
 type Delivery = Result<Connection, LeaseError>;
 
+/// Somebody who waits for a connection.
+pub(crate) struct Waiter {
+    since: Instant,
+    to: oneshot::Sender<Delivery>,
+}
+
+impl Waiter {
+    /// Whether it went away.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.to.is_closed()
+    }
+}
+
 pub(crate) struct State {
     #[expect(clippy::vec_box, reason = "a pointer moves between here and the borrower, not the whole connection")]
     pub(crate) idle: Vec<Box<Physical>>,
-    pub(crate) waiters: VecDeque<oneshot::Sender<Delivery>>,
+    pub(crate) waiters: VecDeque<Waiter>,
+    /// How long connecting has taken.
+    pub(crate) connect_time: Duration,
+    /// Whether somebody looks again when the next has waited long enough.
+    is_looked_after: bool,
     pub(crate) open: usize,
     pub(crate) opening: usize,
     pub(crate) established: usize,
@@ -107,6 +126,8 @@ impl Pool {
             state: Mutex::new(State {
                 idle: Vec::new(),
                 waiters: VecDeque::new(),
+                connect_time: Duration::ZERO,
+                is_looked_after: false,
                 open: 0,
                 opening: 0,
                 established: 0,
@@ -214,8 +235,8 @@ impl Pool {
                 return Err(LeaseError::Busy { retry_after: config.acquire_timeout });
             }
         }
-        let (waiter, delivery) = oneshot::channel();
-        state.waiters.push_back(waiter);
+        let (to, delivery) = oneshot::channel();
+        state.waiters.push_back(Waiter { since: now, to });
         self.open_for_waiters(&mut state, now);
         Ok(Taken::Wait(delivery))
     }
@@ -231,9 +252,31 @@ impl Pool {
         }
     }
 
-    /// Starts as many connects as there are waiting requests, limits and breaker allow.
+    /// How long a request waits for one of the store's connections to come back before another is opened for it: as long as that
+    /// takes, so that waiting and opening together never take twice as long as the better of the two would have; and twice as
+    /// long when another store has to give one up for it, which it will open again.
+    fn patience(&self, state: &State) -> Duration {
+        let opens = if self.server.budget.has_room() { 1 } else { 2 };
+        (state.connect_time * opens).min(self.node.config.acquire_timeout / 4)
+    }
+
+    /// Sees to it that who waits is looked at again after this time.
+    fn look_again(self: &Arc<Self>, state: &mut State, after: Duration) {
+        if std::mem::replace(&mut state.is_looked_after, true) {
+            return;
+        }
+        let pool = Arc::clone(self);
+        self.node.spawn(async move {
+            tokio::time::sleep(after).await;
+            let mut state = lock(&pool.state);
+            state.is_looked_after = false;
+            pool.open_for_waiters(&mut state, Instant::now());
+        });
+    }
+
+    /// Starts as many connects as there are requests that have waited for long enough, limits and breaker allow.
     pub(crate) fn open_for_waiters(self: &Arc<Self>, state: &mut State, now: Instant) {
-        while state.waiters.front().is_some_and(oneshot::Sender::is_closed) {
+        while state.waiters.front().is_some_and(Waiter::is_closed) {
             state.waiters.pop_front();
         }
         match state.phase {
@@ -244,6 +287,12 @@ impl Pool {
         }
         let wanted = if state.established == 0 { state.waiters.len().min(1) } else { state.waiters.len() };
         while state.opening < wanted && state.open < self.node.config.max_connections_per_store.max(1) {
+            // Those before it have a connect of theirs under way.
+            let waited = now.saturating_duration_since(state.waiters[state.opening].since);
+            let patience = self.patience(state);
+            if state.established > 0 && waited < patience {
+                return self.look_again(state, patience - waited);
+            }
             let probe_limit = self.node.config.acquire_timeout + self.node.config.connect_timeout * 2;
             if let Err(refusal) = self.gate.admit(now, probe_limit) {
                 if state.established == 0 && state.opening == 0 {
@@ -272,8 +321,7 @@ impl Pool {
             let is_lent_long = now.saturating_duration_since(physical.opened) >= config.tenure;
             let is_for_others = budget.is_pressed()
                 && (budget.excess() > 0
-                    || budget.others_lack(&self.line)
-                        && (is_lent_long || state.waiters.iter().all(oneshot::Sender::is_closed)));
+                    || budget.others_lack(&self.line) && (is_lent_long || state.waiters.iter().all(Waiter::is_closed)));
             if is_over || is_for_others || state.is_pooled || now >= physical.expires {
                 state.established -= 1;
                 drop(state);
@@ -285,7 +333,7 @@ impl Pool {
                 break;
             };
             drop(state);
-            match waiter.send(Ok(Connection::new(Arc::clone(self), physical))) {
+            match waiter.to.send(Ok(Connection::new(Arc::clone(self), physical))) {
                 Err(Ok(connection)) => match connection.into_physical() {
                     Some(back) => physical = back,
                     None => return,
@@ -316,7 +364,7 @@ impl Pool {
 impl State {
     pub(crate) fn fail_waiters(&mut self, why: LeaseError) {
         for waiter in self.waiters.drain(..) {
-            drop(waiter.send(Err(why)));
+            drop(waiter.to.send(Err(why)));
         }
     }
 }

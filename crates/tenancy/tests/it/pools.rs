@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use kernel::StoreStatus;
-use tenancy::{LeaseError, TenancyConfig};
+use tenancy::{Credential, LeaseError, TenancyConfig};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::support::{World, echo, eventually, quick, read, run};
@@ -232,4 +233,49 @@ async fn a_credential_sealed_for_another_store_opens_nothing() {
     assert_eq!(lease.acquire().await.err(), Some(LeaseError::Sealed));
     assert_eq!(lease.acquire().await.err(), Some(LeaseError::Sealed));
     assert_eq!(world.backends(&victim).await, 0);
+}
+
+/// A port that leads to another one of this machine, after a while.
+async fn far_from(port: u16, time: Duration) -> (u16, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let here = listener.local_addr().expect("it is bound").port();
+    let mut carrying = JoinSet::new();
+    carrying.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((mut client, _)) = listener.accept().await {
+            connections.spawn(async move {
+                tokio::time::sleep(time).await;
+                let mut server = TcpStream::connect(("127.0.0.1", port)).await.expect("the server is there");
+                drop(tokio::io::copy_bidirectional(&mut client, &mut server).await);
+            });
+        }
+    });
+    (here, carrying)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_a_connection_waits_for_it_as_long_as_another_one_would_take() {
+    let (acquire_timeout, connect_timeout) = (Duration::from_secs(20), Duration::from_secs(10));
+    let world = World::start(TenancyConfig { acquire_timeout, connect_timeout, ..quick() }).await;
+    let store = world.store().await;
+    let (port, _carrying) = far_from(world.cluster.port, Duration::from_millis(1500)).await;
+    let store = world.add(&Credential { port, ..store.credential });
+    let lease = world.lease(&store).await;
+    let mut connection = lease.acquire().await.expect("a connection");
+    // Requests that overlap, each for a moment.
+    for number in 0..5_i64 {
+        let mut next = JoinSet::new();
+        let asking = lease.clone();
+        next.spawn(async move { asking.acquire().await });
+        eventually("the next one waits", || async { world.tenancy.stats().waiting == 1 }).await;
+        drop(connection);
+        connection = next.join_next().await.expect("it ends").expect("no panic").expect("what came back");
+        let (answer,): (i64,) = connection.fetch_one(echo(number, 0.0)).await.expect("an answer");
+        assert_eq!(answer, number);
+    }
+    assert_eq!(world.tenancy.stats().open, 1, "another one would have taken longer");
+    // One that is kept is not waited for much longer.
+    let other = lease.acquire().await.expect("another one");
+    assert_eq!(world.tenancy.stats().open, 2);
+    drop((connection, other));
 }
