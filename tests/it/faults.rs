@@ -382,7 +382,7 @@ async fn costs_one_store_only(engine: Engine, trouble: Trouble) {
     for response in &served {
         well.expect_served(response);
     }
-    let known = app.cx.stores.explain(ill.id).await.expect("the store is known");
+    let known = app.cx.stores.explain(ill.id).expect("the store is known");
     assert_eq!(known.last_error.map(|error| error.cause), Some(trouble.cause()));
     // Its owner is told as well, and still sees what master knows.
     let detail = owner.api.get(&format!("/api/stores/{}", ill.id)).await;
@@ -523,7 +523,7 @@ async fn a_request_without_a_query_holds_no_connection(engine: Engine) {
         open.push(Pending::begin(&app, &head, begun).await);
     }
     eventually("nobody holds the one connection", || async {
-        let pool = app.cx.stores.explain(shop.id).await?.pool?;
+        let pool = app.cx.stores.explain(shop.id)?.pool?;
         // The pending requests have their leases, so they are where the test wants them.
         (pool.leases == 10 && pool.open == pool.idle && pool.waiting == 0).then_some(())
     })

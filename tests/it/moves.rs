@@ -372,7 +372,7 @@ async fn what_hangs_in_the_old_database_is_broken_off(engine: Engine) {
         async move { client.get(PRODUCTS).await }
     });
     eventually("the reader hangs", || async {
-        let pool = app.cx.stores.explain(moved.shop.id).await?.pool?;
+        let pool = app.cx.stores.explain(moved.shop.id)?.pool?;
         (pool.open > pool.idle).then_some(())
     })
     .await;

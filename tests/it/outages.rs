@@ -45,7 +45,7 @@ async fn expect_served_again(app: &TestApp, shop: &Shop) {
 }
 
 async fn last_cause(app: &TestApp, shop: &Shop) -> Option<Cause> {
-    app.cx.stores.explain(shop.id).await.expect("the store is known").last_error.map(|error| error.cause)
+    app.cx.stores.explain(shop.id).expect("the store is known").last_error.map(|error| error.cause)
 }
 
 async fn a_server_that_is_down_costs_its_store_only(engine: Engine) {

@@ -108,9 +108,8 @@ async fn a_rotated_credential_takes_over_without_a_restart(engine: Engine) {
     for response in at_once(20, &client, PRODUCTS).await {
         shop.expect_served(&response);
     }
-    let known = eventually("no pool drains", || async {
-        app.cx.stores.explain(shop.id).await.filter(|known| known.draining == 0)
-    })
-    .await;
+    let known =
+        eventually("no pool drains", || async { app.cx.stores.explain(shop.id).filter(|known| known.draining == 0) })
+            .await;
     assert!(known.last_error.is_none(), "{known:?}");
 }

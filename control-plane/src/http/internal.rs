@@ -77,7 +77,7 @@ fn float(count: usize) -> f64 {
 
 /// One store in numbers, for who looks into its case: what is scraped always names no store.
 async fn store_metrics(State(Internal { cx, .. }): State<Internal>, Path(store): Path<StoreId>) -> Response {
-    let Some(seen) = cx.stores.explain(store).await else { return Problem::not_found().into_response() };
+    let Some(seen) = cx.stores.explain(store) else { return Problem::not_found().into_response() };
     let pool = seen.pool.unwrap_or_default();
     let is_refused = !matches!(seen.breaker, BreakerState::Closed);
     let rows = [
@@ -122,7 +122,7 @@ async fn pools(State(Internal { cx, .. }): State<Internal>, Query(Most { limit }
 
 /// What this node knows of a store, without asking anybody.
 async fn store_explain(State(Internal { cx, .. }): State<Internal>, Path(store): Path<StoreId>) -> Response {
-    match cx.stores.explain(store).await {
+    match cx.stores.explain(store) {
         Some(seen) => Json(seen).into_response(),
         None => Problem::not_found().into_response(),
     }

@@ -114,7 +114,7 @@ pub async fn explain_host(cx: &OpsCx, given: &str) -> Result<HostExplanation, Op
     explanation.store = Some(explain_store(&mut connection, &store).await?);
     let database = provisioning::db::store_database_find(&mut connection, id).await?;
     drop(connection);
-    explanation.node = cx.stores.explain(id).await;
+    explanation.node = cx.stores.explain(id);
     if let Some(database) = database {
         let (state, is_readable) = try_database(cx, id, &database).await;
         if !is_readable && store.status == StoreStatus::Active {

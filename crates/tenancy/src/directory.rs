@@ -13,12 +13,13 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::hash::Hash;
+use std::hash::{Hash, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use kernel::{Hostname, StoreId};
-use moka::future::Cache;
+use quick_cache::UnitWeighter;
+use quick_cache::sync::{Cache, DefaultLifecycle};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout};
 
@@ -32,6 +33,9 @@ use crate::route::{Directory, DirectoryError, Route};
 use crate::stats::RouteState;
 use crate::unknown::Unknown;
 use crate::versions::Versions;
+
+/// What another process read is of no epoch of this one.
+const NO_EPOCH: u64 = u64::MAX;
 
 /// A look-up that meets a change is repeated this often before it gives up.
 const ATTEMPTS: usize = 4;
@@ -83,8 +87,8 @@ pub struct Remembered {
     pub route: Arc<Route>,
     /// As of when.
     pub held: Instant,
-    /// Whether changes of it have been followed since: then it also held at [`Tenancy::followed_until`](crate::Tenancy::followed_until),
-    /// unless there was news of its store.
+    /// Whether changes of it have been followed since: then it also held at
+    /// [`Tenancy::followed_until`](crate::Tenancy::followed_until), unless there was news of its store.
     pub is_followed: bool,
 }
 
@@ -95,7 +99,7 @@ pub(crate) struct Routes<K, D> {
     node: Arc<Node>,
     directory: Arc<D>,
     versions: Arc<Versions>,
-    known: Cache<K, Arc<Known>>,
+    known: Cache<K, Arc<Known>, UnitWeighter, RandomState>,
     unknown: Unknown<K>,
     flights: Mutex<HashMap<K, watch::Receiver<Option<Answer>>>>,
     /// Where what was read by hostname is remembered by store, too.
@@ -103,6 +107,12 @@ pub(crate) struct Routes<K, D> {
     lookups: Semaphore,
     limiter: Limiter,
     hits: metrics::Counter,
+}
+
+/// A memory of so many. Names come from outside, so their hashes have a secret.
+fn bounded<K: Key>(most: u64) -> Cache<K, Arc<Known>, UnitWeighter, RandomState> {
+    let items = usize::try_from(most).unwrap_or(usize::MAX);
+    Cache::with(items, most, UnitWeighter, RandomState::new(), DefaultLifecycle::default())
 }
 
 impl<K: Key, D: Directory> Routes<K, D> {
@@ -114,7 +124,7 @@ impl<K: Key, D: Directory> Routes<K, D> {
     ) -> Self {
         let config = &node.config.directory;
         Self {
-            known: Cache::new(config.max_routes),
+            known: bounded(config.max_routes),
             unknown: Unknown::new(config.max_unknown, config.unknown_ttl),
             flights: Mutex::new(HashMap::new()),
             lookups: Semaphore::new(config.max_lookups.max(1)),
@@ -130,7 +140,7 @@ impl<K: Key, D: Directory> Routes<K, D> {
     /// The route, from memory if that is fresh enough.
     pub(crate) async fn resolve(self: &Arc<Self>, key: &K) -> Result<Arc<Route>, ResolveError> {
         let now = Instant::now();
-        let Some(known) = self.known.get(key).await else {
+        let Some(known) = self.known.get(key) else {
             if self.unknown.contains(key, now) {
                 lookup_counter(Lookup::Negative).increment(1);
                 return Err(K::UNKNOWN);
@@ -197,7 +207,7 @@ impl<K: Key, D: Directory> Routes<K, D> {
     async fn read(&self, key: &K, is_limited: bool) -> Answer {
         let config = &self.node.config.directory;
         let Ok(Ok(_turn)) = timeout(config.lookup_timeout, self.lookups.acquire()).await else {
-            return self.failed(key).await;
+            return self.failed(key);
         };
         if is_limited && let Err(retry_after) = self.limiter.take() {
             lookup_counter(Lookup::Limited).increment(1);
@@ -215,21 +225,23 @@ impl<K: Key, D: Directory> Routes<K, D> {
                         continue;
                     }
                     // What is known anywhere of the store is at least this new from now on.
-                    self.versions.raise_floor(&floor, route.store_id, route.version);
+                    let before = self.known_version(key, route.store_id);
+                    self.versions.found(&floor, route.store_id, route.version, before);
                     if is_limited {
                         self.limiter.give_back();
                     }
                     let route = Arc::new(route);
-                    let is_as_known = self.known.get(key).await.is_some_and(|known| known.route == route);
+                    let known = self.known.get(key);
+                    let is_as_known = known.is_some_and(|known| known.epoch == epoch && known.route == route);
                     let is_refreshing = AtomicBool::new(false);
                     let known = Known { route: Arc::clone(&route), read, epoch, floor, is_refreshing };
-                    self.known.insert(key.clone(), Arc::new(known)).await;
+                    self.known.insert(key.clone(), Arc::new(known));
                     self.unknown.remove(key);
                     if let Some(by_store) = &self.by_store {
                         if !is_as_known {
                             self.versions.note_learned();
                         }
-                        by_store.learn(&route, read, epoch).await;
+                        by_store.learn(&route, read, epoch);
                     }
                     return Ok(Some(route));
                 }
@@ -237,7 +249,7 @@ impl<K: Key, D: Directory> Routes<K, D> {
                     if self.versions.changes.load(Ordering::SeqCst) != changes {
                         continue;
                     }
-                    if self.known.remove(key).await.is_some() {
+                    if self.known.remove(key).is_some() {
                         self.versions.note_learned();
                     }
                     self.unknown.insert(key.clone(), Instant::now());
@@ -260,13 +272,20 @@ impl<K: Key, D: Directory> Routes<K, D> {
         if is_limited {
             self.limiter.give_back();
         }
-        self.failed(key).await
+        self.failed(key)
     }
 
-    async fn failed(&self, key: &K) -> Answer {
+    /// The version that is remembered of a store, by its id or by this name of it.
+    fn known_version(&self, key: &K, store: StoreId) -> Option<i64> {
+        let by_store = self.by_store.as_ref().and_then(|by_store| by_store.known.get(&store));
+        let by_key = self.known.get(key).filter(|known| known.route.store_id == store);
+        by_store.into_iter().chain(by_key).map(|known| known.route.version).min()
+    }
+
+    fn failed(&self, key: &K) -> Answer {
         self.versions.note_trouble();
         lookup_counter(Lookup::Failed).increment(1);
-        if let Some(known) = self.known.get(key).await {
+        if let Some(known) = self.known.get(key) {
             known.is_refreshing.store(false, Ordering::Relaxed);
         }
         Err(ResolveError::DirectoryUnavailable)
@@ -281,12 +300,12 @@ impl<K: Key, D: Directory> Routes<K, D> {
     }
 
     pub(crate) fn len(&self) -> u64 {
-        self.known.entry_count()
+        self.known.len() as u64
     }
 
     /// What is remembered, without asking anybody.
-    pub(crate) async fn peek(&self, key: &K) -> Option<(Arc<Route>, RouteState)> {
-        let known = self.known.get(key).await?;
+    pub(crate) fn peek(&self, key: &K) -> Option<(Arc<Route>, RouteState)> {
+        let known = self.known.get(key)?;
         let state = RouteState {
             status: known.route.status,
             version: known.route.version,
@@ -304,25 +323,25 @@ impl<D: Directory> Routes<Hostname, D> {
         let remembered = self.known.iter().filter(|(_, known)| !known.is_outdated()).map(|(hostname, known)| {
             let held = self.versions.held(known.epoch, known.read);
             let is_followed = known.epoch == self.versions.epoch.load(Ordering::SeqCst);
-            Remembered { hostname: (*hostname).clone(), route: Arc::clone(&known.route), held, is_followed }
+            Remembered { hostname, route: Arc::clone(&known.route), held, is_followed }
         });
         remembered.filter(|of| now.saturating_duration_since(of.held) < max_stale).collect()
     }
 
     /// Takes note of what an earlier process remembered, unless more is known by now. Whether it is of use.
-    pub(crate) async fn remember(&self, Remembered { hostname, route, held, .. }: Remembered) -> bool {
+    pub(crate) fn remember(&self, Remembered { hostname, route, held, .. }: &Remembered) -> bool {
         let floor = self.versions.floor(route.store_id);
         let is_old = held.elapsed() >= self.node.config.directory.max_stale;
-        if is_old || route.version < floor.load(Ordering::SeqCst) || self.known.contains_key(&hostname) {
+        if is_old || route.version < floor.load(Ordering::SeqCst) || self.known.contains_key(hostname) {
             return false;
         }
-        // Of no epoch of ours: it is read again before it counts, if that can be.
-        let epoch = self.versions.epoch.load(Ordering::SeqCst).wrapping_sub(1);
+        // It is read again before it counts, if that can be.
+        let epoch = NO_EPOCH;
         let is_refreshing = AtomicBool::new(false);
-        let known = Known { route: Arc::clone(&route), read: held, epoch, floor, is_refreshing };
-        self.known.insert(hostname, Arc::new(known)).await;
+        let known = Known { route: Arc::clone(route), read: *held, epoch, floor, is_refreshing };
+        self.known.insert(hostname.clone(), Arc::new(known));
         if let Some(by_store) = &self.by_store {
-            by_store.learn(&route, held, epoch).await;
+            by_store.learn(route, *held, epoch);
         }
         true
     }
@@ -330,14 +349,15 @@ impl<D: Directory> Routes<Hostname, D> {
 
 impl<D: Directory> Routes<StoreId, D> {
     /// Remembers what was read by hostname, so that a store known by its hostname is known by its id in an outage.
-    async fn learn(&self, route: &Arc<Route>, read: Instant, epoch: u64) {
-        if self.known.get(&route.store_id).await.is_some_and(|known| known.route.version >= route.version) {
+    fn learn(&self, route: &Arc<Route>, read: Instant, epoch: u64) {
+        let is_newer = |known: Arc<Known>| (known.route.version, known.read) >= (route.version, read);
+        if self.known.get(&route.store_id).is_some_and(is_newer) {
             return;
         }
         let floor = self.versions.floor(route.store_id);
         let is_refreshing = AtomicBool::new(false);
         let known = Known { route: Arc::clone(route), read, epoch, floor, is_refreshing };
-        self.known.insert(route.store_id, Arc::new(known)).await;
+        self.known.insert(route.store_id, Arc::new(known));
         self.unknown.remove(&route.store_id);
     }
 }

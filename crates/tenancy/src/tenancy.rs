@@ -192,12 +192,8 @@ impl<D: Directory> Tenancy<D> {
     /// Takes note of what an earlier process remembered. It counts while the directory does not answer, and until it is too old
     /// ([`DirectoryConfig::max_stale`](crate::DirectoryConfig::max_stale)); otherwise it is read anew. Returns of how many
     /// hostnames that was news.
-    pub async fn remember(&self, remembered: impl IntoIterator<Item = Remembered>) -> usize {
-        let mut count = 0;
-        for one in remembered {
-            count += usize::from(self.inner.hosts.remember(one).await);
-        }
-        count
+    pub fn remember(&self, remembered: impl IntoIterator<Item = Remembered>) -> usize {
+        remembered.into_iter().filter(|one| self.inner.hosts.remember(one)).count()
     }
 
     /// Another number than before when [`Tenancy::remembered`] has something new to say.
@@ -282,14 +278,14 @@ impl<D: Directory> Tenancy<D> {
     }
 
     /// What this node knows of a store, without asking the directory; `None` when it knows nothing.
-    pub async fn explain(&self, store: StoreId) -> Option<Explanation> {
-        let route = self.inner.stores.peek(&store).await;
+    pub fn explain(&self, store: StoreId) -> Option<Explanation> {
+        let route = self.inner.stores.peek(&store);
         self.explain_with(store, route.map(|(_, state)| state))
     }
 
     /// What this node knows of the store that has this hostname, without asking the directory.
-    pub async fn explain_host(&self, host: &Hostname) -> Option<Explanation> {
-        let (route, state) = self.inner.hosts.peek(host).await?;
+    pub fn explain_host(&self, host: &Hostname) -> Option<Explanation> {
+        let (route, state) = self.inner.hosts.peek(host)?;
         self.explain_with(route.store_id, Some(state))
     }
 

@@ -67,20 +67,26 @@ impl Versions {
 
     /// Whether it is news.
     pub(crate) fn raise(&self, store: StoreId, version: i64) -> bool {
-        let is_news = self.raise_floor(&self.floor(store), store, version);
+        let is_news = self.floor(store).fetch_max(version, Ordering::SeqCst) < version;
         self.changes.fetch_add(1, Ordering::SeqCst);
+        if is_news {
+            self.tell(store, version);
+        }
         is_news
     }
 
-    /// As [`Versions::raise`], where the directory said so itself.
-    pub(crate) fn raise_floor(&self, floor: &AtomicI64, store_id: StoreId, version: i64) -> bool {
+    /// As [`Versions::raise`], where the directory said so itself, and what was known of the store was this. A store of which
+    /// nothing was known is no news.
+    pub(crate) fn found(&self, floor: &AtomicI64, store: StoreId, version: i64, known: Option<i64>) {
         let before = floor.fetch_max(version, Ordering::SeqCst);
-        // Of a store that nothing was known of, nothing is outdated.
-        if i64::MIN < before && before < version {
-            // Nobody has to listen.
-            drop(self.news.send(RouteNews { store_id, version }));
+        if (i64::MIN < before && before < version) || known.is_some_and(|known| known < version) {
+            self.tell(store, version);
         }
-        before < version
+    }
+
+    fn tell(&self, store_id: StoreId, version: i64) {
+        // Nobody has to listen.
+        drop(self.news.send(RouteNews { store_id, version }));
     }
 
     pub(crate) fn forget_all(&self) {

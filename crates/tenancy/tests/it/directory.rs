@@ -274,7 +274,7 @@ async fn what_a_process_remembered_serves_the_next_one_while_the_directory_does_
     after.apply(change);
     advance(Duration::from_secs(2 * 60)).await;
     master.is_down.store(true, Ordering::SeqCst);
-    assert_eq!(after.remember(remembered.clone()).await, 2, "one has changed since, and one is too old");
+    assert_eq!(after.remember(remembered.clone()), 2, "one has changed since, and one is too old");
     assert_eq!(after.resolve_host(&tea).await.expect("remembered").status, StoreStatus::Active);
     assert!(after.resolve_store(stores[0]).await.is_ok(), "by its id as well");
     let lease = after.lease(&after.resolve_host(&closed).await.expect("remembered")).await;
@@ -293,10 +293,10 @@ async fn what_a_process_remembered_serves_the_next_one_while_the_directory_does_
     let calls = master.calls();
     let later = Tenancy::new(Dir(Arc::clone(&master)), keys(), TenancyConfig::default());
     let fresh = tenancy::Remembered { held: tokio::time::Instant::now(), ..remembered[0].clone() };
-    assert_eq!(later.remember([fresh.clone()]).await, 1);
+    assert_eq!(later.remember([fresh.clone()]), 1);
     assert!(later.resolve_host(&fresh.hostname).await.is_ok());
     assert_eq!(master.calls(), calls + 1, "while the directory answers, what is remembered does not count");
-    assert_eq!(later.remember([fresh]).await, 0, "nor does it replace what is known");
+    assert_eq!(later.remember([fresh]), 0, "nor does it replace what is known");
 }
 
 #[tokio::test(start_paused = true)]
@@ -310,6 +310,13 @@ async fn who_keeps_what_is_remembered_hears_of_what_it_learns_and_of_what_is_out
     advance(Duration::from_secs(40)).await;
     assert!(tenancy.resolve_host(&tea).await.is_ok());
     assert_eq!(tenancy.learned(), second, "it was read again, and is as it was");
+    tenancy.forget_all();
+    let third = tenancy.learned();
+    assert_ne!(third, second);
+    assert!(tenancy.resolve_host(&tea).await.is_ok());
+    assert_ne!(tenancy.learned(), third, "changes of it are followed from now on");
+    assert!(tenancy.remembered()[0].is_followed);
+    let third = tenancy.learned();
     assert!(news.try_recv().is_err(), "nothing is outdated yet");
 
     // Heard of, or only found by reading it.
@@ -320,6 +327,20 @@ async fn who_keeps_what_is_remembered_hears_of_what_it_learns_and_of_what_is_out
     advance(Duration::from_secs(40)).await;
     assert!(tenancy.resolve_host(&tea).await.is_ok());
     assert_eq!(news.try_recv().ok(), Some(outdated(3)));
-    assert_ne!(tenancy.learned(), second);
+    assert_ne!(tenancy.learned(), third);
     assert!(news.try_recv().is_err());
+
+    // What it was told of by the process before it is known to it, too.
+    let after = Tenancy::new(Dir(Arc::clone(&master)), keys(), TenancyConfig::default());
+    assert_eq!(after.remember(tenancy.remembered()), 1);
+    let mut news = after.news();
+    assert!(after.resolve_host(&tea).await.is_ok());
+    assert!(news.try_recv().is_err(), "it is as it was");
+    assert!(after.apply(master.set_status(store, StoreStatus::Suspended)));
+    assert_eq!(news.try_recv().ok(), Some(outdated(4)));
+    let late = Tenancy::new(Dir(Arc::clone(&master)), keys(), TenancyConfig::default());
+    assert_eq!(late.remember(tenancy.remembered()), 1);
+    let mut news = late.news();
+    assert!(late.resolve_host(&tea).await.is_ok());
+    assert_eq!(news.try_recv().ok(), Some(outdated(4)), "found by reading it");
 }

@@ -93,7 +93,7 @@ async fn a_wrong_password_is_not_tried_again_until_the_route_changes() {
         _ => None,
     };
     assert_eq!(cause_of(lease.acquire().await), Some(Cause::WrongPassword));
-    let explained = world.tenancy.explain_host(&store.host).await.expect("something is known");
+    let explained = world.tenancy.explain_host(&store.host).expect("something is known");
     assert!(matches!(explained.breaker, BreakerState::Barred { cause: Cause::WrongPassword }));
     assert_eq!(explained.last_error.and_then(|error| error.code).as_deref(), Some("28P01"));
 
@@ -227,7 +227,7 @@ async fn a_database_that_comes_back_is_found_by_a_probe() {
     assert!(matches!(lease.acquire().await, Err(LeaseError::Unavailable { cause: Cause::TooManyConnections, .. })));
     run(&mut admin, &format!("alter role {name} connection limit -1")).await;
     eventually("the probe goes through", || async { lease.acquire().await.is_ok() }).await;
-    let explained = world.tenancy.explain(store.id).await.expect("something is known");
+    let explained = world.tenancy.explain(store.id).expect("something is known");
     assert_eq!(explained.breaker, BreakerState::Closed);
     assert!(explained.last_error.is_some(), "what was wrong is still told");
 }
@@ -244,7 +244,7 @@ async fn nothing_secret_is_in_what_is_shown() {
     let lease = world.lease(&store).await;
     let error = lease.acquire().await.err().expect("a wrong password");
     let route = world.tenancy.resolve_host(&store.host).await.expect("known");
-    let explained = world.tenancy.explain(store.id).await.expect("something is known");
+    let explained = world.tenancy.explain(store.id).expect("something is known");
     let shown = format!("{error} {error:?} {route:?} {explained:?} {:?}", store.credential);
     for secret in ["first", "127.0.0.1", store.credential.username.as_str()] {
         assert!(!shown.contains(secret), "{secret} in {shown}");

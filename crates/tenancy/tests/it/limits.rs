@@ -52,7 +52,7 @@ async fn the_node_never_passes_its_limit_and_everybody_is_served() {
     }
     assert!((1..=3).contains(&most), "{most} backends");
     for store in &stores {
-        let explained = world.tenancy.explain(store.id).await.expect("something is known");
+        let explained = world.tenancy.explain(store.id).expect("something is known");
         assert!(explained.last_error.is_none(), "the server never had to refuse: {explained:?}");
     }
 }

@@ -62,7 +62,7 @@ async fn a_limit_that_moves_is_kept_and_everybody_is_served() {
         done.expect("no task fails");
     }
     for store in &stores {
-        let explained = world.tenancy.explain(store.id).await.expect("something is known");
+        let explained = world.tenancy.explain(store.id).expect("something is known");
         assert!(explained.last_error.is_none(), "the server never had to refuse: {explained:?}");
     }
 }
@@ -117,12 +117,12 @@ async fn a_server_that_is_down_is_found_out_by_a_few_for_all_its_stores() {
     }
     let mut tried = 0;
     for store in &ill {
-        tried += usize::from(world.tenancy.explain(store.id).await.expect("known").last_error.is_some());
+        tried += usize::from(world.tenancy.explain(store.id).expect("known").last_error.is_some());
     }
     assert_eq!(tried, 3, "as many as it takes to be sure");
     assert!(world.lease(&well).await.acquire().await.is_ok(), "the other server's store feels nothing");
     assert!(world.lease(&alone).await.acquire().await.is_err());
-    assert!(world.tenancy.explain(alone.id).await.expect("known").last_error.is_some(), "it was tried for itself");
+    assert!(world.tenancy.explain(alone.id).expect("known").last_error.is_some(), "it was tried for itself");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
