@@ -7,6 +7,8 @@ use std::time::Duration;
 use kernel::Clock;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::cx::Cx;
@@ -19,6 +21,9 @@ use crate::{directory, jobs, node_data};
 
 /// The most open connections on the internal listener.
 const INTERNAL_CONNECTIONS: usize = 256;
+
+/// How long writing down what is known may take when the node ends.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// How soon a master that did not answer is asked again.
 const JOIN_RETRY: Duration = Duration::from_secs(1);
@@ -37,6 +42,8 @@ pub enum ServeError {
 /// A node that answers requests.
 pub struct Node {
     pub cx: Cx,
+    /// Keeps what is known for the next process, until nothing is heard any more.
+    keeper: Keeper,
     /// Where the public listener is bound; the port is the real one when 0 was asked for.
     pub address: SocketAddr,
     pub internal_address: SocketAddr,
@@ -49,26 +56,17 @@ impl Node {
     /// # Errors
     /// When master is not usable and nothing is known without it, or an address is taken.
     pub async fn start(config: Config, clock: Arc<dyn Clock>, metrics: PrometheusHandle) -> Result<Self, ServeError> {
-        let checked = master::check(&config.master).await;
-        if let Err(error) = &checked
-            && !(error.is_outage() && config.node_data.is_some())
-        {
-            return Err(checked.expect_err("it was looked at").into());
-        }
+        let outage = match master::check(&config.master).await {
+            Ok(()) => None,
+            Err(error) if error.is_outage() && config.node_data.is_some() => Some(error),
+            Err(error) => return Err(error.into()),
+        };
         let cx = Cx::new(config, clock)?;
         let remembered = remember(&cx).await;
-        if let Err(error) = checked {
-            if remembered == 0 {
-                return Err(error.into());
-            }
-            tracing::warn!(
-                error = chain(&error),
-                "master does not answer: {remembered} hostnames are served as they were known before the restart"
-            );
-            cx.tasks.spawn(join_master(cx.clone()));
-        } else {
-            jobs::start(&cx).await?;
-        }
+        let outage = match outage {
+            Some(error) if remembered == 0 => return Err(error.into()),
+            outage => outage,
+        };
         let bind = |address: SocketAddr, option| async move {
             TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, option, source })
         };
@@ -78,9 +76,17 @@ impl Node {
         let address = local(&public, cx.config.hosts.listen);
         let internal_address = local(&private, cx.config.hosts.internal_listen);
 
-        if let Some(data) = &cx.node_data {
-            cx.tasks.spawn(node_data::routes::run(cx.clone(), Arc::clone(data)));
+        match outage {
+            None => jobs::start(&cx).await?,
+            Some(error) => {
+                tracing::warn!(
+                    error = chain(&error),
+                    "master does not answer: {remembered} hostnames are served as they were known before the restart"
+                );
+                cx.tasks.spawn(join_master(cx.clone()));
+            }
         }
+        let keeper = Keeper::start(&cx);
         cx.tasks.spawn(directory::listener::run(cx.clone()));
         cx.tasks.spawn(directory::warm_up::run(cx.clone()));
         let (limits, shutdown, tasks) = (&cx.config.limits, &cx.shutdown, &cx.tasks);
@@ -102,12 +108,37 @@ impl Node {
         };
         tasks.spawn(server::serve(private, router, ours, shutdown.clone(), grace, tasks.clone()));
         tracing::info!("listening on http://{address}, internally on http://{internal_address}");
-        Ok(Self { cx, address, internal_address })
+        Ok(Self { cx, keeper, address, internal_address })
     }
 
     /// Refuses new requests, lets those in flight finish, and closes every connection.
     pub async fn stop(self) {
         self.cx.close().await;
+        self.keeper.end().await;
+    }
+}
+
+/// What writes down what is known, if the node has a folder for it.
+struct Keeper {
+    task: TaskTracker,
+    end: CancellationToken,
+}
+
+impl Keeper {
+    fn start(cx: &Cx) -> Self {
+        let (task, end) = (TaskTracker::new(), CancellationToken::new());
+        if let Some(data) = &cx.node_data {
+            task.spawn(node_data::routes::run(cx.clone(), Arc::clone(data), end.clone()));
+        }
+        task.close();
+        Self { task, end }
+    }
+
+    async fn end(self) {
+        self.end.cancel();
+        if tokio::time::timeout(LAST_WORDS, self.task.wait()).await.is_err() {
+            tracing::warn!("what is known of routes was not written to its end");
+        }
     }
 }
 
@@ -115,7 +146,7 @@ impl Node {
 async fn remember(cx: &Cx) -> usize {
     let Some(data) = cx.node_data.clone() else { return 0 };
     match tokio::task::spawn_blocking(move || data.load_routes()).await.map_err(std::io::Error::other).flatten() {
-        Ok(remembered) => cx.stores.remember(remembered).await,
+        Ok(remembered) => cx.stores.remember(remembered),
         Err(error) => {
             tracing::warn!("what was kept of routes in NODE_DATA cannot be read: {error}");
             0
@@ -126,7 +157,7 @@ async fn remember(cx: &Cx) -> usize {
 /// Begins what needs master, when that answers again.
 async fn join_master(cx: Cx) {
     let joining = async {
-        let mut is_told = false;
+        let mut told = String::new();
         loop {
             tokio::time::sleep(JOIN_RETRY).await;
             let joined = match master::check(&cx.master_args).await {
@@ -134,15 +165,15 @@ async fn join_master(cx: Cx) {
                 Err(error) if error.is_outage() => continue,
                 Err(error) => Err(error.into()),
             };
-            match joined {
-                Ok(()) => return tracing::info!("master answers again"),
-                Err(error) if !is_told => {
-                    tracing::error!(error = chain(&error), "master answers, and cannot be used");
-                    is_told = true;
-                }
-                Err(_) => {}
+            let Err(error) = joined else { break };
+            let why = chain(&error).to_string();
+            if why != told {
+                tracing::error!(error = why, "master answers, and the node cannot join it yet");
+                told = why;
             }
         }
+        tracing::info!("master answers again");
+        directory::warm_up::run(cx.clone()).await;
     };
     cx.shutdown.run_until_cancelled(joining).await;
 }

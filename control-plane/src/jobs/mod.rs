@@ -70,8 +70,14 @@ pub async fn add<T: Serialize>(
 /// Starts the worker, the sweeper and the housekeeper of this node.
 ///
 /// # Errors
-/// When the queue's tables cannot be reached.
+/// When the queue's tables cannot be reached; then nothing was started.
 pub async fn start(cx: &Cx) -> Result<(), JobsError> {
+    let sending = &cx.ops().limits.webhooks;
+    let outbound = webhooks::outbound::Outbound::new(
+        webhooks::outbound::public_roots(),
+        reach(sending.allow_private_webhooks),
+        sending.webhook_timeout,
+    )?;
     let ops = cx.ops().clone();
     let worker = worker_build(cx).await?;
     // Whatever was unfinished when the last process ended; a run that another node works on is left alone by its lock.
@@ -101,12 +107,6 @@ pub async fn start(cx: &Cx) -> Result<(), JobsError> {
     }));
     let period = ops.limits.store_visit_poll;
     cx.tasks.spawn(every(ops.clone(), period, "visiting stores", |cx| async move { visits::round(&cx).await }));
-    let sending = &ops.limits.webhooks;
-    let outbound = webhooks::outbound::Outbound::new(
-        webhooks::outbound::public_roots(),
-        reach(sending.allow_private_webhooks),
-        sending.webhook_timeout,
-    )?;
     cx.tasks.spawn(webhooks::deliver::run(ops.clone(), outbound));
     cx.tasks.spawn(every(ops.clone(), PROOF, "proving the credit ledger", |cx| async move {
         credits::jobs::prove(&cx).await

@@ -5,15 +5,16 @@
 //! - [`shares`]: what it may have open at database servers, and until when: the share stays the node's, whichever process it is.
 //!
 //! Everything is sealed with the installation's keys, so nobody reads hostnames there or writes a route. Who can write the folder
-//! can put an older state of it back: it counts for as long as it would have counted then (`ROUTE_MAX_STALE_MS`), and only while
-//! master does not answer.
+//! can put an older state of it back: its routes count for as long as they would have counted then (`ROUTE_MAX_STALE_MS`), and only
+//! while master does not answer; its shares for as long as they would have been the node's. After a restart of the machine itself
+//! the clock on the wall has to be right.
 
 pub mod routes;
 pub mod shares;
 
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,7 +39,7 @@ pub struct NodeData {
     keys: Arc<KeyRing>,
     clock: Arc<dyn Clock>,
     /// Locked for as long as the process lives.
-    _lock: File,
+    lock: File,
 }
 
 impl NodeData {
@@ -58,7 +59,7 @@ impl NodeData {
             }
             std::fs::TryLockError::Error(error) => invalid(format!("the folder cannot be locked: {error}")),
         })?;
-        Ok(Self { folder: folder.to_owned(), keys, clock, _lock: lock })
+        Ok(Self { folder: folder.to_owned(), keys, clock, lock })
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -68,9 +69,21 @@ impl NodeData {
     /// Removes a file that must not be believed any more.
     fn remove(&self, name: &str) -> io::Result<()> {
         match std::fs::remove_file(self.path(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => self.sync(),
         }
+    }
+
+    /// Returns when the names of the folder are on the disk.
+    fn sync(&self) -> io::Result<()> {
+        File::open(&self.folder)?.sync_all()
+    }
+
+    /// What tells this folder from a copy of it.
+    fn mark(&self) -> io::Result<Mark> {
+        let lock = self.lock.metadata()?;
+        Ok(Mark { device: lock.dev(), inode: lock.ino() })
     }
 
     fn now(&self) -> Moment {
@@ -83,10 +96,21 @@ impl NodeData {
     }
 }
 
+fn new_name(name: &str) -> String {
+    format!("{name}.new")
+}
+
 fn options() -> std::fs::OpenOptions {
     let mut options = File::options();
     options.write(true).create(true).mode(0o600);
     options
+}
+
+/// A folder: its file that is locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Mark {
+    device: u64,
+    inode: u64,
 }
 
 /// When something was, for a process that comes later.
@@ -102,10 +126,12 @@ struct Moment {
 
 impl Moment {
     fn now(clock: &dyn Clock) -> Self {
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let boot = read("/proc/sys/kernel/random/boot_id").trim().to_owned();
-        let uptime = read("/proc/uptime").split('.').next().and_then(|seconds| seconds.parse::<u64>().ok());
-        Self { boot, uptime_ms: uptime.unwrap_or_default() * 1000, at: clock.now() }
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+        // Not what /proc says of it: a container may be told its own.
+        let uptime =
+            Duration::try_from(rustix::time::clock_gettime(rustix::time::ClockId::Boottime)).unwrap_or_default();
+        let uptime_ms = u64::try_from(uptime.as_millis()).unwrap_or_default();
+        Self { boot, uptime_ms, at: clock.now() }
     }
 
     fn before(self, time: Duration) -> Self {
@@ -128,10 +154,11 @@ impl Moment {
     }
 }
 
-/// Sealed values one after the other, each bound to its file and to its place in it. What a killed process left unfinished at the
+/// Sealed values one after the other, each bound to its file's name, to this one file and to its place in it. What a killed process left unfinished at the
 /// end is left out; what does not open makes the whole file worth nothing.
 struct SealedFile {
     file: File,
+    name: &'static str,
     /// Tells this file from every other one.
     id: String,
     next: u64,
@@ -140,6 +167,7 @@ struct SealedFile {
 
 #[derive(Serialize, Deserialize)]
 struct Entry<T> {
+    name: String,
     file: String,
     number: u64,
     value: T,
@@ -148,13 +176,22 @@ struct Entry<T> {
 const PLACE: Aad = Aad::for_platform(Purpose::NodeData, FORM);
 
 impl SealedFile {
-    fn create(path: &Path) -> io::Result<Self> {
-        let file = options().truncate(true).open(path)?;
-        Ok(Self { file, id: kernel::random::token(), next: 0, bytes: 0 })
+    /// A new file of what is called `name`, which is not in its place yet.
+    fn create(data: &NodeData, name: &'static str) -> io::Result<Self> {
+        let path = data.path(&new_name(name));
+        // Whoever still writes to one that was given up writes to nothing.
+        let _ = std::fs::remove_file(&path);
+        let file = options().create_new(true).open(path)?;
+        Ok(Self { file, name, id: kernel::random::token(), next: 0, bytes: 0 })
+    }
+
+    /// Puts it in its place, instead of the one that was there.
+    fn place(&self, data: &NodeData) -> io::Result<()> {
+        std::fs::rename(data.path(&new_name(self.name)), data.path(self.name))
     }
 
     fn append<T: Serialize>(&mut self, keys: &KeyRing, value: T) -> io::Result<()> {
-        let entry = Entry { file: self.id.clone(), number: self.next, value };
+        let entry = Entry { name: self.name.to_owned(), file: self.id.clone(), number: self.next, value };
         let sealed = keys.seal(&serde_json::to_vec(&entry)?, &PLACE);
         let length = u32::try_from(sealed.as_bytes().len()).ok().filter(|length| *length <= LONGEST);
         let length = length.ok_or_else(|| io::Error::other("a value that is too long"))?;
@@ -175,8 +212,8 @@ impl SealedFile {
 ///
 /// # Errors
 /// When it cannot be read, or holds what was not sealed for it.
-fn read_sealed<T: DeserializeOwned>(keys: &KeyRing, path: &Path) -> io::Result<Vec<T>> {
-    let file = match File::open(path) {
+fn read_sealed<T: DeserializeOwned>(data: &NodeData, name: &str) -> io::Result<Vec<T>> {
+    let file = match File::open(data.path(name)) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error),
@@ -197,10 +234,10 @@ fn read_sealed<T: DeserializeOwned>(keys: &KeyRing, path: &Path) -> io::Result<V
             return Ok(values);
         }
         let sealed = Sealed::from_bytes(bytes).map_err(|error| damaged(&error.to_string()))?;
-        let opened = keys.open(&sealed, &PLACE).map_err(|error| damaged(&error.to_string()))?;
+        let opened = data.keys.open(&sealed, &PLACE).map_err(|error| damaged(&error.to_string()))?;
         let entry: Entry<T> = serde_json::from_slice(&opened)?;
         let id = id.get_or_insert_with(|| entry.file.clone());
-        if entry.file != *id || entry.number != values.len() as u64 {
+        if entry.name != name || entry.file != *id || entry.number != values.len() as u64 {
             return Err(damaged("a part of another file is in it"));
         }
         values.push(entry.value);

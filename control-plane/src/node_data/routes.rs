@@ -1,8 +1,8 @@
 //! The routes that the node knows, written down as it learns of them.
 //!
 //! The file holds the routes as of a moment, and then what became known since: that older routes of a store do not count any more,
-//! which is on the disk before the next such thing is heard; and up to when nothing else had changed. When the node has learned of
-//! other routes, the file is written anew beside the old one, which takes no less note of changes meanwhile.
+//! which is written at once; and up to when nothing else had changed. When the node has learned of other routes, the file is written
+//! anew beside the old one, which takes no less note of changes meanwhile. A file that cannot take note of them is removed.
 
 use std::collections::HashMap;
 use std::io;
@@ -17,19 +17,19 @@ use tenancy::{DatabaseRoute, Remembered, Route, RouteNews};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
 use vault::Sealed;
 
 use super::{Moment, NodeData, SealedFile, read_sealed};
 use crate::cx::Cx;
 
 const NAME: &str = "routes";
-const NEW_NAME: &str = "routes.new";
 /// How often it is looked whether there is something to write. What is outdated is written at once.
 const PERIOD: Duration = Duration::from_secs(5);
 /// Writing everything takes at most this part of the time.
 const PART: u32 = 20;
-/// Routes of one sealed value.
-const CHUNK: usize = 256;
+/// Routes of so many bytes are one sealed value.
+const CHUNK: usize = 256 << 10;
 /// What was appended may be so long, or as long as what it was appended to.
 const SHORT: u64 = 1 << 20;
 
@@ -64,8 +64,8 @@ struct KeptDatabase {
 }
 
 impl KeptRoute {
-    fn new(data: &NodeData, remembered: &Remembered) -> Self {
-        let Remembered { hostname, route, held, is_followed } = remembered;
+    fn new(remembered: &Remembered, held: Moment) -> Self {
+        let Remembered { hostname, route, is_followed, .. } = remembered;
         let database = route.database.as_ref().map(|database| KeptDatabase {
             engine: database.engine,
             server: database.server,
@@ -80,9 +80,14 @@ impl KeptRoute {
             is_read_only: route.is_read_only,
             version: route.version,
             database,
-            held: data.moment(*held),
+            held,
             is_followed: *is_followed,
         }
+    }
+
+    /// Its bytes, about.
+    fn size(&self) -> usize {
+        512 + self.database.as_ref().map_or(0, |database| database.sealed.len())
     }
 
     /// Of what was sealed by us, all of it is well formed.
@@ -120,7 +125,7 @@ impl NodeData {
     /// When the file cannot be read, or is not ours.
     pub fn load_routes(&self) -> io::Result<Vec<Remembered>> {
         let (mut routes, mut outdated, mut followed) = (Vec::new(), HashMap::<StoreId, i64>::new(), None);
-        for value in read_sealed(&self.keys, &self.path(NAME))? {
+        for value in read_sealed(self, NAME)? {
             match value {
                 Value::Routes(more) => routes.extend(more),
                 Value::Outdated(stores) => {
@@ -137,8 +142,7 @@ impl NodeData {
         let held = |route: &KeptRoute| {
             let followed = followed.as_ref().filter(|_| route.is_followed).and_then(|until| until.age(&now));
             let age = route.held.age(&now).into_iter().chain(followed).min()?;
-            // Uptime is known to the second.
-            here.checked_sub(age + Duration::from_secs(1))
+            here.checked_sub(age)
         };
         let remembered = |route: KeptRoute| {
             let held = held(&route)?;
@@ -148,68 +152,86 @@ impl NodeData {
     }
 }
 
-/// Keeps the file true until the node shuts down.
-pub async fn run(cx: Cx, data: Arc<NodeData>) {
+/// Keeps the file true until `end`, which comes when nothing is heard any more.
+pub async fn run(cx: Cx, data: Arc<NodeData>, end: CancellationToken) {
     let news = cx.stores.news();
+    let now = Instant::now();
     let mut keeper =
-        Keeper { cx, data, news, file: None, learned: 0, followed: None, at: Instant::now(), took: Duration::ZERO };
+        Keeper { cx, data, news, file: None, began: now, took: Duration::ZERO, disk: Disk::Before, told: None };
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let shutdown = keeper.cx.shutdown.clone();
     loop {
         let done = tokio::select! {
-            () = shutdown.cancelled() => break,
+            () = end.cancelled() => break,
             _ = ticks.tick() => keeper.look(false).await,
             heard = keeper.news.recv() => keeper.hear(heard).await,
         };
-        keeper.count(done);
+        keeper.settle(done).await;
     }
-    // The last word: what was heard is written, and as of when.
     let done = keeper.look(true).await;
-    keeper.count(done);
+    keeper.settle(done).await;
 }
 
+/// Of the file on the disk either everything that was heard is in it, or it is removed: nothing is better than what is not true.
 struct Keeper {
     cx: Cx,
     data: Arc<NodeData>,
     news: Receiver<RouteNews>,
-    /// What is true now, if anything is.
+    /// The file on the disk, if it is this process's and has everything in it.
     file: Option<Open>,
-    /// What the node had learned when that was begun.
-    learned: u64,
-    followed: Option<Instant>,
-    /// When it was begun, and how long that took.
-    at: Instant,
+    /// When it was begun to be written anew, and how long that took.
+    began: Instant,
     took: Duration,
+    /// What is on the disk.
+    disk: Disk,
+    /// What was last said of what goes wrong.
+    told: Option<String>,
+}
+
+/// What is in the file's place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Disk {
+    /// This process's file, or none.
+    Clear,
+    /// That of the process before it, which knows nothing of what is heard now.
+    Before,
+    /// One that does not say everything.
+    Wrong,
 }
 
 struct Open {
     file: SealedFile,
     /// How long it was when it was new.
     new_bytes: u64,
-    /// The stores in it, and the oldest version of each.
+    /// What the node had learned when it was begun.
+    learned: u64,
+    /// Up to when it says that routes were followed.
+    followed: Option<Instant>,
+    /// The stores in it, and the oldest version of each that counts.
     stores: HashMap<StoreId, i64>,
 }
 
 impl Open {
-    fn append(&mut self, data: &NodeData, value: &Value) -> io::Result<()> {
-        self.file.append(&data.keys, value)?;
-        self.file.sync()
-    }
-
-    /// Of what is outdated, what this would still say.
-    fn outdate(&mut self, data: &NodeData, news: &[RouteNews]) -> io::Result<()> {
-        let says = |of: &&RouteNews| self.stores.get(&of.store_id).is_some_and(|version| *version < of.version);
-        let outdated: Vec<_> = news.iter().filter(says).map(|of| (of.store_id, of.version)).collect();
-        if outdated.is_empty() {
-            return Ok(());
+    /// Says what is outdated and what was followed, as far as it does not say so by now.
+    fn append(&mut self, data: &NodeData, news: &[RouteNews], followed: Option<Instant>) -> io::Result<()> {
+        let mut outdated = HashMap::new();
+        for of in news {
+            if let Some(version) = self.stores.get_mut(&of.store_id).filter(|version| **version < of.version) {
+                *version = of.version;
+                outdated.insert(of.store_id, of.version);
+            }
         }
-        for (store, _) in &outdated {
-            self.stores.remove(store);
+        if !outdated.is_empty() {
+            let count = outdated.len() as u64;
+            self.file.append(&data.keys, Value::Outdated(outdated.into_iter().collect()))?;
+            self.file.sync()?;
+            metrics::counter!("tenantry_node_data_outdated_total").increment(count);
         }
-        let count = outdated.len() as u64;
-        self.append(data, &Value::Outdated(outdated))?;
-        metrics::counter!("tenantry_node_data_outdated_total").increment(count);
+        if let Some(at) = followed.filter(|at| Some(*at) != self.followed) {
+            self.followed = followed;
+            self.file.append(&data.keys, Value::Followed(data.moment(at)))?;
+            self.file.sync()?;
+        }
         Ok(())
     }
 }
@@ -217,155 +239,166 @@ impl Open {
 impl Keeper {
     /// Takes note of what is outdated.
     async fn hear(&mut self, heard: Result<RouteNews, RecvError>) -> io::Result<()> {
-        let mut news = Vec::new();
-        let is_whole = match heard {
-            Ok(first) => {
-                news.push(first);
-                self.hear_more(&mut news)
-            }
-            Err(RecvError::Lagged(_)) => false,
-            Err(RecvError::Closed) => true,
-        };
-        if !is_whole {
-            return self.start_over().await;
-        }
-        let (Some(mut file), data) = (self.file.take(), Arc::clone(&self.data)) else { return Ok(()) };
-        let (file, done) = blocking(move || {
-            let done = file.outdate(&data, &news);
-            (file, done)
-        })
-        .await?;
-        match done {
-            Ok(()) => self.file = Some(file),
-            Err(error) => {
-                self.data.remove(NAME)?;
-                return Err(error);
-            }
-        }
-        Ok(())
+        let news = self.all_of(heard)?;
+        self.append(news, None).await
     }
 
-    /// What else was heard by now. Whether that is all of it.
-    fn hear_more(&mut self, news: &mut Vec<RouteNews>) -> bool {
+    fn all_of(&mut self, heard: Result<RouteNews, RecvError>) -> io::Result<Vec<RouteNews>> {
+        let mut news = Vec::new();
+        match heard {
+            Ok(first) => news.push(first),
+            Err(RecvError::Lagged(_)) => return Err(too_much()),
+            Err(RecvError::Closed) => return Ok(news),
+        }
+        self.hear_more(&mut news)?;
+        Ok(news)
+    }
+
+    /// What else was heard by now.
+    fn hear_more(&mut self, news: &mut Vec<RouteNews>) -> io::Result<()> {
         loop {
             match self.news.try_recv() {
                 Ok(more) => news.push(more),
-                Err(TryRecvError::Empty | TryRecvError::Closed) => return true,
-                Err(TryRecvError::Lagged(_)) => return false,
+                Err(TryRecvError::Empty | TryRecvError::Closed) => return Ok(()),
+                Err(TryRecvError::Lagged(_)) => return Err(too_much()),
             }
         }
     }
 
-    /// The file does not say what it should: nothing is better.
-    async fn start_over(&mut self) -> io::Result<()> {
-        self.file = None;
-        self.data.remove(NAME)?;
-        self.write().await
-    }
-
-    /// Brings the file up to date, if there is something to say.
-    async fn look(&mut self, is_last: bool) -> io::Result<()> {
-        // In this order: what is followed after a gap is not what was before it, and a gap is something learned.
-        let followed = self.cx.stores.followed_until();
-        let is_learned = self.cx.stores.learned() != self.learned;
-        let is_long = self.file.as_ref().is_some_and(|open| open.file.bytes > open.new_bytes * 2 + SHORT);
-        let is_time = is_last || self.at.elapsed() >= self.took * PART;
-        if self.file.is_none() || ((is_learned || is_long) && is_time) {
-            return self.write().await;
-        }
-        if is_learned || followed == self.followed {
-            return Ok(());
-        }
-        let (Some(at), Some(mut file), data) = (followed, self.file.take(), Arc::clone(&self.data)) else {
+    async fn append(&mut self, news: Vec<RouteNews>, followed: Option<Instant>) -> io::Result<()> {
+        let data = Arc::clone(&self.data);
+        let Some(mut open) = self.file.take() else {
+            if !news.is_empty() && self.disk != Disk::Clear {
+                blocking(move || data.remove(NAME)).await??;
+                self.disk = Disk::Clear;
+            }
             return Ok(());
         };
-        self.followed = followed;
-        let (file, done) = blocking(move || {
-            let done = file.append(&data, &Value::Followed(data.moment(at)));
-            (file, done)
-        })
-        .await?;
-        // What could not be said is said by the next one; what is half written ends the file.
-        match done {
-            Ok(()) => self.file = Some(file),
-            Err(error) => return Err(error),
-        }
+        let appending = move || open.append(&data, &news, followed).map(|()| open);
+        self.file = Some(blocking(appending).await??);
         Ok(())
     }
 
-    /// Writes everything anew.
+    /// Brings the file up to date.
+    async fn look(&mut self, is_last: bool) -> io::Result<()> {
+        // In this order: what was followed is in the news by then, and a gap is something learned.
+        let followed = self.cx.stores.followed_until();
+        let mut news = Vec::new();
+        self.hear_more(&mut news)?;
+        let learned = self.cx.stores.learned();
+        let is_time = is_last || self.began.elapsed() >= self.took * PART;
+        match &self.file {
+            Some(open) if open.learned == learned => {
+                let is_long = open.file.bytes > open.new_bytes * 2 + SHORT;
+                self.append(news, followed).await?;
+                if is_long && is_time { self.write().await } else { Ok(()) }
+            }
+            Some(_) if !is_time => self.append(news, None).await,
+            Some(_) => {
+                self.append(news, None).await?;
+                self.write().await
+            }
+            None => self.write().await,
+        }
+    }
+
+    /// Writes everything anew, beside the file that there is.
     async fn write(&mut self) -> io::Result<()> {
-        self.at = Instant::now();
-        self.learned = self.cx.stores.learned();
-        self.followed = self.cx.stores.followed_until();
-        let remembered = self.cx.stores.remembered();
-        metrics::gauge!("tenantry_node_data_routes").set(remembered.len() as f64);
-        let data = Arc::clone(&self.data);
-        let writing = blocking(move || write_new(&data, &remembered));
+        self.began = Instant::now();
+        // Before what is remembered: what comes meanwhile is learned.
+        let (learned, followed) = (self.cx.stores.learned(), self.cx.stores.followed_until());
+        let (stores, data) = (self.cx.stores.clone(), Arc::clone(&self.data));
+        let writing = blocking(move || Open::create(&data, &stores.remembered(), learned, followed));
         tokio::pin!(writing);
-        let mut later = Vec::new();
+        let (mut later, mut noted) = (Vec::new(), Ok(()));
+        // It is waited for whatever happens: no two write at one time.
         let new = loop {
             tokio::select! {
-                new = &mut writing => break new?,
-                heard = self.news.recv() => match heard {
-                    Ok(of) => {
-                        later.push(of);
-                        if let Some(old) = &mut self.file && let Err(error) = old.outdate(&self.data, &[of]) {
-                            self.file = None;
-                            self.data.remove(NAME)?;
-                            tracing::warn!("what the node knew of routes is gone: {error}");
-                        }
-                    }
-                    Err(RecvError::Lagged(_)) => return self.give_up(),
-                    Err(RecvError::Closed) => {}
-                },
+                new = &mut writing => break new,
+                heard = self.news.recv(), if noted.is_ok() => noted = self.note(heard, &mut later).await,
             }
         };
-        if !self.hear_more(&mut later) {
-            return self.give_up();
-        }
-        let data = Arc::clone(&self.data);
-        let new = blocking(move || {
-            let mut new = new?;
-            new.outdate(&data, &later)?;
-            new.file.sync()?;
-            std::fs::rename(data.path(NEW_NAME), data.path(NAME))?;
-            Ok::<_, io::Error>(new)
-        })
-        .await??;
-        self.file = Some(new);
-        self.took = self.at.elapsed();
+        noted?;
+        let mut new = new??;
+        let (data, count) = (Arc::clone(&self.data), new.routes);
+        let placing = move || {
+            new.open.append(&data, &later, None)?;
+            new.open.file.sync()?;
+            new.open.file.place(&data)?;
+            data.sync()?;
+            Ok::<_, io::Error>(new.open)
+        };
+        self.file = Some(blocking(placing).await??);
+        self.disk = Disk::Clear;
+        self.took = self.began.elapsed();
+        metrics::gauge!("tenantry_node_data_routes").set(count as f64);
         Ok(())
     }
 
-    /// More was heard than can be remembered: the next look begins anew.
-    fn give_up(&mut self) -> io::Result<()> {
-        self.file = None;
-        self.data.remove(NAME)
+    /// Until it is replaced, the file that there is says what is outdated, and so will the new one.
+    async fn note(&mut self, heard: Result<RouteNews, RecvError>, later: &mut Vec<RouteNews>) -> io::Result<()> {
+        let news = self.all_of(heard)?;
+        later.extend_from_slice(&news);
+        self.append(news, None).await
     }
 
-    fn count(&self, done: io::Result<()>) {
-        let is_kept = done.is_ok() && self.file.is_some();
-        metrics::gauge!("tenantry_node_data_kept").set(f64::from(u8::from(is_kept)));
+    /// What went wrong leaves no file: the next look writes it anew, if that can be.
+    async fn settle(&mut self, done: io::Result<()>) {
+        let mut said = None;
         if let Err(error) = done {
-            tracing::warn!("what the node knows of routes cannot be kept for a restart: {error}");
+            self.file = None;
+            self.disk = Disk::Wrong;
+            said = Some(error.to_string());
+        }
+        if self.disk == Disk::Wrong {
+            let data = Arc::clone(&self.data);
+            match blocking(move || data.remove(NAME)).await.flatten() {
+                Ok(()) => self.disk = Disk::Clear,
+                Err(error) => said = Some(format!("it cannot even be removed: {error}")),
+            }
+        }
+        metrics::gauge!("tenantry_node_data_kept").set(f64::from(u8::from(self.file.is_some())));
+        if let Some(why) = &said
+            && self.told != said
+        {
+            tracing::warn!("what the node knows of routes is not kept for a restart: {why}");
+        }
+        if said.is_some() || self.file.is_some() {
+            self.told = said;
         }
     }
 }
 
-fn write_new(data: &NodeData, remembered: &[Remembered]) -> io::Result<Open> {
-    let mut file = SealedFile::create(&data.path(NEW_NAME))?;
-    let mut stores = HashMap::new();
-    for chunk in remembered.chunks(CHUNK) {
-        let routes = chunk.iter().map(|one| KeptRoute::new(data, one)).collect();
-        file.append(&data.keys, Value::Routes(routes))?;
-        for one in chunk {
+/// A file that is not in its place yet.
+struct New {
+    open: Open,
+    routes: usize,
+}
+
+impl Open {
+    fn create(data: &NodeData, remembered: &[Remembered], learned: u64, followed: Option<Instant>) -> io::Result<New> {
+        let (now, here) = (data.now(), Instant::now());
+        let mut file = SealedFile::create(data, NAME)?;
+        let (mut stores, mut routes, mut bytes) = (HashMap::new(), Vec::new(), 0);
+        for one in remembered {
+            let route = KeptRoute::new(one, now.clone().before(here.saturating_duration_since(one.held)));
+            bytes += route.size();
+            routes.push(route);
             let oldest = stores.entry(one.route.store_id).or_insert(one.route.version);
             *oldest = one.route.version.min(*oldest);
+            if bytes >= CHUNK {
+                file.append(&data.keys, Value::Routes(std::mem::take(&mut routes)))?;
+                bytes = 0;
+            }
         }
+        file.append(&data.keys, Value::Routes(routes))?;
+        let new_bytes = file.bytes;
+        Ok(New { open: Open { file, new_bytes, learned, followed, stores }, routes: remembered.len() })
     }
-    let new_bytes = file.bytes;
-    Ok(Open { file, new_bytes, stores })
+}
+
+fn too_much() -> io::Error {
+    io::Error::other("more has changed than can be written down one by one")
 }
 
 /// Files wait for the disk.

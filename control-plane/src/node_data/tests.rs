@@ -1,12 +1,16 @@
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::TimeDelta;
-use kernel::{Clock as _, SystemClock};
+use chrono::{TimeDelta, TimeZone as _, Utc};
+use kernel::{Clock as _, ServerId, SystemClock};
+use tenancy::stats::BreakerState;
+use tokio::time::Instant;
 use vault::KeyRing;
 
 use super::{Moment, NodeData, SealedFile, read_sealed};
+use crate::shares::NodeKey;
 
 /// A folder that is gone with the test.
 struct Folder(PathBuf);
@@ -34,7 +38,7 @@ fn open(folder: &Folder) -> Result<NodeData, crate::config::ConfigError> {
 }
 
 #[test]
-fn a_folder_is_one_process_s_at_a_time_and_nobody_else_may_look_into_it() {
+fn a_folder_is_one_process_s_at_a_time_and_is_made_for_nobody_else_to_look_into() {
     use std::os::unix::fs::PermissionsExt as _;
     let folder = Folder::new();
     let first = open(&folder).expect("it is made");
@@ -50,48 +54,101 @@ fn a_folder_is_one_process_s_at_a_time_and_nobody_else_may_look_into_it() {
 }
 
 #[test]
-fn what_is_cut_off_is_left_out_and_what_is_changed_or_mixed_makes_the_file_worth_nothing() {
-    let (folder, keys) = (Folder::new(), keys());
-    let [path, other] = ["one", "other"].map(|name| folder.0.join(name));
-    assert!(read_sealed::<String>(&keys, &path).expect("there is none").is_empty());
-    for (path, text) in [(&path, "first"), (&other, "other")] {
-        let mut file = SealedFile::create(path).expect("it is made");
-        file.append(&keys, text).expect("it is written");
-        file.append(&keys, "second").expect("it is written");
+fn what_is_cut_off_is_left_out_and_what_is_changed_or_mixed_makes_the_file_worth_nothing() -> io::Result<()> {
+    let folder = Folder::new();
+    let data = open(&folder).map_err(io::Error::other)?;
+    assert!(read_sealed::<String>(&data, "one")?.is_empty());
+    for (name, text) in [("one", "first"), ("two", "other")] {
+        let mut file = SealedFile::create(&data, name)?;
+        file.append(&data.keys, text)?;
+        file.append(&data.keys, "second")?;
+        file.place(&data)?;
     }
+    let path = data.path("one");
     let read = |bytes: &[u8]| {
-        std::fs::write(&path, bytes).expect("it is written");
-        read_sealed::<String>(&keys, &path)
+        std::fs::write(&path, bytes)?;
+        read_sealed::<String>(&data, "one")
     };
-    let (whole, theirs) = (std::fs::read(&path).expect("it is there"), std::fs::read(&other).expect("it is there"));
+    let (whole, theirs) = (std::fs::read(&path)?, std::fs::read(data.path("two"))?);
     assert!(!whole.windows(5).any(|bytes| bytes == b"first"), "it is sealed");
-    let length = 4 + u32::from_le_bytes(whole[..4].try_into().expect("four")) as usize;
+    let length = 4 + u32::from_le_bytes(whole[..4].try_into().map_err(io::Error::other)?) as usize;
     for cut in 0..whole.len() {
-        let values = read(&whole[..cut]).expect("as a killed process leaves it");
-        assert_eq!(values.len(), usize::from(cut >= length), "cut at {cut}");
+        assert_eq!(
+            read(&whole[..cut])?.len(),
+            usize::from(cut >= length),
+            "cut at {cut}, as a killed process leaves it"
+        );
     }
     for at in 4..length {
         let mut changed = whole.clone();
         changed[at] ^= 1;
         assert!(read(&changed).is_err(), "changed at {at}");
     }
+    assert!(read(&theirs).is_err(), "of another name");
     assert!(read(&[&whole[..length], &theirs[length..]].concat()).is_err(), "a part of another file");
     assert!(read(&whole[length..]).is_err(), "the first is missing");
     assert!(read(&[&whole[..length], &whole[..length], &whole[length..]].concat()).is_err(), "one is twice");
     assert!(read(&u32::MAX.to_le_bytes()).is_err(), "no memory is set aside for what is not ours");
-    assert_eq!(read(&whole).expect("whole"), ["first", "second"]);
-    assert!(read_sealed::<String>(&super::tests::keys(), &path).is_err(), "of another installation");
+    assert_eq!(read(&whole)?, ["first", "second"]);
+    drop(data);
+    assert!(
+        read_sealed::<String>(&open(&folder).map_err(io::Error::other)?, "one").is_err(),
+        "of another installation"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn shares_are_the_next_process_s_for_their_time_and_in_their_folder_only() -> io::Result<()> {
+    let folder = Folder::new();
+    let data = open(&folder).map_err(io::Error::other)?;
+    let node = NodeKey { id: 7, since: Utc.timestamp_opt(1_800_000_000, 123_456_000).single().expect("a moment") };
+    let server_id = ServerId::new(SystemClock.now());
+    let breaker = BreakerState::Closed;
+    let load = tenancy::ServerLoad { server_id, limit: 5, open: 3, waiting: 0, peak: 3, breaker };
+    let (margin, minute) = (Duration::from_secs(15), Duration::from_secs(60));
+    assert_eq!(data.load_shares("here", margin), None);
+    data.keep_shares(node, "here", Instant::now() + minute, margin, &[load])?;
+    let kept = data.load_shares("here", margin).expect("they are kept");
+    assert_eq!((kept.node, &kept.limits[..]), (node, &[(server_id, 5)][..]));
+    assert!(kept.left <= minute && kept.left > minute / 2, "{:?}", kept.left);
+    assert_eq!(data.load_shares("elsewhere", margin), None);
+    let less = data.load_shares("here", margin + minute / 2).expect("they are kept").left;
+    assert!(less <= minute / 2, "who takes longer to let go has to begin sooner: {less:?}");
+    // Over, on another run of the machine, or given up: it is the same node, which may have nothing open.
+    data.keep_shares(node, "here", Instant::now(), margin, &[load])?;
+    let over = data.load_shares("here", margin).expect("the node is kept");
+    assert_eq!((over.node, over.left, over.limits.len()), (node, Duration::ZERO, 0));
+
+    // A copy of the folder is nobody.
+    data.keep_shares(node, "here", Instant::now() + minute, margin, &[load])?;
+    let copy = folder.0.join("copy");
+    std::fs::create_dir(&copy)?;
+    std::fs::copy(data.path("shares"), copy.join("shares"))?;
+    let copy = NodeData::open(&copy, Arc::clone(&data.keys), Arc::new(SystemClock)).map_err(io::Error::other)?;
+    assert_eq!(copy.load_shares("here", margin), None);
+    // What cannot be written leaves nothing behind that says more.
+    std::fs::create_dir_all(data.path("shares.new"))?;
+    data.keep_shares(node, "here", Instant::now() + minute, margin, &[load])?;
+    assert_eq!(data.load_shares("here", margin), None);
+    std::fs::remove_dir(data.path("shares.new"))?;
+    data.keep_shares(node, "here", Instant::now() + minute, margin, &[load])?;
+    data.forget_shares()?;
+    assert_eq!(data.load_shares("here", margin), None);
+    Ok(())
 }
 
 #[test]
 fn within_one_run_of_the_machine_no_clock_that_is_turned_counts() {
-    let now = Moment::now(&SystemClock);
-    assert_eq!(now.clone().before(Duration::from_secs(5)).age(&now), Some(Duration::from_secs(5)));
+    let began = Moment::now(&SystemClock);
+    let now = Moment { uptime_ms: began.uptime_ms + 5000, ..began.clone() };
+    assert_eq!(began.age(&now), Some(Duration::from_secs(5)));
+    assert_eq!(now.clone().before(Duration::from_secs(5)).uptime_ms, began.uptime_ms);
+    assert_eq!(now.age(&began), None, "it is still to come");
     let turned = Moment { at: now.at - TimeDelta::hours(1), ..now.clone() };
-    assert_eq!(now.age(&turned), Some(Duration::ZERO));
+    assert_eq!(began.age(&turned), Some(Duration::from_secs(5)));
     let after_restart = Moment { boot: "another".to_owned(), uptime_ms: 1000, at: now.at + TimeDelta::seconds(90) };
     assert_eq!(now.age(&after_restart), Some(Duration::from_secs(90)));
     let set_back = Moment { at: now.at - TimeDelta::seconds(1), ..after_restart };
     assert_eq!(now.age(&set_back), None, "nobody knows how long ago that was");
-    assert!(SystemClock.now() >= now.at);
 }

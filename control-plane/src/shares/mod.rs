@@ -101,25 +101,31 @@ impl Shares {
         let now = Instant::now();
         // A node that listens serves without master for so long; every process ends what it was doing.
         let alone = if cx.is_serving { cx.limits.route_max_stale } else { RENEW * 2 };
-        let ttl = alone + cx.limits.store_statement_timeout + MARGIN * 2;
+        let ttl = alone + margin(cx) + MARGIN;
         let new = Self { node: None, key: None, until: now, ttl, next: None, not_before: now, is_kept: true };
-        let Some(kept) = cx.node_data.as_ref().and_then(|data| data.take_shares(&cx.place.host)) else { return new };
+        let Some(kept) = cx.node_data.as_ref().and_then(|data| data.load_shares(&cx.place.host, margin(cx))) else {
+            return new;
+        };
         tracing::info!("node {} goes on, with what it may have open at {} servers", kept.node.id, kept.limits.len());
         for (server, limit) in kept.limits {
             cx.stores.set_server_limit(server, limit);
         }
-        Self { key: Some(kept.node), until: now + kept.left, next: Some(now), ..new }
+        let next = (!kept.left.is_zero()).then_some(now);
+        Self { key: Some(kept.node), until: now + kept.left, next, ..new }
     }
 
     /// Keeps for the next process what is this one's now, before anything else is said to master.
     fn keep(&mut self, cx: &OpsCx) {
         let Some(data) = &cx.node_data else { return };
+        let was_kept = self.is_kept;
         let done = match self.key {
-            Some(key) => data.keep_shares(key, &cx.place.host, self.until, &cx.stores.server_loads()),
+            Some(key) => data.keep_shares(key, &cx.place.host, self.until, margin(cx), &cx.stores.server_loads()),
             None => data.forget_shares(),
         };
         self.is_kept = done.is_ok();
-        if let Err(error) = done {
+        if let Err(error) = done
+            && was_kept
+        {
             tracing::error!("too much is kept of shares of database servers, so none are renewed: {error}");
         }
     }
@@ -199,7 +205,7 @@ impl Shares {
                 cx.stores.forget_server_peaks();
                 self.key = Some(node.key);
                 self.node = Some(node);
-                self.until = now + self.ttl - (cx.limits.store_statement_timeout + MARGIN);
+                self.until = now + self.ttl - margin(cx);
                 self.next = Some(now + if outcome == Outcome::Unsettled { SOON } else { RENEW });
                 self.not_before = now + if outcome == Outcome::Settled { CALM } else { SOON };
                 self.keep(cx);
@@ -318,6 +324,11 @@ fn said(cx: &OpsCx, load: &ServerLoad) -> Said {
     let most = count(cx.limits.node_max_connections);
     let claim = Claim { held: count(load.limit.max(load.open)), wanted: count(load.peak), most };
     Said { server: load.server_id, claim }
+}
+
+/// How much sooner a node gives its shares up than master takes them back.
+fn margin(cx: &OpsCx) -> Duration {
+    cx.limits.store_statement_timeout + MARGIN
 }
 
 fn interval(time: Duration) -> PgInterval {
