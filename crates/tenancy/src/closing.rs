@@ -24,7 +24,7 @@ pub(crate) enum Farewell {
 impl Pool {
     /// Gets rid of a connection that was lent.
     pub(crate) fn retire(self: &Arc<Self>, physical: Box<Physical>, farewell: Farewell) {
-        lock(&self.state).established -= 1;
+        lock(&self.state).lose_one(self, Instant::now());
         self.finish(physical, farewell);
     }
 

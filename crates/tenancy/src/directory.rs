@@ -232,6 +232,9 @@ impl<K: Key, D: Directory> Routes<K, D> {
                     }
                     let route = Arc::new(route);
                     let known = self.known.get(key);
+                    if let Some(known) = known.as_ref().filter(|known| known.route.store_id != route.store_id) {
+                        self.versions.lost_name(&known.route);
+                    }
                     let is_as_known = known.is_some_and(|known| known.epoch == epoch && known.route == route);
                     let is_refreshing = AtomicBool::new(false);
                     let known = Known { route: Arc::clone(&route), read, epoch, floor, is_refreshing };
@@ -249,7 +252,8 @@ impl<K: Key, D: Directory> Routes<K, D> {
                     if self.versions.changes.load(Ordering::SeqCst) != changes {
                         continue;
                     }
-                    if self.known.remove(key).is_some() {
+                    if let Some((_, known)) = self.known.remove(key) {
+                        self.versions.lost_name(&known.route);
                         self.versions.note_learned();
                     }
                     self.unknown.insert(key.clone(), Instant::now());

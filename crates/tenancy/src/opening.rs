@@ -39,12 +39,11 @@ impl Drop for Place {
 pub(crate) async fn open(pool: Arc<Pool>) {
     let mut place = Place { pool: Arc::clone(&pool), is_kept: false };
     let Some(permit) = wait_for_permit(&pool).await else { return };
-    let began = Instant::now();
-    let deadline = began + pool.node.config.connect_timeout;
+    let deadline = Instant::now() + pool.node.config.connect_timeout;
     let result = timeout_at(deadline, connect(&pool)).await.unwrap_or(Err(ConnectError::new(Cause::Timeout)));
     let result = match result {
-        Ok((session, backend)) => match pool.admit(&backend).await {
-            Ok(()) => Ok((session, backend)),
+        Ok((session, backend, took)) => match pool.admit(&backend).await {
+            Ok(()) => Ok((session, backend, took)),
             Err(error) => {
                 session.close_within(pool.node.config.close_timeout).await;
                 Err(error)
@@ -53,9 +52,9 @@ pub(crate) async fn open(pool: Arc<Pool>) {
         Err(error) => Err(error),
     };
     match result {
-        Ok((session, backend)) => {
+        Ok((session, backend, took)) => {
             place.is_kept = true;
-            hand_over(&pool, session, backend, permit, began.elapsed());
+            hand_over(&pool, session, backend, permit, took);
         }
         Err(error) => {
             count_connect(ConnectResult::Failed(error.cause));
@@ -91,7 +90,8 @@ async fn wait_for_permit(pool: &Arc<Pool>) -> Option<Permit> {
     }
 }
 
-async fn connect(pool: &Pool) -> Result<(Session, Backend), ConnectError> {
+/// A session, and how long connecting took at last.
+async fn connect(pool: &Pool) -> Result<(Session, Backend, Duration), ConnectError> {
     let database = &pool.database;
     let reach = match database.server {
         Some(_) => Reach::Anywhere,
@@ -100,6 +100,7 @@ async fn connect(pool: &Pool) -> Result<(Session, Backend), ConnectError> {
     let mut pause = Duration::from_millis(10);
     let mut was_ended = false;
     loop {
+        let began = Instant::now();
         let opened = {
             // Opened here and dropped here: nothing keeps the secret beyond the connecting.
             let keys = &pool.node.keys;
@@ -115,7 +116,7 @@ async fn connect(pool: &Pool) -> Result<(Session, Backend), ConnectError> {
             }
             // Somebody ended this one session, which says nothing of the server: one that stops refuses the next.
             Err(error) if matches!(error.code.as_deref(), Some("57P01" | "1927")) && !was_ended => was_ended = true,
-            other => return other,
+            other => return other.map(|(session, backend)| (session, backend, began.elapsed())),
         }
     }
 }
@@ -131,7 +132,8 @@ fn hand_over(pool: &Arc<Pool>, session: Session, backend: Backend, permit: Permi
         let mut state = lock(&pool.state);
         state.opening -= 1;
         // One that took long by chance is not remembered for long.
-        state.connect_time = if state.connect_time.is_zero() { took } else { (state.connect_time + took) / 2 };
+        state.connect_time =
+            if state.connect_time.is_zero() { took } else { took.min((state.connect_time + took) / 2) };
         // Behind a pooler that was found out while this one was opened, it is no session of the server either.
         let counts = pool.gate.succeeded();
         state.is_pooled &= !counts;

@@ -6,8 +6,9 @@
 //! - idle connections exist only while nobody waits, and who waits is served in order: nobody overtakes;
 //! - connections are opened by tasks of their own: a request that goes away wastes no connect, and one that comes back serves
 //!   the first in line, whichever is sooner;
-//! - who has a connection opens a further one only for who has waited as long as that takes ([`Pool::patience`]): what comes back
-//!   sooner costs nothing, and whoever opens for each overlap of two requests spends the server on connects;
+//! - who has a connection opens a further one only for who has waited as long as that takes, or when that is waited for over and
+//!   over ([`Pool::patience`]): what comes back sooner costs nothing, and whoever opens for each overlap of two requests spends the
+//!   server on connects;
 //! - while the pool has no connection, one connect goes ahead and the others wait for its verdict;
 //! - only a connection that is known to be clean becomes idle: see [`crate::connection`].
 
@@ -50,6 +51,9 @@ pub(crate) enum Phase {
     Closed(LeaseError),
 }
 
+/// So many times as long as connecting takes is waited for what is lent, by all together, before another one is opened for that.
+const OVER_AND_OVER: u32 = 8;
+
 type Delivery = Result<Connection, LeaseError>;
 
 /// Somebody who waits for a connection.
@@ -71,6 +75,10 @@ pub(crate) struct State {
     pub(crate) waiters: VecDeque<Waiter>,
     /// How long connecting has taken.
     pub(crate) connect_time: Duration,
+    /// How long was waited since one was last opened, by those who do not wait any more; less each time that one was idle.
+    waited: Duration,
+    /// When that was.
+    last_opened: Instant,
     /// Whether somebody looks again when the next has waited long enough.
     is_looked_after: bool,
     pub(crate) open: usize,
@@ -127,6 +135,8 @@ impl Pool {
                 idle: Vec::new(),
                 waiters: VecDeque::new(),
                 connect_time: Duration::ZERO,
+                waited: Duration::ZERO,
+                last_opened: Instant::now(),
                 is_looked_after: false,
                 open: 0,
                 opening: 0,
@@ -252,12 +262,24 @@ impl Pool {
         }
     }
 
-    /// How long a request waits for one of the store's connections to come back before another is opened for it: as long as that
-    /// takes, so that waiting and opening together never take twice as long as the better of the two would have; and twice as
-    /// long when another store has to give one up for it, which it will open again.
-    fn patience(&self, state: &State) -> Duration {
-        let opens = if self.server.budget.has_room() { 1 } else { 2 };
-        (state.connect_time * opens).min(self.node.config.acquire_timeout / 4)
+    /// How long it is until another connection is opened for the first of those who wait that has no connect under way: nothing,
+    /// when its time has come.
+    ///
+    /// It waits for what is lent to come back as long as connecting takes, so that it never waits twice as long as the better of
+    /// the two would have made it; twice as long when another store has to give a connection up, which it will open again. Where
+    /// there is room, what is waited for over and over counts together: a connection is opened once, and used for long.
+    fn patience(&self, state: &State, now: Instant) -> Duration {
+        let price = state.connect_time.min(self.node.config.acquire_timeout / 4);
+        let waited = |waiter: &Waiter| now.saturating_duration_since(waiter.since);
+        let first = waited(&state.waiters[state.opening]);
+        if !self.server.budget.has_room() {
+            return (price * 2).saturating_sub(first);
+        }
+        let since = |waiter: &Waiter| now.saturating_duration_since(waiter.since.max(state.last_opened));
+        let waiting = state.waiters.iter().skip(state.opening);
+        let together = state.waited + waiting.clone().map(since).sum::<Duration>();
+        let count = u32::try_from(waiting.len()).unwrap_or(u32::MAX);
+        price.saturating_sub(first).min((price * OVER_AND_OVER).saturating_sub(together) / count)
     }
 
     /// Sees to it that who waits is looked at again after this time.
@@ -276,9 +298,8 @@ impl Pool {
 
     /// Starts as many connects as there are requests that have waited for long enough, limits and breaker allow.
     pub(crate) fn open_for_waiters(self: &Arc<Self>, state: &mut State, now: Instant) {
-        while state.waiters.front().is_some_and(Waiter::is_closed) {
-            state.waiters.pop_front();
-        }
+        // Each connect under way is for one of them, in their order.
+        state.waiters.retain(|waiter| !waiter.is_closed());
         match state.phase {
             Phase::Open => {}
             // What a route led to before is not entered any more: only what is there still serves.
@@ -287,11 +308,11 @@ impl Pool {
         }
         let wanted = if state.established == 0 { state.waiters.len().min(1) } else { state.waiters.len() };
         while state.opening < wanted && state.open < self.node.config.max_connections_per_store.max(1) {
-            // Those before it have a connect of theirs under way.
-            let waited = now.saturating_duration_since(state.waiters[state.opening].since);
-            let patience = self.patience(state);
-            if state.established > 0 && waited < patience {
-                return self.look_again(state, patience - waited);
+            if state.established > 0 {
+                let patience = self.patience(state, now);
+                if !patience.is_zero() {
+                    return self.look_again(state, patience);
+                }
             }
             let probe_limit = self.node.config.acquire_timeout + self.node.config.connect_timeout * 2;
             if let Err(refusal) = self.gate.admit(now, probe_limit) {
@@ -302,6 +323,7 @@ impl Pool {
             }
             state.open += 1;
             state.opening += 1;
+            (state.waited, state.last_opened) = (Duration::ZERO, now);
             self.node.spawn(opening::open(Arc::clone(self)));
         }
     }
@@ -323,15 +345,18 @@ impl Pool {
                 && (budget.excess() > 0
                     || budget.others_lack(&self.line) && (is_lent_long || state.waiters.iter().all(Waiter::is_closed)));
             if is_over || is_for_others || state.is_pooled || now >= physical.expires {
-                state.established -= 1;
+                state.lose_one(self, now);
                 drop(state);
                 return self.finish(physical, Farewell::Polite);
             }
             let Some(waiter) = state.waiters.pop_front() else {
                 physical.since = now;
                 state.idle.push(physical);
+                state.waited /= 2;
                 break;
             };
+            let since = waiter.since.max(state.last_opened);
+            state.waited += now.saturating_duration_since(since);
             drop(state);
             match waiter.to.send(Ok(Connection::new(Arc::clone(self), physical))) {
                 Err(Ok(connection)) => match connection.into_physical() {
@@ -362,6 +387,14 @@ impl Pool {
 }
 
 impl State {
+    /// One that was established is not any more. Who waits for the last one waits for nothing.
+    pub(crate) fn lose_one(&mut self, pool: &Arc<Pool>, now: Instant) {
+        self.established -= 1;
+        if self.established == 0 {
+            pool.open_for_waiters(self, now);
+        }
+    }
+
     pub(crate) fn fail_waiters(&mut self, why: LeaseError) {
         for waiter in self.waiters.drain(..) {
             drop(waiter.to.send(Err(why)));

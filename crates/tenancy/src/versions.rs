@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::breaker::millis;
 use crate::node::lock;
+use crate::route::Route;
 
 /// After a look-up failed, routes past their time are served without waiting for the next, this long.
 const TROUBLE: Duration = Duration::from_secs(1);
@@ -82,6 +83,11 @@ impl Versions {
         if (i64::MIN < before && before < version) || known.is_some_and(|known| known < version) {
             self.tell(store, version);
         }
+    }
+
+    /// A name does not lead to this store any more, so the store is at a later version.
+    pub(crate) fn lost_name(&self, route: &Route) {
+        self.tell(route.store_id, route.version.saturating_add(1));
     }
 
     fn tell(&self, store_id: StoreId, version: i64) {
