@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use kernel::Clock;
 use metrics_exporter_prometheus::PrometheusHandle;
+use tenancy::RouteNews;
 use tokio::net::TcpListener;
+use tokio::sync::broadcast::Receiver;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -62,6 +64,7 @@ impl Node {
             Err(error) => return Err(error.into()),
         };
         let cx = Cx::new(config, clock)?;
+        let news = cx.stores.news();
         let remembered = remember(&cx).await;
         let outage = match outage {
             Some(error) if remembered == 0 => return Err(error.into()),
@@ -86,7 +89,7 @@ impl Node {
                 cx.tasks.spawn(join_master(cx.clone()));
             }
         }
-        let keeper = Keeper::start(&cx);
+        let keeper = Keeper::start(&cx, news);
         cx.tasks.spawn(directory::listener::run(cx.clone()));
         cx.tasks.spawn(directory::warm_up::run(cx.clone()));
         let (limits, shutdown, tasks) = (&cx.config.limits, &cx.shutdown, &cx.tasks);
@@ -125,10 +128,10 @@ struct Keeper {
 }
 
 impl Keeper {
-    fn start(cx: &Cx) -> Self {
+    fn start(cx: &Cx, news: Receiver<RouteNews>) -> Self {
         let (task, end) = (TaskTracker::new(), CancellationToken::new());
         if let Some(data) = &cx.node_data {
-            task.spawn(node_data::routes::run(cx.clone(), Arc::clone(data), end.clone()));
+            task.spawn(node_data::routes::run(cx.clone(), Arc::clone(data), news, end.clone()));
         }
         task.close();
         Self { task, end }

@@ -69,9 +69,8 @@ impl NodeData {
     /// Removes a file that must not be believed any more.
     fn remove(&self, name: &str) -> io::Result<()> {
         match std::fs::remove_file(self.path(name)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
-            Ok(()) => self.sync(),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => self.sync(),
         }
     }
 

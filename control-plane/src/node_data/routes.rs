@@ -153,8 +153,8 @@ impl NodeData {
 }
 
 /// Keeps the file true until `end`, which comes when nothing is heard any more.
-pub async fn run(cx: Cx, data: Arc<NodeData>, end: CancellationToken) {
-    let news = cx.stores.news();
+/// `news` is heard since before anything was remembered.
+pub async fn run(cx: Cx, data: Arc<NodeData>, news: Receiver<RouteNews>, end: CancellationToken) {
     let now = Instant::now();
     let mut keeper =
         Keeper { cx, data, news, file: None, began: now, took: Duration::ZERO, disk: Disk::Before, told: None };
@@ -247,7 +247,7 @@ impl Keeper {
         let mut news = Vec::new();
         match heard {
             Ok(first) => news.push(first),
-            Err(RecvError::Lagged(_)) => return Err(too_much()),
+            Err(RecvError::Lagged(_)) => return Err(self.too_much()),
             Err(RecvError::Closed) => return Ok(news),
         }
         self.hear_more(&mut news)?;
@@ -260,22 +260,38 @@ impl Keeper {
             match self.news.try_recv() {
                 Ok(more) => news.push(more),
                 Err(TryRecvError::Empty | TryRecvError::Closed) => return Ok(()),
-                Err(TryRecvError::Lagged(_)) => return Err(too_much()),
+                Err(TryRecvError::Lagged(_)) => return Err(self.too_much()),
             }
         }
+    }
+
+    fn too_much(&mut self) -> io::Error {
+        self.disk = Disk::Wrong;
+        io::Error::other("more has changed than can be written down one by one")
     }
 
     async fn append(&mut self, news: Vec<RouteNews>, followed: Option<Instant>) -> io::Result<()> {
         let data = Arc::clone(&self.data);
         let Some(mut open) = self.file.take() else {
-            if !news.is_empty() && self.disk != Disk::Clear {
-                blocking(move || data.remove(NAME)).await??;
-                self.disk = Disk::Clear;
-            }
-            return Ok(());
+            return if news.is_empty() || self.disk == Disk::Clear { Ok(()) } else { self.discard().await };
         };
         let appending = move || open.append(&data, &news, followed).map(|()| open);
-        self.file = Some(blocking(appending).await??);
+        match blocking(appending).await.flatten() {
+            Ok(open) => self.file = Some(open),
+            Err(error) => {
+                self.discard().await?;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// What is on the disk is not true any more.
+    async fn discard(&mut self) -> io::Result<()> {
+        (self.file, self.disk) = (None, Disk::Wrong);
+        let data = Arc::clone(&self.data);
+        blocking(move || data.remove(NAME)).await??;
+        self.disk = Disk::Clear;
         Ok(())
     }
 
@@ -294,11 +310,10 @@ impl Keeper {
                 if is_long && is_time { self.write().await } else { Ok(()) }
             }
             Some(_) if !is_time => self.append(news, None).await,
-            Some(_) => {
+            _ => {
                 self.append(news, None).await?;
                 self.write().await
             }
-            None => self.write().await,
         }
     }
 
@@ -315,7 +330,12 @@ impl Keeper {
         let new = loop {
             tokio::select! {
                 new = &mut writing => break new,
-                heard = self.news.recv(), if noted.is_ok() => noted = self.note(heard, &mut later).await,
+                heard = self.news.recv(), if noted.is_ok() => {
+                    noted = self.note(heard, &mut later).await;
+                    if noted.is_err() {
+                        self.discard().await?;
+                    }
+                }
             }
         };
         noted?;
@@ -342,20 +362,15 @@ impl Keeper {
         self.append(news, None).await
     }
 
-    /// What went wrong leaves no file: the next look writes it anew, if that can be.
+    /// What went wrong leaves no file, but for that of the process before this one while nothing was heard that is not in it: the
+    /// next look writes it anew, if that can be.
     async fn settle(&mut self, done: io::Result<()>) {
-        let mut said = None;
-        if let Err(error) = done {
-            self.file = None;
-            self.disk = Disk::Wrong;
-            said = Some(error.to_string());
-        }
-        if self.disk == Disk::Wrong {
-            let data = Arc::clone(&self.data);
-            match blocking(move || data.remove(NAME)).await.flatten() {
-                Ok(()) => self.disk = Disk::Clear,
-                Err(error) => said = Some(format!("it cannot even be removed: {error}")),
-            }
+        let mut said = done.as_ref().err().map(ToString::to_string);
+        let is_lost = done.is_err() && self.disk != Disk::Before;
+        if (is_lost || self.disk == Disk::Wrong)
+            && let Err(error) = self.discard().await
+        {
+            said = Some(format!("it cannot even be removed: {error}"));
         }
         metrics::gauge!("tenantry_node_data_kept").set(f64::from(u8::from(self.file.is_some())));
         if let Some(why) = &said
@@ -395,10 +410,6 @@ impl Open {
         let new_bytes = file.bytes;
         Ok(New { open: Open { file, new_bytes, learned, followed, stores }, routes: remembered.len() })
     }
-}
-
-fn too_much() -> io::Error {
-    io::Error::other("more has changed than can be written down one by one")
 }
 
 /// Files wait for the disk.
