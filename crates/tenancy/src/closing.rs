@@ -144,7 +144,13 @@ impl Pool {
     /// A newer route of the same database says what the store is now.
     pub(crate) fn set_status(self: &Arc<Self>, status: StoreStatus) {
         let is_served = status == StoreStatus::Active;
-        lock(&self.state).status = status;
+        {
+            let mut state = lock(&self.state);
+            state.status = status;
+            if !is_served {
+                state.refuse_visitors(status);
+            }
+        }
         self.closes_when_unused.store(!is_served, Ordering::SeqCst);
         if !is_served {
             self.close_idle();

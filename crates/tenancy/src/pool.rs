@@ -59,6 +59,8 @@ type Delivery = Result<Connection, LeaseError>;
 /// Somebody who waits for a connection.
 pub(crate) struct Waiter {
     since: Instant,
+    /// Whether it asks for a visitor of the store.
+    is_served: bool,
     to: oneshot::Sender<Delivery>,
 }
 
@@ -246,7 +248,7 @@ impl Pool {
             }
         }
         let (to, delivery) = oneshot::channel();
-        state.waiters.push_back(Waiter { since: now, to });
+        state.waiters.push_back(Waiter { since: now, is_served, to });
         self.open_for_waiters(&mut state, now);
         Ok(Taken::Wait(delivery))
     }
@@ -387,6 +389,17 @@ impl Pool {
 }
 
 impl State {
+    /// The store is not served any more: visitors wait for nothing.
+    pub(crate) fn refuse_visitors(&mut self, status: StoreStatus) {
+        for waiter in std::mem::take(&mut self.waiters) {
+            if waiter.is_served {
+                drop(waiter.to.send(Err(LeaseError::NotServing { status })));
+            } else {
+                self.waiters.push_back(waiter);
+            }
+        }
+    }
+
     /// One that was established is not any more. Who waits for the last one waits for nothing.
     pub(crate) fn lose_one(&mut self, pool: &Arc<Pool>, now: Instant) {
         self.established -= 1;

@@ -279,3 +279,46 @@ async fn who_has_a_connection_waits_for_it_as_long_as_another_one_would_take() {
     assert_eq!(world.tenancy.stats().open, 2);
     drop((connection, other));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_waited_for_over_and_over_is_worth_a_connection_that_takes_long() {
+    let (acquire_timeout, connect_timeout) = (Duration::from_secs(20), Duration::from_secs(10));
+    let world = World::start(TenancyConfig { acquire_timeout, connect_timeout, ..quick() }).await;
+    let store = world.store().await;
+    let (port, _carrying) = far_from(world.cluster.port, Duration::from_millis(1500)).await;
+    let store = world.add(&Credential { port, ..store.credential });
+    let lease = world.lease(&store).await;
+    drop(lease.acquire().await.expect("a connection"));
+    // Nobody of them ever waits as long as connecting takes.
+    let mut asking = JoinSet::new();
+    for number in 0..8_i64 {
+        let lease = lease.clone();
+        asking.spawn(async move {
+            loop {
+                let mut connection = lease.acquire().await.expect("a connection in time");
+                let (answer,): (i64,) = connection.fetch_one(echo(number, 0.05)).await.expect("an answer");
+                assert_eq!(answer, number);
+            }
+        });
+    }
+    eventually("there is another one", || async { world.tenancy.stats().open > 1 }).await;
+    asking.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_when_the_store_is_suspended_is_refused_and_not_served_later() {
+    let world = World::start(TenancyConfig { max_connections_per_store: 1, ..quick() }).await;
+    let store = world.store().await;
+    let lease = world.lease(&store).await;
+    let connection = lease.acquire().await.expect("the only connection");
+    let mut waiting = JoinSet::new();
+    let visitor = lease.clone();
+    waiting.spawn(async move { visitor.acquire().await.map(drop) });
+    eventually("the visitor waits", || async { world.tenancy.stats().waiting == 1 }).await;
+    world.tenancy.apply(world.master.set_status(store.id, StoreStatus::Suspended));
+    let answer = waiting.join_next().await.expect("it ends").expect("no panic");
+    assert_eq!(answer, Err(LeaseError::NotServing { status: StoreStatus::Suspended }));
+    drop(connection);
+    drop(lease);
+    eventually("it is closed", || async { world.tenancy.stats().open == 0 }).await;
+}
