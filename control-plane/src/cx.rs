@@ -20,6 +20,7 @@ use crate::config::{Config, ConfigError, HostArgs, KeyArgs, LimitArgs, MasterArg
 use crate::credits::batch::Batcher;
 use crate::credits::purchases::Payments;
 use crate::directory::MasterDirectory;
+use crate::directory::changes::LogPlace;
 use crate::doctor::limits::DoctorLimits;
 use crate::identity::limits::AuthLimits;
 use crate::identity::passwords::Passwords;
@@ -218,6 +219,8 @@ pub struct Parts {
     pub limits: AuthLimits,
     pub database_tests: DoctorLimits,
     pub platform: crate::http::authority::PlatformHosts,
+    /// Where this node is in the log of changes.
+    pub log_place: LogPlace,
     /// Runs whose event log has grown; a watcher that lags reads the table anyway.
     pub run_events: broadcast::Sender<RunId>,
 }
@@ -265,7 +268,9 @@ impl Cx {
             clock,
         )?;
         let run_events = broadcast::Sender::new(1024);
-        Ok(Self(Arc::new(Parts { ops, config, passwords, signer, limits, database_tests, platform, run_events })))
+        let log_place = LogPlace::default();
+        let parts = Parts { ops, config, passwords, signer, limits, database_tests, platform, log_place, run_events };
+        Ok(Self(Arc::new(parts)))
     }
 
     /// The part that commands and jobs use.

@@ -19,6 +19,7 @@ use crate::http::errors::chain;
 use crate::http::server::ClientLimits;
 use crate::http::{internal, server};
 use crate::master::{self, MasterError};
+use crate::node_data::routes::Known;
 use crate::{directory, jobs, node_data};
 
 /// The most open connections on the internal listener.
@@ -149,7 +150,13 @@ impl Keeper {
 async fn remember(cx: &Cx) -> usize {
     let Some(data) = cx.node_data.clone() else { return 0 };
     match tokio::task::spawn_blocking(move || data.load_routes()).await.map_err(std::io::Error::other).flatten() {
-        Ok(remembered) => cx.stores.remember(remembered),
+        Ok(Known { remembered, place }) => {
+            // What was announced since is outdated as soon as the log was read.
+            if let Some(place) = place {
+                cx.log_place.set(place);
+            }
+            cx.stores.remember(remembered)
+        }
         Err(error) => {
             tracing::warn!("what was kept of routes in NODE_DATA cannot be read: {error}");
             0

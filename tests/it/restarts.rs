@@ -196,3 +196,29 @@ async fn what_was_kept_is_not_believed_when_it_is_old_or_changed_or_of_others() 
     node.kill().await;
     inside.close().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changed_while_a_node_was_away_it_reads_in_the_log() {
+    let app = patient_app(&[]).await;
+    let (owner, root) = (app.owner("ada").await, app.admin().await);
+    let (steady, condemned) = (Shop::open(&app, &owner, "steady").await, Shop::open(&app, &owner, "condemned").await);
+    let dir = tempfile::tempdir().unwrap();
+    let kept = [("NODE_DATA", folder(&dir))];
+    let node = second_node(&app, &kept).await;
+    for shop in [&steady, &condemned] {
+        shop.expect_served(&node.storefront(&shop.hostname).get(PRODUCTS).await);
+    }
+    at_least(&node, "tenantry_node_data_routes", 2.0).await;
+    node.kill().await;
+    suspend(&root, &condemned).await;
+
+    // It reads on where the process before it was, and then loses master before anybody asks for the store.
+    let node = second_node(&app, &kept).await;
+    let (mut admin, mut inside) = (app.cluster.admin().await, app.master().await);
+    take_master_down(&app, &mut admin, &mut inside).await;
+    steady.expect_served(&node.storefront(&steady.hostname).get(PRODUCTS).await);
+    node.storefront(&condemned.hostname).get(PRODUCTS).await.expect_problem(503, "directory-unavailable");
+    bring_master_back(&app, &mut admin).await;
+    node.kill().await;
+    inside.close().await.unwrap();
+}

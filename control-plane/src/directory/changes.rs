@@ -1,5 +1,6 @@
 //! The log of changes, read on from where this node was, so that no notification that it missed stays missed.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -33,18 +34,33 @@ pub struct LoggedChange {
     pub at: DateTime<Utc>,
 }
 
-/// Where this node is in the log.
+/// Reads the log.
 #[derive(Default)]
 pub struct Reader {
-    place: Option<Place>,
     /// How much later it is at master.
     ahead: TimeDelta,
 }
 
-struct Place {
+/// Where this node is in the log, once it was read; or where the process before it was.
+#[derive(Default)]
+pub struct LogPlace(Mutex<Option<Place>>);
+
+/// A place in the log.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
     /// The oldest transaction that was under way when the log was last read: what is missing is of this one or a later one.
-    horizon: i64,
-    read: Instant,
+    pub horizon: i64,
+    pub read: Instant,
+}
+
+impl LogPlace {
+    pub fn get(&self) -> Option<Place> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn set(&self, place: Place) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
+    }
 }
 
 impl Reader {
@@ -59,7 +75,7 @@ impl Reader {
             // Asked for first: what is committed between this and the reading is read now, and once more next time.
             let (horizon, at_master) = db::change_horizon(&mut master).await?;
             self.ahead = at_master - (before + (cx.clock.now() - before) / 2);
-            match self.place.as_ref().filter(|place| place.read.elapsed() < KEPT && place.horizon <= horizon) {
+            match cx.log_place.get().filter(|place| place.read.elapsed() < KEPT && place.horizon <= horizon) {
                 Some(place) => {
                     let mut last = 0;
                     loop {
@@ -76,7 +92,7 @@ impl Reader {
                 }
                 None => cx.stores.forget_all(),
             }
-            self.place = Some(Place { horizon, read });
+            cx.log_place.set(Place { horizon, read });
             cx.stores.note_followed(read);
             metrics::counter!("tenantry_change_log_reads_total").increment(1);
             Ok::<_, MasterError>(())

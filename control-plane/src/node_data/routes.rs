@@ -1,8 +1,9 @@
 //! The routes that the node knows, written down as it learns of them.
 //!
 //! The file holds the routes as of a moment, and then what became known since: that older routes of a store do not count any more,
-//! which is written at once; and up to when nothing else had changed. When the node has learned of other routes, the file is written
-//! anew beside the old one, which takes no less note of changes meanwhile. A file that cannot take note of them is removed.
+//! which is written at once; and up to when nothing else had changed, from where the next process reads the log of changes on. When
+//! the node has learned of other routes, the file is written anew beside the old one, which takes no less note of changes meanwhile.
+//! A file that cannot take note of them is removed.
 
 use std::collections::HashMap;
 use std::io;
@@ -22,6 +23,7 @@ use vault::Sealed;
 
 use super::{Moment, NodeData, SealedFile, read_sealed};
 use crate::cx::Cx;
+use crate::directory::changes::Place;
 
 const NAME: &str = "routes";
 /// How often it is looked whether there is something to write. What is outdated is written at once.
@@ -38,8 +40,11 @@ enum Value {
     Routes(Vec<KeptRoute>),
     /// Routes of these stores that are older do not count.
     Outdated(Vec<(StoreId, i64)>),
-    /// Nothing else had changed by then, of what is followed.
-    Followed(Moment),
+    /// Nothing else had changed by then, of what is followed; and where the log of changes is read on.
+    Followed {
+        until: Moment,
+        horizon: i64,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -118,12 +123,21 @@ impl KeptRoute {
     }
 }
 
+/// What the process before this one knew.
+#[derive(Default)]
+pub struct Known {
+    /// What nothing had outdated, as far as it had heard.
+    pub remembered: Vec<Remembered>,
+    /// How far it had heard.
+    pub place: Option<Place>,
+}
+
 impl NodeData {
-    /// What the process before this one knew and nothing has outdated, as far as it had heard.
+    /// What the process before this one knew.
     ///
     /// # Errors
     /// When the file cannot be read, or is not ours.
-    pub fn load_routes(&self) -> io::Result<Vec<Remembered>> {
+    pub fn load_routes(&self) -> io::Result<Known> {
         let (mut routes, mut outdated, mut followed) = (Vec::new(), HashMap::<StoreId, i64>::new(), None);
         for value in read_sealed(self, NAME)? {
             match value {
@@ -134,13 +148,13 @@ impl NodeData {
                         *floor = version.max(*floor);
                     }
                 }
-                Value::Followed(until) => followed = Some(until),
+                Value::Followed { until, horizon } => followed = Some((until, horizon)),
             }
         }
         let (now, here) = (self.now(), Instant::now());
         let counts = |route: &KeptRoute| outdated.get(&route.store).is_none_or(|floor| route.version >= *floor);
         let held = |route: &KeptRoute| {
-            let followed = followed.as_ref().filter(|_| route.is_followed).and_then(|until| until.age(&now));
+            let followed = followed.as_ref().filter(|_| route.is_followed).and_then(|(until, _)| until.age(&now));
             let age = route.held.age(&now).into_iter().chain(followed).min()?;
             here.checked_sub(age)
         };
@@ -148,7 +162,10 @@ impl NodeData {
             let held = held(&route)?;
             route.remembered(held)
         };
-        Ok(routes.into_iter().filter(counts).filter_map(remembered).collect())
+        let place = followed
+            .as_ref()
+            .and_then(|(until, horizon)| Some(Place { horizon: *horizon, read: here.checked_sub(until.age(&now)?)? }));
+        Ok(Known { remembered: routes.into_iter().filter(counts).filter_map(remembered).collect(), place })
     }
 }
 
@@ -206,14 +223,21 @@ struct Open {
     /// What the node had learned when it was begun.
     learned: u64,
     /// Up to when it says that routes were followed.
-    followed: Option<Instant>,
+    followed: Option<Followed>,
     /// The stores in it, and the oldest version of each that counts.
     stores: HashMap<StoreId, i64>,
 }
 
+/// Up to when changes were followed, and where the log is read on from there, or from later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Followed {
+    until: Instant,
+    horizon: i64,
+}
+
 impl Open {
     /// Says what is outdated and what was followed, as far as it does not say so by now.
-    fn append(&mut self, data: &NodeData, news: &[RouteNews], followed: Option<Instant>) -> io::Result<()> {
+    fn append(&mut self, data: &NodeData, news: &[RouteNews], followed: Option<Followed>) -> io::Result<()> {
         let mut outdated = HashMap::new();
         for of in news {
             if let Some(version) = self.stores.get_mut(&of.store_id).filter(|version| **version < of.version) {
@@ -227,9 +251,9 @@ impl Open {
             self.file.sync()?;
             metrics::counter!("tenantry_node_data_outdated_total").increment(count);
         }
-        if let Some(at) = followed.filter(|at| Some(*at) != self.followed) {
+        if let Some(Followed { until, horizon }) = followed.filter(|_| followed != self.followed) {
             self.followed = followed;
-            self.file.append(&data.keys, Value::Followed(data.moment(at)))?;
+            self.file.append(&data.keys, Value::Followed { until: data.moment(until), horizon })?;
             self.file.sync()?;
         }
         Ok(())
@@ -239,14 +263,14 @@ impl Open {
 impl Keeper {
     /// Takes note of what is outdated.
     async fn hear(&mut self, heard: Result<RouteNews, RecvError>) -> io::Result<()> {
-        let news = self.all_of(heard)?;
+        let news = self.all_of(&heard)?;
         self.append(news, None).await
     }
 
-    fn all_of(&mut self, heard: Result<RouteNews, RecvError>) -> io::Result<Vec<RouteNews>> {
+    fn all_of(&mut self, heard: &Result<RouteNews, RecvError>) -> io::Result<Vec<RouteNews>> {
         let mut news = Vec::new();
         match heard {
-            Ok(first) => news.push(first),
+            Ok(first) => news.push(*first),
             Err(RecvError::Lagged(_)) => return Err(self.too_much()),
             Err(RecvError::Closed) => return Ok(news),
         }
@@ -270,7 +294,13 @@ impl Keeper {
         io::Error::other("more has changed than can be written down one by one")
     }
 
-    async fn append(&mut self, news: Vec<RouteNews>, followed: Option<Instant>) -> io::Result<()> {
+    /// To be asked before it is looked what was heard: whatever was followed by then is heard by then.
+    fn followed(&self) -> Option<Followed> {
+        let until = self.cx.stores.followed_until()?;
+        Some(Followed { until, horizon: self.cx.log_place.get()?.horizon })
+    }
+
+    async fn append(&mut self, news: Vec<RouteNews>, followed: Option<Followed>) -> io::Result<()> {
         let data = Arc::clone(&self.data);
         let Some(mut open) = self.file.take() else {
             return if news.is_empty() || self.disk == Disk::Clear { Ok(()) } else { self.discard().await };
@@ -297,8 +327,8 @@ impl Keeper {
 
     /// Brings the file up to date.
     async fn look(&mut self, is_last: bool) -> io::Result<()> {
-        // In this order: what was followed is in the news by then, and a gap is something learned.
-        let followed = self.cx.stores.followed_until();
+        // In this order: a gap is something learned.
+        let followed = self.followed();
         let mut news = Vec::new();
         self.hear_more(&mut news)?;
         let learned = self.cx.stores.learned();
@@ -321,9 +351,9 @@ impl Keeper {
     async fn write(&mut self) -> io::Result<()> {
         self.began = Instant::now();
         // Before what is remembered: what comes meanwhile is learned.
-        let (learned, followed) = (self.cx.stores.learned(), self.cx.stores.followed_until());
+        let (learned, followed) = (self.cx.stores.learned(), self.followed());
         let (stores, data) = (self.cx.stores.clone(), Arc::clone(&self.data));
-        let writing = blocking(move || Open::create(&data, &stores.remembered(), learned, followed));
+        let writing = blocking(move || Open::create(&data, &stores.remembered(), learned));
         tokio::pin!(writing);
         let (mut later, mut noted) = (Vec::new(), Ok(()));
         // It is waited for whatever happens: no two write at one time.
@@ -342,7 +372,7 @@ impl Keeper {
         let mut new = new??;
         let (data, count) = (Arc::clone(&self.data), new.routes);
         let placing = move || {
-            new.open.append(&data, &later, None)?;
+            new.open.append(&data, &later, followed)?;
             new.open.file.sync()?;
             new.open.file.place(&data)?;
             data.sync()?;
@@ -357,7 +387,7 @@ impl Keeper {
 
     /// Until it is replaced, the file that there is says what is outdated, and so will the new one.
     async fn note(&mut self, heard: Result<RouteNews, RecvError>, later: &mut Vec<RouteNews>) -> io::Result<()> {
-        let news = self.all_of(heard)?;
+        let news = self.all_of(&heard)?;
         later.extend_from_slice(&news);
         self.append(news, None).await
     }
@@ -391,7 +421,7 @@ struct New {
 }
 
 impl Open {
-    fn create(data: &NodeData, remembered: &[Remembered], learned: u64, followed: Option<Instant>) -> io::Result<New> {
+    fn create(data: &NodeData, remembered: &[Remembered], learned: u64) -> io::Result<New> {
         let (now, here) = (data.now(), Instant::now());
         let mut file = SealedFile::create(data, NAME)?;
         let (mut stores, mut routes, mut bytes) = (HashMap::new(), Vec::new(), 0);
@@ -408,7 +438,7 @@ impl Open {
         }
         file.append(&data.keys, Value::Routes(routes))?;
         let new_bytes = file.bytes;
-        Ok(New { open: Open { file, new_bytes, learned, followed, stores }, routes: remembered.len() })
+        Ok(New { open: Open { file, new_bytes, learned, followed: None, stores }, routes: remembered.len() })
     }
 }
 
