@@ -123,7 +123,12 @@ fn test(workspace: &Workspace, args: &[String]) -> anyhow::Result<()> {
 fn soak(workspace: &Workspace, args: &[String]) -> anyhow::Result<()> {
     ready::test_servers()?;
     let mut command = tests(workspace, &ready::server(workspace)?, &["--test", "it"])?;
-    command.args(["--", "--ignored", "soak::"]).args(args);
+    command.args(["--", "--ignored"]);
+    // What is named is run instead of all of it.
+    if args.iter().all(|arg| arg.starts_with('-')) {
+        command.arg("soak::");
+    }
+    command.args(args);
     run(command)
 }
 
