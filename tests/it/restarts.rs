@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::process::Output;
 
-use integration_tests::{Cli, Client, Process, TestApp, eventually};
+use chrono::{DateTime, Utc};
+use integration_tests::{Cli, Client, Process, TestApp, eventually, within};
 use serde_json::json;
 use sqlx::{Connection as _, PgConnection};
 
@@ -136,9 +137,37 @@ async fn what_a_node_knew_it_serves_after_a_restart_without_master() {
     bring_master_back(&app, &mut admin).await;
     at_least(&node, "tenantry_server_shares_renewed", 1.0).await;
     eventually("the rest has begun", || async { node.log().contains("master answers again").then_some(()) }).await;
+    steady.expect_served(&node.storefront(&steady.hostname).get(PRODUCTS).await);
+    at_least(&node, "tenantry_node_data_kept", 1.0).await;
+
+    // One that is asked to end keeps what it needed, and gives the rest back.
     assert_eq!(node.terminate().await, Some(0));
-    assert!(kept_nodes(&mut inside).await.is_empty(), "it has given everything back");
-    assert!(!dir.path().join("shares").exists());
+    let left = kept_nodes(&mut inside).await;
+    assert!(matches!(left[..], [(id, share)] if id == before[0].0 && (1..before[0].1).contains(&share)), "{left:?}");
+    take_master_down(&app, &mut admin, &mut inside).await;
+    let node = Process::serve(&app.master.url(), &patient).await;
+    steady.expect_served(&node.storefront(&steady.hostname).get(PRODUCTS).await);
+    bring_master_back(&app, &mut admin).await;
+    at_least(&node, "tenantry_server_shares_renewed", 1.0).await;
+
+    // Whose folder is gone keeps nothing, and goes on.
+    std::fs::remove_dir_all(dir.path()).unwrap();
+    eventually("nothing is kept", || async { (metric(&node, "tenantry_node_data_kept").await < 1.0).then_some(()) })
+        .await;
+    steady.expect_served(&node.storefront(&steady.hostname).get(PRODUCTS).await);
+    let renewed_at = "select renewed_at from nodes where id = $1";
+    let renewed = async |inside: &mut PgConnection| -> DateTime<Utc> {
+        sqlx::query_scalar(renewed_at).bind(before[0].0).fetch_one(inside).await.unwrap()
+    };
+    let was = renewed(&mut inside).await;
+    let mut ticks = tokio::time::interval(std::time::Duration::from_millis(100));
+    within("the shares are renewed", async {
+        while renewed(&mut inside).await <= was {
+            ticks.tick().await;
+        }
+    })
+    .await;
+    assert_eq!(node.terminate().await, Some(0));
     inside.close().await.unwrap();
 }
 

@@ -74,9 +74,12 @@ impl NodeData {
         }
     }
 
-    /// Returns when the names of the folder are on the disk.
+    /// Returns when the names of the folder are on the disk. In a folder that is gone there are none.
     fn sync(&self) -> io::Result<()> {
-        File::open(&self.folder)?.sync_all()
+        match File::open(&self.folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            folder => folder?.sync_all(),
+        }
     }
 
     /// What tells this folder from a copy of it.

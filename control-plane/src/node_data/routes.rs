@@ -305,7 +305,12 @@ impl Keeper {
         let Some(mut open) = self.file.take() else {
             return if news.is_empty() || self.disk == Disk::Clear { Ok(()) } else { self.discard().await };
         };
-        let appending = move || open.append(&data, &news, followed).map(|()| open);
+        let appending = move || {
+            if !data.path(NAME).try_exists()? {
+                return Err(io::Error::other("the file is gone"));
+            }
+            open.append(&data, &news, followed).map(|()| open)
+        };
         match blocking(appending).await.flatten() {
             Ok(open) => self.file = Some(open),
             Err(error) => {

@@ -9,8 +9,9 @@
 //!   its shares for as long as it needs them, and gives them up in time before others may have them. Nobody else can tell such
 //!   a node from a dead one, whatever they see of it in master.
 //! - A node with a folder of its own (`NODE_DATA`) is one node, however often its process is started again: what it was given is kept
-//!   there ([`crate::node_data::shares`]) for the next process, which goes on as the same node, with or without master.
-//! - A node that ends gives its shares back when its connections are closed. Of one that was killed they are taken back at once by
+//!   there ([`crate::node_data::shares`]) for the next process, which goes on as the same node, with or without master. When it ends,
+//!   what it needed last stays its own until its time is over, and the rest goes back.
+//! - Another node that ends gives its shares back when its connections are closed. Of one that was killed they are taken back at once by
 //!   a process of the same machine, which knows that it has ended ([`place`]), unless it has such a folder; otherwise when its time
 //!   is over.
 //! - Two things outlast what is said of them, and are bounded by the limits of statements and steps: what a killed node's sessions
@@ -173,6 +174,7 @@ impl Shares {
         if !self.is_kept {
             self.keep(cx);
             if !self.is_kept {
+                metrics::gauge!("tenantry_server_shares_renewed").set(0.0);
                 self.next = Some(now + CALM);
                 return;
             }
@@ -230,14 +232,33 @@ impl Shares {
         }
     }
 
-    /// Gives everything back, when nothing is open any more; otherwise it stays reserved until it is seen that we are gone.
+    /// Gives everything back, when nothing is open any more; otherwise it stays reserved until it is seen that we are gone. What is
+    /// kept for the next process stays reserved, as far as it was needed.
     async fn leave(&mut self, cx: &OpsCx) {
         let Some(mut node) = self.node.take() else { return };
+        let mut needed = Vec::new();
+        if cx.node_data.is_some() {
+            for load in cx.stores.server_loads() {
+                cx.stores.set_server_limit(load.server_id, load.limit.min(load.peak.max(load.open).max(1)));
+            }
+            // Written before master is told: the file never says more than master holds.
+            self.keep(cx);
+            for load in cx.stores.server_loads() {
+                let held = said(cx, &load).claim.held;
+                needed.push((load.server_id, Claim { held, wanted: held, most: held }));
+            }
+            if !self.is_kept {
+                return;
+            }
+        }
         let leaving = async {
-            if cx.stores.server_loads().iter().all(|load| load.open == 0) {
-                if let Some(data) = &cx.node_data {
-                    data.forget_shares().map_err(sqlx::Error::Io)?;
+            if cx.node_data.is_some() {
+                for (server, claim) in &needed {
+                    let mut tx = node.conn.begin().await?;
+                    db::share_renew(&mut tx, node.key.id, Said { server: *server, claim: *claim }).await?;
+                    tx.commit().await?;
                 }
+            } else if cx.stores.server_loads().iter().all(|load| load.open == 0) {
                 db::nodes_delete(&mut node.conn, &[node.key.id]).await?;
             }
             node.conn.close().await
