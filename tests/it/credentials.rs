@@ -160,6 +160,8 @@ async fn a_database_that_was_mended_is_served_at_once_when_a_test_finds_it_well(
     let owner = app.owner("ada").await;
     let (store, database) = brought_store(&app, &owner, "tea").await;
     let other = app.other_node().await;
+    // Once it hears of others it tries every store again, as it may have missed something: that is over before this begins.
+    eventually("the other node listens", || async { other.cx.log_place.get().map(drop) }).await;
     let shops = [app.address, other.address].map(|address| Client::new(address, text(&store["hostname"])));
     change_password(&app, &database, "somebody-elses-idea").await;
     for shop in &shops {
