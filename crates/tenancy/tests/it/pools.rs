@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kernel::StoreStatus;
-use tenancy::{Credential, LeaseError, TenancyConfig};
+use tenancy::{Credential, Lease, LeaseError, TenancyConfig};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
@@ -244,6 +244,7 @@ async fn far_from(port: u16, time: Duration) -> (u16, JoinSet<()>) {
         let mut connections = JoinSet::new();
         while let Ok((mut client, _)) = listener.accept().await {
             connections.spawn(async move {
+                // The network that is measured; the test itself waits for what it sees.
                 tokio::time::sleep(time).await;
                 let mut server = TcpStream::connect(("127.0.0.1", port)).await.expect("the server is there");
                 drop(tokio::io::copy_bidirectional(&mut client, &mut server).await);
@@ -253,14 +254,20 @@ async fn far_from(port: u16, time: Duration) -> (u16, JoinSet<()>) {
     (here, carrying)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_has_a_connection_waits_for_it_as_long_as_another_one_would_take() {
+/// A lease on a store whose database takes long to connect to, with what carries its bytes.
+async fn far_away() -> (World, Lease, JoinSet<()>) {
     let (acquire_timeout, connect_timeout) = (Duration::from_secs(20), Duration::from_secs(10));
     let world = World::start(TenancyConfig { acquire_timeout, connect_timeout, ..quick() }).await;
     let store = world.store().await;
-    let (port, _carrying) = far_from(world.cluster.port, Duration::from_millis(1500)).await;
+    let (port, carrying) = far_from(world.cluster.port, Duration::from_millis(1500)).await;
     let store = world.add(&Credential { port, ..store.credential });
     let lease = world.lease(&store).await;
+    (world, lease, carrying)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_a_connection_waits_for_it_as_long_as_another_one_would_take() {
+    let (world, lease, _carrying) = far_away().await;
     let mut connection = lease.acquire().await.expect("a connection");
     // Requests that overlap, each for a moment.
     for number in 0..5_i64 {
@@ -282,12 +289,7 @@ async fn who_has_a_connection_waits_for_it_as_long_as_another_one_would_take() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_waited_for_over_and_over_is_worth_a_connection_that_takes_long() {
-    let (acquire_timeout, connect_timeout) = (Duration::from_secs(20), Duration::from_secs(10));
-    let world = World::start(TenancyConfig { acquire_timeout, connect_timeout, ..quick() }).await;
-    let store = world.store().await;
-    let (port, _carrying) = far_from(world.cluster.port, Duration::from_millis(1500)).await;
-    let store = world.add(&Credential { port, ..store.credential });
-    let lease = world.lease(&store).await;
+    let (world, lease, _carrying) = far_away().await;
     drop(lease.acquire().await.expect("a connection"));
     // Nobody of them ever waits as long as connecting takes.
     let mut asking = JoinSet::new();
