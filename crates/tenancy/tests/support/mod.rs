@@ -59,6 +59,7 @@ impl World {
         run(&mut inside, &format!("alter table tenantry.mark owner to {name}")).await;
         // It would be counted among the store's until the server notices that it went.
         inside.close().await.expect("a good-bye");
+        eventually("what made the store is gone", || async { self.backends_in(&name).await == 0 }).await;
         self.add(&self.credential(&name, "first"))
     }
 
@@ -113,8 +114,12 @@ impl World {
     }
 
     pub(crate) async fn backends(&self, store: &Store) -> i64 {
+        self.backends_in(&store.credential.database).await
+    }
+
+    async fn backends_in(&self, database: &str) -> i64 {
         let mut admin = self.cluster.admin("postgres").await;
-        count_backends(&mut admin, &store.credential.database).await
+        count_backends(&mut admin, database).await
     }
 
     /// Ends every backend of the store, and waits until they are gone.
