@@ -218,7 +218,11 @@ impl<K: Key, D: Directory> Routes<K, D> {
             let changes = self.versions.changes.load(Ordering::SeqCst);
             let epoch = self.versions.epoch.load(Ordering::SeqCst);
             let read = Instant::now();
-            match timeout(config.lookup_timeout, key.find(&*self.directory)).await {
+            let found = timeout(config.lookup_timeout, key.find(&*self.directory)).await;
+            if let Ok(Ok(_)) = &found {
+                self.versions.note_answer();
+            }
+            match found {
                 Ok(Ok(Some(route))) => {
                     let floor = self.versions.floor(route.store_id);
                     if route.version < floor.load(Ordering::SeqCst) {
@@ -264,11 +268,16 @@ impl<K: Key, D: Directory> Routes<K, D> {
                     return Ok(None);
                 }
                 Ok(Err(error)) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "the directory did not answer: {error}");
+                    if self.versions.may_tell_trouble() {
+                        let error: &dyn std::error::Error = &error;
+                        tracing::warn!(error, "the directory did not answer: {error}");
+                    }
                     break;
                 }
                 Err(_) => {
-                    tracing::warn!("the directory did not answer in time");
+                    if self.versions.may_tell_trouble() {
+                        tracing::warn!("the directory did not answer in time");
+                    }
                     break;
                 }
             }

@@ -176,6 +176,12 @@ impl<D: Directory> Tenancy<D> {
         self.inner.versions.note_followed(at);
     }
 
+    /// Takes note that the directory does not answer: until somebody sees that it does, what may be served without it is served
+    /// at once, and not after one has waited for it in vain. Every request looks whether it answers, in the background.
+    pub fn note_directory_down(&self) {
+        self.inner.versions.note_down();
+    }
+
     /// Up to when changes have been followed since the last gap in them.
     #[must_use]
     pub fn followed_until(&self) -> Option<Instant> {

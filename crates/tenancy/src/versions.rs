@@ -1,7 +1,7 @@
 //! What was announced of changes, for all caches of a node.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,6 +16,9 @@ use crate::route::Route;
 
 /// After a look-up failed, routes past their time are served without waiting for the next, this long.
 const TROUBLE: Duration = Duration::from_secs(1);
+
+/// That look-ups fail is said this often at most.
+const TOLD: Duration = Duration::from_secs(60);
 
 /// Of so many gaps it is known up to when what was read before them held; of what is older only when it was read.
 const EPOCHS: usize = 16;
@@ -45,6 +48,10 @@ pub(crate) struct Versions {
     news: broadcast::Sender<RouteNews>,
     /// When a look-up last failed, in milliseconds since `start`, plus one.
     trouble_ms: AtomicU64,
+    /// When that was last said, likewise.
+    told_ms: AtomicU64,
+    /// Somebody knows that the directory does not answer, and nobody has seen it answer since.
+    is_down: AtomicBool,
     start: Instant,
 }
 
@@ -58,6 +65,8 @@ impl Versions {
             learned: AtomicU64::new(0),
             news: broadcast::Sender::new(NEWS),
             trouble_ms: AtomicU64::new(0),
+            told_ms: AtomicU64::new(0),
+            is_down: AtomicBool::new(false),
             start: Instant::now(),
         }
     }
@@ -115,6 +124,7 @@ impl Versions {
 
     /// Every change that was made before `at` was applied.
     pub(crate) fn note_followed(&self, at: Instant) {
+        self.is_down.store(false, Ordering::Relaxed);
         let epoch = self.epoch.load(Ordering::SeqCst);
         let mut followed = lock(&self.followed);
         match followed.back_mut() {
@@ -145,7 +155,28 @@ impl Versions {
         self.trouble_ms.store(millis(self.start.elapsed()) + 1, Ordering::Relaxed);
     }
 
+    /// Whether it is time to say that look-ups fail.
+    pub(crate) fn may_tell_trouble(&self) -> bool {
+        let now = millis(self.start.elapsed()) + 1;
+        let told = self.told_ms.load(Ordering::Relaxed);
+        let is_due = told == 0 || now >= told + millis(TOLD);
+        is_due && self.told_ms.compare_exchange(told, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// The directory does not answer, until somebody sees that it does.
+    pub(crate) fn note_down(&self) {
+        self.is_down.store(true, Ordering::Relaxed);
+    }
+
+    /// A look-up was answered just now.
+    pub(crate) fn note_answer(&self) {
+        self.is_down.store(false, Ordering::Relaxed);
+    }
+
     pub(crate) fn is_in_trouble(&self, now: Instant) -> bool {
+        if self.is_down.load(Ordering::Relaxed) {
+            return true;
+        }
         let failed = self.trouble_ms.load(Ordering::Relaxed);
         failed > 0 && millis(now.saturating_duration_since(self.start)) < failed + millis(TROUBLE)
     }

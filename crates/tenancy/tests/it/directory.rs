@@ -206,6 +206,40 @@ async fn a_gap_in_the_news_makes_everything_be_read_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_directory_that_is_known_to_be_down() {
+    let (master, tenancy) = start(DirectoryConfig::default());
+    let (tea, store) = (host("tea.example"), add(&master, "tea.example"));
+    assert!(tenancy.resolve_host(&tea).await.is_ok());
+    advance(Duration::from_secs(40)).await;
+    master.gate.close();
+    tenancy.note_directory_down();
+    for _ in 0..3 {
+        // Longer than what one failed look-up is a sign for.
+        advance(Duration::from_secs(5)).await;
+        let began = tokio::time::Instant::now();
+        assert!(tenancy.resolve_host(&tea).await.is_ok());
+        assert!(began.elapsed().is_zero(), "it was waited for");
+    }
+    drop(master.set_status(store, StoreStatus::Suspended));
+    // What was asked before that is given up.
+    advance(Duration::from_secs(5)).await;
+    master.gate.open();
+    assert!(tenancy.resolve_host(&tea).await.is_ok(), "this one looks in the background");
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(tenancy.resolve_host(&tea).await.expect("known").status, StoreStatus::Suspended);
+
+    // It was seen to answer: what is past its time is waited for again.
+    advance(Duration::from_secs(40)).await;
+    drop(master.set_status(store, StoreStatus::Active));
+    assert_eq!(tenancy.resolve_host(&tea).await.expect("known").status, StoreStatus::Active);
+    advance(Duration::from_secs(40)).await;
+    drop(master.set_status(store, StoreStatus::Suspended));
+    tenancy.note_directory_down();
+    tenancy.note_followed(tokio::time::Instant::now());
+    assert_eq!(tenancy.resolve_host(&tea).await.expect("known").status, StoreStatus::Suspended);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_directory_that_hangs_is_given_up_and_what_is_known_served() {
     let (master, tenancy) = start(DirectoryConfig::default());
     let tea = host("tea.example");
