@@ -435,6 +435,18 @@ pub enum ResolveError {
     DirectoryUnavailable,
 }
 
+impl ResolveError {
+    /// When it is worth trying again, if waiting helps at all.
+    #[must_use]
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::UnknownHost | Self::UnknownStore => None,
+            Self::TooManyUnknown { retry_after } => Some(*retry_after),
+            Self::DirectoryUnavailable => Some(Duration::from_secs(1)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{Particular, account_host, pooler_code, said_by_pgbouncer};

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use axum::{Router, routing};
 use tenancy::{Reach, Tenancy};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -34,10 +35,11 @@ async fn the_example_serves_two_stores_from_two_databases() {
     }
     let config = tenancy::TenancyConfig { owners_reach: Reach::Anywhere, ..quick() };
     let tenancy = Tenancy::new(two_stores::Stores(routes), Arc::clone(&world.keys), config);
+    let app = Router::new().route("/", routing::get(two_stores::front)).with_state(tenancy);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let port = listener.local_addr().expect("it has one").port();
     let mut serving = JoinSet::new();
-    serving.spawn(async move { axum::serve(listener, two_stores::app(tenancy)).await });
+    serving.spawn(async move { axum::serve(listener, app).await });
     for store in &stores {
         let answer = get(port, store.host.as_str()).await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
