@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use kernel::{Clock, RunId, StoreId};
 use sqlx::PgPool;
@@ -76,6 +77,8 @@ pub struct OpsParts {
     pub usage: UsageMeter,
     /// Rung when other nodes need, or gave back, connections to a database server.
     pub share_news: Notify,
+    /// Servers that are needed here while all of their connections are other nodes'.
+    pub servers_lacking: AtomicUsize,
     /// Done when the stores' pools are closed.
     pub pools_closed: CancellationToken,
     /// Rung when there is something to deliver before the outbox is looked at again.
@@ -139,6 +142,7 @@ impl OpsCx {
             credits: Batcher::default(),
             usage: UsageMeter::default(),
             share_news: Notify::new(),
+            servers_lacking: AtomicUsize::new(0),
             pools_closed: CancellationToken::new(),
             outbox_news: Notify::new(),
             payments,

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use kernel::Clock;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tenancy::RouteNews;
@@ -36,6 +37,8 @@ const JOIN_RETRY: Duration = Duration::from_secs(1);
 pub enum ServeError {
     #[error(transparent)]
     Master(#[from] MasterError),
+    #[error("the node cannot start without master: {why}")]
+    Forgotten { why: String, source: MasterError },
     #[error("cannot listen on {address}; {option} says where else")]
     Listen { address: SocketAddr, option: &'static str, source: std::io::Error },
     #[error("the job worker cannot start")]
@@ -46,7 +49,7 @@ pub enum ServeError {
 pub struct Node {
     pub cx: Cx,
     /// Keeps what is known for the next process, until nothing is heard any more.
-    keeper: Keeper,
+    keeping: Keeping,
     /// Where the public listener is bound; the port is the real one when 0 was asked for.
     pub address: SocketAddr,
     pub internal_address: SocketAddr,
@@ -66,10 +69,20 @@ impl Node {
         };
         let cx = Cx::new(config, clock)?;
         let news = cx.stores.news();
+        if outage.is_some() {
+            cx.stores.note_directory_down();
+        }
         let remembered = remember(&cx).await;
-        let outage = match outage {
-            Some(error) if remembered == 0 => return Err(error.into()),
-            outage => outage,
+        let outage = match (outage, remembered) {
+            (None, Ok(_)) => None,
+            (None, Err(why)) => {
+                if cx.node_data.is_some() {
+                    tracing::info!("nothing of what was known before the start is of use: {why}");
+                }
+                None
+            }
+            (Some(error), Ok(remembered)) => Some((error, remembered)),
+            (Some(source), Err(why)) => return Err(ServeError::Forgotten { why, source }),
         };
         let bind = |address: SocketAddr, option| async move {
             TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, option, source })
@@ -82,15 +95,17 @@ impl Node {
 
         match outage {
             None => jobs::start(&cx).await?,
-            Some(error) => {
+            Some((error, Remembered { hostnames, until })) => {
                 tracing::warn!(
                     error = chain(&error),
-                    "master does not answer: {remembered} hostnames are served as they were known before the restart"
+                    "master does not answer: {hostnames} hostnames are served as they were known before the restart, until {} at \
+                     the longest",
+                    until.to_rfc3339_opts(SecondsFormat::Secs, true)
                 );
                 cx.tasks.spawn(join_master(cx.clone()));
             }
         }
-        let keeper = Keeper::start(&cx, news);
+        let keeping = Keeping::start(&cx, news);
         cx.tasks.spawn(directory::listener::run(cx.clone()));
         cx.tasks.spawn(directory::warm_up::run(cx.clone()));
         let (limits, shutdown, tasks) = (&cx.config.limits, &cx.shutdown, &cx.tasks);
@@ -112,23 +127,23 @@ impl Node {
         };
         tasks.spawn(server::serve(private, router, ours, shutdown.clone(), grace, tasks.clone()));
         tracing::info!("listening on http://{address}, internally on http://{internal_address}");
-        Ok(Self { cx, keeper, address, internal_address })
+        Ok(Self { cx, keeping, address, internal_address })
     }
 
     /// Refuses new requests, lets those in flight finish, and closes every connection.
     pub async fn stop(self) {
         self.cx.close().await;
-        self.keeper.end().await;
+        self.keeping.end().await;
     }
 }
 
 /// What writes down what is known, if the node has a folder for it.
-struct Keeper {
+struct Keeping {
     task: TaskTracker,
     end: CancellationToken,
 }
 
-impl Keeper {
+impl Keeping {
     fn start(cx: &Cx, news: Receiver<RouteNews>) -> Self {
         let (task, end) = (TaskTracker::new(), CancellationToken::new());
         if let Some(data) = &cx.node_data {
@@ -146,22 +161,38 @@ impl Keeper {
     }
 }
 
-/// Takes over what the process before this one knew, if that was kept. Of how many hostnames it was of use.
-async fn remember(cx: &Cx) -> usize {
-    let Some(data) = cx.node_data.clone() else { return 0 };
-    match tokio::task::spawn_blocking(move || data.load_routes()).await.map_err(std::io::Error::other).flatten() {
-        Ok(Known { remembered, place }) => {
-            // What was announced since is outdated as soon as the log was read.
-            if let Some(place) = place {
-                cx.log_place.set(place);
-            }
-            cx.stores.remember(remembered)
-        }
-        Err(error) => {
-            tracing::warn!("what was kept of routes in NODE_DATA cannot be read: {error}");
-            0
-        }
+/// What the process before this one knew, as far as it is of use.
+struct Remembered {
+    hostnames: usize,
+    /// When none of it is any more.
+    until: DateTime<Utc>,
+}
+
+/// Takes over what the process before this one knew, if that was kept; or why none of it is of use.
+async fn remember(cx: &Cx) -> Result<Remembered, String> {
+    let Some(data) = cx.node_data.clone() else { return Err("it has no NODE_DATA".to_owned()) };
+    let read = tokio::task::spawn_blocking(move || data.load_routes()).await.map_err(std::io::Error::other).flatten();
+    let Known { remembered, place } =
+        read.map_err(|error| format!("what was kept of routes in NODE_DATA cannot be read: {error}"))?;
+    // What was announced since is outdated as soon as the log was read.
+    if let Some(place) = place {
+        cx.log_place.set(place);
     }
+    let max_stale = cx.ops().limits.route_max_stale;
+    let (known, newest) = (remembered.len(), remembered.iter().map(|one| one.held).max());
+    let Some(newest) = newest else { return Err("no hostname is known in NODE_DATA".to_owned()) };
+    let left = max_stale.saturating_sub(newest.elapsed());
+    let hostnames = cx.stores.remember(remembered);
+    if hostnames == 0 {
+        let age = newest.elapsed().as_secs();
+        return Err(format!(
+            "the {known} hostnames that are known in NODE_DATA were last known to be right {age} s ago, and are served for {} s \
+             (ROUTE_MAX_STALE_MS)",
+            max_stale.as_secs()
+        ));
+    }
+    let until = cx.clock.now() + TimeDelta::from_std(left).unwrap_or_default();
+    Ok(Remembered { hostnames, until })
 }
 
 /// Begins what needs master, when that answers again.
@@ -172,7 +203,10 @@ async fn join_master(cx: Cx) {
             tokio::time::sleep(JOIN_RETRY).await;
             let joined = match master::check(&cx.master_args).await {
                 Ok(()) => jobs::start(&cx).await.map_err(ServeError::from),
-                Err(error) if error.is_outage() => continue,
+                Err(error) if error.is_outage() => {
+                    cx.stores.note_directory_down();
+                    continue;
+                }
                 Err(error) => Err(error.into()),
             };
             let Err(error) = joined else { break };

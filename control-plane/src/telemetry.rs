@@ -92,6 +92,10 @@ fn describe() {
         "tenantry_server_shares_renewed",
         "1 while master confirms this node's shares of database servers"
     );
+    metrics::describe_gauge!(
+        "tenantry_servers_without_share",
+        "Database servers that are needed here while all of their connections are other nodes'"
+    );
     metrics::describe_gauge!("tenantry_master_connections_open", "Open connections to the master database");
     metrics::describe_gauge!("tenantry_master_connections_idle", "Idle connections to the master database");
 }

@@ -156,6 +156,8 @@ const CASES: &[Case] = &[
     case("ops_server_add", Who::Ops, 201),
     case("ops_server_drain", Who::Ops, 200),
     case("ops_server_activate", Who::Ops, 200),
+    case("ops_node_list", Who::Ops, 200),
+    case("ops_node_forget", Who::Ops, 200),
     case("ops_admin_grant", Who::Ops, 200),
     case("ops_admin_revoke", Who::Ops, 200),
     case("ops_store_list", Who::Ops, 200),
@@ -260,6 +262,8 @@ struct Scene {
     card: String,
     /// Something that the books do not agree on.
     difference: ReconDifferenceId,
+    /// A process that has ended.
+    node: i32,
     /// It lives as long as the store that failed to connect to it.
     _brought: TestDatabase,
 }
@@ -320,7 +324,15 @@ impl Scene {
             .execute(&mut app.master().await)
             .await
             .unwrap();
+        let node = sqlx::query_scalar(
+            "insert into nodes (host, process, started_at, renewed_at, expires_at)
+             values ('elsewhere', '', now(), now() - interval '1 hour', now() + interval '1 hour') returning id",
+        )
+        .fetch_one(&mut app.master().await)
+        .await
+        .unwrap();
         Self {
+            node,
             provider,
             pack,
             purchase,
@@ -364,6 +376,7 @@ impl Scene {
         let operation = operation(case.operation);
         let store = text(&self.store(case.stage)["id"]);
         let mut path = operation.path.replace("{id}", store).replace("{store}", store).replace("{server}", "local");
+        path = path.replace("{node}", &self.node.to_string());
         path = path
             .replace("{ref}", "abcdefghijklmnopqrst")
             .replace("{product}", "harbour-breakfast")

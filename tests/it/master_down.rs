@@ -48,7 +48,7 @@ async fn known_stores_are_served_while_master_is_down() {
     assert!(!stranger.header("retry-after").is_empty());
     assert_eq!(
         internal.get("/health/ready").await.expect_status(200),
-        json!({ "status": "degraded", "master": "down" })
+        json!({ "status": "degraded", "master": "down", "serversWithoutShare": 0 })
     );
     assert_eq!(internal.get("/health/live").await.expect_status(200)["status"], "live");
 

@@ -93,12 +93,27 @@ async fn what_a_node_knew_it_serves_after_a_restart_without_master() {
         node.storefront("stranger.stores.localhost").get(PRODUCTS).await.expect_problem(503, "directory-unavailable");
     }
     let internal = Client::new(node.internal_address, "localhost");
-    let degraded = json!({ "status": "degraded", "master": "down" });
+    let degraded = json!({ "status": "degraded", "master": "down", "serversWithoutShare": 0 });
     assert_eq!(internal.get("/health/ready").await.expect_status(200), degraded);
     let api = node.api().with_token(text(&owner.registered["tokens"], "accessToken"));
     api.post("/api/stores/create", json!({ "name": "Never", "slug": "never" }))
         .await
         .expect_problem(503, "control-plane-unavailable");
+    assert!(
+        node.log().contains("hostnames are served as they were known before the restart, until 20"),
+        "{}",
+        node.log()
+    );
+    let explain = async |hostname: &str| {
+        let address = format!("http://{}/", node.internal_address);
+        Cli::json(&app.master.url(), &["explain", "host", hostname, "--node", &address]).await
+    };
+    let seen = explain(&known.hostname).await;
+    assert_eq!(seen["node"]["route"]["status"], "active", "{seen}");
+    assert!(text(&seen, "master").contains("cannot be reached"), "{seen}");
+    let seen = explain("stranger.stores.localhost").await;
+    assert_eq!(seen["node"], json!(null), "{seen}");
+    assert!(text(&seen, "decision").contains("503 directory-unavailable"), "{seen}");
     let second = start_in_vain(&app, dir.path(), &[]).await;
     assert!(log(&second).contains("another process uses the folder"), "{}", log(&second));
 
@@ -203,6 +218,10 @@ async fn what_was_kept_is_not_believed_when_it_is_old_or_changed_or_of_others() 
     take_master_down(&app, &mut admin, &mut inside).await;
     let old = start_in_vain(&app, dir.path(), &[("ROUTE_MAX_STALE_MS", Some("0"))]).await;
     assert!(log(&old).contains("the master database cannot be reached"), "{}", log(&old));
+    assert!(log(&old).contains("and are served for 0 s (ROUTE_MAX_STALE_MS)"), "{}", log(&old));
+    let empty = tempfile::tempdir().unwrap();
+    let new = start_in_vain(&app, empty.path(), &[]).await;
+    assert!(log(&new).contains("no hostname is known in NODE_DATA"), "{}", log(&new));
     let key = "MTIzNDU2Nzg5MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTI=";
     let others = start_in_vain(&app, dir.path(), &[("ENCRYPTION_KEY", Some(key))]).await;
     assert!(log(&others).contains("cannot be read"), "{}", log(&others));

@@ -4,7 +4,7 @@ use std::io::Write as _;
 
 use integration_tests::{Cli, Client, Process, TestApp, TestAppOptions, cluster, database_name, eventually};
 use kernel::Engine;
-use serde_json::json;
+use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -199,6 +199,106 @@ async fn a_node_that_was_killed_is_succeeded_by_the_next_one_on_its_machine_at_o
     admin.close().await.unwrap();
     assert_eq!(next.terminate().await, Some(0));
     assert_eq!(share().await, [0; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_node_has_that_has_ended_ops_give_to_the_others() {
+    let cluster = cluster().await;
+    let master = master_with_server(Engine::Postgresql, cluster).await;
+    let node = Process::serve(&master.url(), &[]).await;
+    let owner = node.owner("ada").await;
+    let store = owner.create_store("tea").await.expect_status(201);
+    owner.connect(&store, json!({ "managed": true, "demoProducts": true })).await.expect_status(202);
+    assert_eq!(node.run_ended(&owner, &store).await["state"], "succeeded");
+    assert_eq!(node.terminate().await, Some(0));
+
+    // A machine that is gone had all of the server.
+    let mut admin = master.admin().await;
+    set_budget(&mut admin, BUDGET).await;
+    let gone: i32 = sqlx::query_scalar(
+        "with gone as (insert into nodes (host, process, started_at, renewed_at, expires_at)
+             values ('gone', 'boot/pid:[1] 1 1', now(), now(), now() + interval '1 hour') returning id),
+              share as (insert into server_shares (server_id, node_id, connections, wanted, most)
+             select v.id, e.id, $1, $1, $1 from database_servers v, gone e)
+         select id from gone",
+    )
+    .bind(BUDGET)
+    .fetch_one(&mut admin)
+    .await
+    .unwrap();
+    let hasty = [("STORE_ACQUIRE_TIMEOUT_MS", "200"), ("STORE_CONNECT_TIMEOUT_MS", "1000")];
+    let node = Process::serve(&master.url(), &hasty).await;
+    let internal = Client::new(node.internal_address, "localhost");
+    let lacking = async || {
+        let answer = node.storefront_of(&store).get(PRODUCTS).await;
+        let ready = internal.get("/health/ready").await.expect_status(200);
+        (answer, ready["serversWithoutShare"].as_u64().unwrap())
+    };
+    eventually("it is said that it has nothing of the server", || async {
+        let (answer, lacking) = lacking().await;
+        answer.expect_problem(503, "store-busy");
+        (lacking == 1).then_some(())
+    })
+    .await;
+    assert!(node.log().contains("are other nodes' shares"), "{}", node.log());
+
+    let command = async |arguments: &[&str]| Cli::run_in(&master.url(), &command_limits(), arguments).await;
+    let sick = command(&["doctor", "--json"]).await;
+    assert_eq!(sick.status.code(), Some(3));
+    let findings: Value = serde_json::from_slice(&sick.stdout).unwrap();
+    let detail = |check: &str| {
+        let rows = findings["data"].as_array().unwrap().iter().filter(|row| row["check"] == check);
+        rows.map(|row| text(&row["detail"]).to_owned()).collect::<Vec<_>>().join("\n")
+    };
+    assert!(detail("shares").contains(&format!("{BUDGET} of node {gone} on gone (not connected, ")), "{findings}");
+    assert!(detail("databases").contains("1 are on servers that could not be looked at"), "{findings}");
+    assert_eq!(detail("server"), "", "nothing is wrong with the server: {findings}");
+    let explained = command(&["explain", "host", text(&store["hostname"]), "--json"]).await;
+    let explained: Value = serde_json::from_slice(&explained.stdout).unwrap();
+    assert_eq!(explained["database"]["cause"], "no-share", "{explained}");
+
+    let listed = Cli::json(&master.url(), &["nodes", "list"]).await;
+    let nodes = listed["data"].as_array().unwrap();
+    assert_eq!(nodes.len(), 2, "{listed}");
+    let of = |id: i32| nodes.iter().find(|node| node["id"] == id).unwrap();
+    assert_eq!((&of(gone)["isConnected"], &of(gone)["shares"][0]["connections"]), (&json!(false), &json!(BUDGET)));
+    let other = nodes.iter().find(|node| node["id"] != gone).unwrap();
+    assert_eq!(other["isConnected"], true, "{listed}");
+
+    let forget = async |id: String| command(&["nodes", "forget", &id, "--json"]).await;
+    let code = |output: &std::process::Output| -> Value {
+        serde_json::from_slice::<Value>(&output.stderr).unwrap()["code"].clone()
+    };
+    // What spoke just now may live.
+    let refused = forget(gone.to_string()).await;
+    assert_eq!((refused.status.code(), code(&refused)), (Some(1), json!("node-alive")));
+    assert_eq!(code(&forget(other["id"].to_string()).await), "node-alive");
+    assert_eq!(code(&forget("2147483647".to_owned()).await), "not-found");
+    assert_eq!(shares(&mut admin).await.iter().max(), Some(&BUDGET));
+    sqlx::query("update nodes set renewed_at = now() - interval '1 minute' where id = $1")
+        .bind(gone)
+        .execute(&mut admin)
+        .await
+        .unwrap();
+    let forgotten = Cli::json(&master.url(), &["nodes", "forget", &gone.to_string()]).await;
+    assert_eq!(forgotten["shares"][0]["connections"], BUDGET, "{forgotten}");
+    let noted: i64 = sqlx::query_scalar("select count(*) from audit_events where action = 'node_forget'")
+        .fetch_one(&mut admin)
+        .await
+        .unwrap();
+    assert_eq!(noted, 1);
+    eventually("the others have it", || async {
+        let (answer, lacking) = lacking().await;
+        (answer.status == 200 && lacking == 0).then_some(())
+    })
+    .await;
+    admin.close().await.unwrap();
+    assert_eq!(node.terminate().await, Some(0));
+}
+
+/// A command that waits for a connection no longer than it must.
+fn command_limits() -> [(&'static str, Option<&'static str>); 2] {
+    [("STORE_ACQUIRE_TIMEOUT_MS", Some("200")), ("STORE_CONNECT_TIMEOUT_MS", Some("1000"))]
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,6 +15,7 @@ use crate::master::MasterError;
 use crate::ops::OpsError;
 use crate::provisioning::ProvisioningError;
 use crate::servers::ServerError;
+use crate::shares::nodes::NodeError;
 use crate::stores::StoreError;
 
 /// Why a command failed.
@@ -46,6 +47,7 @@ refused_by!(
     CreditError,
     DoctorError,
     IdentityError,
+    NodeError,
     OpsError,
     ProvisioningError,
     PurchaseError,

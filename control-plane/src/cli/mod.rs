@@ -7,6 +7,7 @@ mod credits;
 mod dev;
 mod doctor;
 mod failure;
+mod nodes;
 mod output;
 mod payments;
 mod pools;
@@ -30,6 +31,7 @@ use crate::{master, telemetry};
 use admin::Admin;
 use credits::Credits;
 use failure::{Failure, Options};
+use nodes::Nodes;
 pub use output::refuse;
 use output::{Printed, print};
 use payments::Payments;
@@ -70,6 +72,9 @@ enum Command {
     /// Servers on which store databases are created
     #[command(subcommand)]
     Servers(Servers),
+    /// Processes that have connections to database servers, and their shares
+    #[command(subcommand)]
+    Nodes(Nodes),
     /// Stores
     #[command(subcommand)]
     Stores(Stores),
@@ -268,11 +273,12 @@ async fn act(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Doctor(command) => command.run().await?,
         Command::Admin(command) => operate(command).await?,
         Command::Servers(command) => operate(command).await?,
+        Command::Nodes(command) => operate(command).await?,
         Command::Stores(command) => operate(command).await?,
         Command::Products(command) => operate(command).await?,
         Command::Credits(command) => operate(command).await?,
         Command::Payments(command) => operate(command).await?,
-        Command::Explain(command) => operate(command).await?,
+        Command::Explain(command) => command.run().await?,
     };
     print(json, &done)?;
     Ok(ExitCode::from(done.code))

@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use chrono::SecondsFormat;
+use kernel::Hostname;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -21,6 +22,7 @@ use crate::doctor::{CheckState, Report};
 use crate::ops::routes::{OpsStoreView, ServerView};
 use crate::ops::{Finding, HostExplanation};
 use crate::provisioning::routes::RunView;
+use crate::shares::nodes::NodeView;
 
 /// An answer in both forms.
 pub(super) struct Printed {
@@ -146,6 +148,37 @@ pub(super) fn server(server: &ServerView) -> Result<Printed, Failure> {
     let mut printed = servers(std::slice::from_ref(server))?;
     printed.json = Some(json_of(server)?);
     Ok(printed)
+}
+
+/// A line for each share, and one for each node that has none.
+pub(super) fn nodes(nodes: &[NodeView]) -> Result<Printed, Failure> {
+    let mut rows = Vec::new();
+    for node in nodes {
+        let shares: Vec<[String; 2]> = match node.shares.as_slice() {
+            [] => vec![["-".to_owned(), "-".to_owned()]],
+            shares => shares.iter().map(|of| [of.server.clone(), of.connections.to_string()]).collect(),
+        };
+        for [server, connections] in shares {
+            rows.push([
+                node.id.to_string(),
+                node.host.clone(),
+                node.listen.clone().unwrap_or_else(|| "-".to_owned()),
+                if node.is_connected { "connected" } else { "not connected" }.to_owned(),
+                node.expires_at.to_rfc3339_opts(SecondsFormat::Secs, true),
+                server,
+                connections,
+            ]);
+        }
+    }
+    let lines = table(["NODE", "HOST", "LISTENS", "MASTER", "EXPIRES", "SERVER", "CONNECTIONS"], &rows);
+    Ok(Printed { json: Some(serde_json::json!({ "data": json_of(&nodes)? })), lines, code: 0 })
+}
+
+pub(super) fn node(node: &NodeView) -> Result<Printed, Failure> {
+    let freed = node.shares.iter().map(|of| format!("{} connections of server {}", of.connections, of.server));
+    let freed = freed.collect::<Vec<_>>().join(", ");
+    let line = if freed.is_empty() { "it had nothing".to_owned() } else { format!("free for the others: {freed}") };
+    Ok(Printed::new(json_of(node)?).line(format!("node {} on {} is forgotten; {line}", node.id, node.host)))
 }
 
 pub(super) fn stores(stores: &[OpsStoreView], next_cursor: Option<&str>) -> Result<Printed, Failure> {
@@ -346,6 +379,26 @@ fn seen_by_node(seen: &Value) -> Vec<String> {
         lines.push(format!("last error  {cause}{code}, {} ms ago", count(error, "ago_ms")));
     }
     lines
+}
+
+/// What a running node knows of a hostname, while master does not answer.
+pub(super) fn explanation_without_master(why: &str, host: &Hostname, seen: Value) -> Printed {
+    let route = &seen["route"];
+    let decision = match route["status"].as_str() {
+        Some(status) if route["is_outdated"] == true => {
+            format!("the node knows it as {status}, and that this has changed")
+        }
+        Some(status) => format!("the node knows it as {status}, and serves that until it is too old"),
+        None => "the node does not know it, so it answers 503 directory-unavailable".to_owned(),
+    };
+    let mut lines =
+        vec![format!("normalized  {host}"), format!("master      {why}"), format!("decision    {decision}")];
+    if let Some(store) = seen["store_id"].as_str() {
+        lines.push(format!("store       {store}"));
+    }
+    lines.extend(seen_by_node(&seen));
+    let json = serde_json::json!({ "normalized": host.as_str(), "master": why, "decision": decision, "node": seen });
+    Printed { json: Some(json), lines, code: 0 }
 }
 
 /// `seen` is what a node that is running knows of the store, when it answers.

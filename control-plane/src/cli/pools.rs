@@ -1,10 +1,10 @@
 //! What a running node tells its operators.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
+use reqwest::Url;
 use serde_json::Value;
 
 use super::failure::Failure;
@@ -16,9 +16,18 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// How a running node is asked.
 #[derive(Args, Clone)]
 pub(super) struct NodeArgs {
-    /// Where the node answers its operators
-    #[arg(long, env = "INTERNAL_LISTEN", default_value = "127.0.0.1:8081", value_name = "ADDRESS")]
-    pub(super) node: SocketAddr,
+    /// Where the node answers its operators: its INTERNAL_LISTEN
+    #[arg(long, env = "INTERNAL_LISTEN", default_value = "127.0.0.1:8081", value_name = "ADDRESS", value_parser = address)]
+    pub(super) node: String,
+}
+
+/// Reads an address with its port, also as people copy it out of a log.
+fn address(text: &str) -> Result<String, &'static str> {
+    let expected = "must be an address with its port, such as 127.0.0.1:8081";
+    let bare = text.trim().strip_prefix("http://").unwrap_or(text.trim()).trim_end_matches('/');
+    let url = Url::parse(&format!("http://{bare}")).map_err(|_| expected)?;
+    let is_address = url.path() == "/" && url.username().is_empty() && url.query().is_none() && bare.contains(':');
+    is_address.then(|| bare.to_owned()).ok_or(expected)
 }
 
 /// The connections of a node, by server, and its busiest stores.

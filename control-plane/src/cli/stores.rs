@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Subcommand;
-use kernel::{Engine, Slug, StoreId};
+use kernel::{Engine, Hostname, Slug, StoreId};
 
 use super::failure::Failure;
 use super::output::{self, Printed};
@@ -14,9 +14,11 @@ use super::{Needs, Operation, OpsArgs};
 use crate::audit::Actor;
 use crate::catalog;
 use crate::cx::OpsCx;
+use crate::http::errors::chain;
+use crate::ops::OpsError;
 use crate::ops::routes::OpsStoreView;
 use crate::provisioning::{self, NewDatabase, ProvisioningError};
-use crate::{ops, servers, stores};
+use crate::{master, ops, servers, stores};
 
 #[derive(Subcommand)]
 pub(super) enum Stores {
@@ -170,15 +172,27 @@ impl Operation for Products {
     }
 }
 
-impl Operation for Explain {
-    fn needs(&self) -> Needs<'_> {
-        let Self::Host { ops, .. } = self;
-        Needs::of(ops).key()
+impl Explain {
+    /// Without master a running node's view is all there is.
+    pub(super) async fn run(self) -> Result<Printed, Failure> {
+        let Self::Host { name, node, ops } = self;
+        match master::check(&ops.master).await {
+            Ok(()) => {}
+            Err(error) if error.is_outage() => {
+                let host = Hostname::from_authority(name.trim()).map_err(|_| OpsError::Hostname(name))?;
+                let Ok(seen) = node.get(&format!("/internal/hosts/{host}")).await else { return Err(error.into()) };
+                return Ok(output::explanation_without_master(&chain(&error), &host, seen));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let cx = ops.context(true, None)?;
+        let explained = Self::explain(&cx, &name, &node).await;
+        cx.close().await;
+        explained
     }
 
-    async fn run(self, cx: &OpsCx) -> Result<Printed, Failure> {
-        let Self::Host { name, node, .. } = self;
-        let explanation = ops::explain_host(cx, &name).await?;
+    async fn explain(cx: &OpsCx, name: &str, node: &NodeArgs) -> Result<Printed, Failure> {
+        let explanation = ops::explain_host(cx, name).await?;
         // The command itself has served nothing: it is the node's view that tells.
         let seen = match &explanation.store {
             Some(store) => node.get(&format!("/internal/stores/{}", store.id)).await.ok(),

@@ -48,8 +48,9 @@ pub async fn run(cx: Cx) {
                     metrics::gauge!("tenantry_listener_connected").set(0.0);
                     is_told = true;
                 }
-                // When master does not answer at all, cached routes live by their lifetime.
+                // When master does not answer at all, cached routes live by their lifetime, and nobody waits for it.
                 if let Err(error) = reader.catch_up(&cx).await {
+                    cx.stores.note_directory_down();
                     tracing::debug!(error = chain(&error), "the log of changes could not be read");
                 }
                 tokio::time::sleep(RETRY).await;

@@ -1,16 +1,17 @@
 //! The internal listener: health, metrics, and the question whether a certificate may be had for a name. Never reachable
 //! from outside.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use kernel::{Hostname, StoreId, StoreStatus};
 use metrics_exporter_prometheus::PrometheusHandle;
-use problem::{Json, Problem};
+use problem::{Json, Path, Problem, Query};
 use serde::{Deserialize, Serialize};
 use sqlx::Connection as _;
 use tenancy::ResolveError;
@@ -34,6 +35,7 @@ pub fn router(cx: Cx, metrics: PrometheusHandle) -> Router {
         .route("/metrics/stores/{id}", get(store_metrics))
         .route("/internal/pools", get(pools))
         .route("/internal/stores/{id}", get(store_explain))
+        .route("/internal/hosts/{name}", get(host_explain))
         .route("/internal/tls/ask", get(tls_ask))
         .fallback(|| async { Problem::not_found() })
         .with_state(Internal { cx, metrics })
@@ -54,7 +56,8 @@ async fn health_ready(State(Internal { cx, .. }): State<Internal>) -> Response {
         Ok(Ok(())) => ("ready", "up"),
         Ok(Err(_)) | Err(_) => ("degraded", "down"),
     };
-    Json(serde_json::json!({ "status": status, "master": master })).into_response()
+    let lacking = cx.servers_lacking.load(Ordering::Relaxed);
+    Json(serde_json::json!({ "status": status, "master": master, "serversWithoutShare": lacking })).into_response()
 }
 
 async fn metrics_render(State(Internal { cx, metrics }): State<Internal>) -> Response {
@@ -123,6 +126,14 @@ async fn pools(State(Internal { cx, .. }): State<Internal>, Query(Most { limit }
 /// What this node knows of a store, without asking anybody.
 async fn store_explain(State(Internal { cx, .. }): State<Internal>, Path(store): Path<StoreId>) -> Response {
     match cx.stores.explain(store) {
+        Some(seen) => Json(seen).into_response(),
+        None => Problem::not_found().into_response(),
+    }
+}
+
+/// As [`store_explain`], by a hostname: without master nothing else says whose it is.
+async fn host_explain(State(Internal { cx, .. }): State<Internal>, Path(name): Path<String>) -> Response {
+    match Hostname::parse(&name).ok().and_then(|name| cx.stores.explain_host(&name)) {
         Some(seen) => Json(seen).into_response(),
         None => Problem::not_found().into_response(),
     }

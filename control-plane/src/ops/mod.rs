@@ -21,6 +21,8 @@ use crate::master;
 use crate::provisioning::held::Held;
 use crate::provisioning::{self, engine};
 use crate::servers;
+use crate::shares;
+use crate::shares::nodes::{NodeError, NodeView};
 use crate::stores::{self, Store};
 
 /// Why an ops operation was refused.
@@ -28,6 +30,8 @@ use crate::stores::{self, Store};
 pub enum OpsError {
     #[error("{0:?} is no hostname")]
     Hostname(String),
+    #[error(transparent)]
+    Nodes(#[from] NodeError),
     #[error("database error")]
     Db(#[from] sqlx::Error),
 }
@@ -149,7 +153,7 @@ async fn explain_store(connection: &mut sqlx::PgConnection, store: &Store) -> Re
 async fn try_database(cx: &OpsCx, store: StoreId, database: &provisioning::db::StoreDatabase) -> (DatabaseState, bool) {
     let started = Instant::now();
     let outcome = match tenancy::Credential::open(&cx.keys, &database.sealed, store, database.credential_version) {
-        Err(_) => Err(Cause::Sealed),
+        Err(_) => Err(Cause::Sealed.into()),
         Ok(credential) => try_connect(cx, &credential, database.server_id).await,
     };
     let connect_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -164,8 +168,31 @@ async fn try_database(cx: &OpsCx, store: StoreId, database: &provisioning::db::S
     )
 }
 
+/// Why nothing is known of a database or a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unseen {
+    Cause(Cause),
+    /// Every connection that we may have at the server is another node's share.
+    NoShare,
+}
+
+impl Unseen {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Cause(cause) => cause.as_str(),
+            Self::NoShare => "no-share",
+        }
+    }
+}
+
+impl From<Cause> for Unseen {
+    fn from(cause: Cause) -> Self {
+        Self::Cause(cause)
+    }
+}
+
 /// What keeps the store from working in its database, if anything does. `server` is where it is, if that is one of ours.
-async fn try_connect(cx: &OpsCx, credential: &Credential, server: Option<ServerId>) -> Result<Option<Ailment>, Cause> {
+async fn try_connect(cx: &OpsCx, credential: &Credential, server: Option<ServerId>) -> Result<Option<Ailment>, Unseen> {
     let reach = if server.is_some() { Reach::Anywhere } else { cx.owners_reach };
     let limit = cx.limits.store_connect_timeout;
     let place = reserve(cx, server).await?;
@@ -175,18 +202,18 @@ async fn try_connect(cx: &OpsCx, credential: &Credential, server: Option<ServerI
     match found {
         Ok(outcome) => {
             held.leave().await;
-            outcome.map_err(|error| error.cause)
+            outcome.map_err(|error| error.cause.into())
         }
         // The server goes on with it: dropped, what is held waits for that.
-        Err(_) => Err(Cause::Timeout),
+        Err(_) => Err(Cause::Timeout.into()),
     }
 }
 
 /// A place among what we may have open at a server of ours.
-async fn reserve(cx: &OpsCx, server: Option<ServerId>) -> Result<Option<Reservation>, Cause> {
+async fn reserve(cx: &OpsCx, server: Option<ServerId>) -> Result<Option<Reservation>, Unseen> {
     let Some(server) = server else { return Ok(None) };
     let reserved = cx.stores.reserve(server, cx.limits.store_connect_timeout).await;
-    reserved.map(Some).map_err(|_| Cause::TooManyConnections)
+    reserved.map(Some).map_err(|_| Unseen::NoShare)
 }
 
 /// One thing that the doctor looked at.
@@ -249,16 +276,17 @@ pub async fn doctor(cx: &OpsCx) -> Result<Vec<Finding>, OpsError> {
             advice: Some("activate a server that is draining, or add one"),
         });
     }
+    let nodes = shares::nodes::list(cx).await?;
     let mut examined = Vec::new();
     for server in servers {
-        let seen = examine_server(cx, &server).await?;
+        let seen = examine_server(cx, &server, &nodes).await?;
         examined.push((server, seen));
     }
     findings.extend(twins(&examined));
-    let down: HashSet<ServerId> =
-        examined.iter().filter(|(_, seen)| !seen.is_reachable).map(|(server, _)| server.id).collect();
+    let unseen: HashSet<ServerId> =
+        examined.iter().filter(|(_, seen)| !seen.is_seen).map(|(server, _)| server.id).collect();
     findings.extend(examined.into_iter().flat_map(|(_, seen)| seen.findings));
-    findings.extend(examine_databases(cx, sealed, &down).await);
+    findings.extend(examine_databases(cx, sealed, &unseen).await);
     if findings.iter().all(|finding| finding.is_ok) {
         findings.push(ok("orphans", "no database, role, run or row was left behind".to_owned()));
     }
@@ -272,17 +300,16 @@ const DATABASES_SHOWN: usize = 20;
 /// How long a server of ours may take to list what it holds.
 const SERVER_TIME: Duration = Duration::from_secs(10);
 
-/// Tries the databases of stores that were prepared, each with one connection. What is on a server that is known to be down
+/// Tries the databases of stores that were prepared, each with one connection. What is on a server that could not be looked at
 /// is told by that server's finding.
-async fn examine_databases(cx: &OpsCx, rows: Vec<db::SealedRow>, down: &HashSet<ServerId>) -> Vec<Finding> {
+async fn examine_databases(cx: &OpsCx, rows: Vec<db::SealedRow>, unseen: &HashSet<ServerId>) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let mut known = Vec::new();
+    let (mut known, mut hidden) = (Vec::new(), 0);
     for db::SealedRow { store, server, is_prepared, version, sealed } in rows {
         match Credential::open(&cx.keys, &sealed, store, version) {
-            Ok(credential) if is_prepared && !server.is_some_and(|id| down.contains(&id)) => {
-                known.push((store, credential, server));
-            }
-            Ok(_) => {}
+            Ok(_) if !is_prepared => {}
+            Ok(_) if server.is_some_and(|id| unseen.contains(&id)) => hidden += 1,
+            Ok(credential) => known.push((store, credential, server)),
             Err(_) => findings.push(Finding {
                 check: "credentials",
                 is_ok: false,
@@ -333,8 +360,13 @@ async fn examine_databases(cx: &OpsCx, rows: Vec<db::SealedRow>, down: &HashSet<
             advice: Some("mend those above, then look again"),
         });
     }
-    let rest =
-        if tried < total { format!("; {} were not tried for want of time", total - tried) } else { String::new() };
+    let mut rest = String::new();
+    if tried < total {
+        rest.push_str(&format!("; {} were not tried for want of time", total - tried));
+    }
+    if hidden > 0 {
+        rest.push_str(&format!("; {hidden} are on servers that could not be looked at, and were not tried"));
+    }
     findings.push(Finding {
         check: "databases",
         is_ok: unwell.is_empty(),
@@ -346,17 +378,18 @@ async fn examine_databases(cx: &OpsCx, rows: Vec<db::SealedRow>, down: &HashSet<
 
 /// What was seen of a server.
 struct SeenServer {
-    is_reachable: bool,
+    is_seen: bool,
     system_identifier: Option<String>,
     findings: Vec<Finding>,
 }
 
-async fn examine_server(cx: &OpsCx, server: &servers::Server) -> Result<SeenServer, OpsError> {
-    let broken = |detail: String, advice| SeenServer {
-        is_reachable: false,
+async fn examine_server(cx: &OpsCx, server: &servers::Server, nodes: &[NodeView]) -> Result<SeenServer, OpsError> {
+    let unseen = |check, detail: String, advice| SeenServer {
+        is_seen: false,
         system_identifier: None,
-        findings: vec![Finding { check: "server", is_ok: false, detail, advice: Some(advice) }],
+        findings: vec![Finding { check, is_ok: false, detail, advice: Some(advice) }],
     };
+    let broken = |detail, advice| unseen("server", detail, advice);
     let Ok(credential) = servers::open_credential(cx, server) else {
         return Ok(broken(
             format!("the credential of server {} does not open with the keys given", server.name),
@@ -366,11 +399,23 @@ async fn examine_server(cx: &OpsCx, server: &servers::Server) -> Result<SeenServ
     let entered = async {
         let place = reserve(cx, Some(server.id)).await?;
         let connected = credential.connect(Reach::Anywhere, cx.limits.store_connect_timeout).await;
-        connected.map(|admin| (place, admin)).map_err(|error| error.cause)
+        connected.map(|admin| (place, admin)).map_err(|error| Unseen::from(error.cause))
     };
     let mut admin = match entered.await {
         Ok((place, admin)) => Held::new(admin, place),
-        Err(cause) => {
+        Err(Unseen::NoShare) => {
+            return Ok(unseen(
+                "shares",
+                format!(
+                    "server {} was not looked at: of the {} connections that all nodes may have there this command got none; {}",
+                    server.name,
+                    server.max_connections,
+                    shares::nodes::explain(nodes, &server.name)
+                ),
+                "see `tenantry nodes list`; `tenantry nodes forget NODE` gives the others what one has that has ended",
+            ));
+        }
+        Err(Unseen::Cause(cause)) => {
             return Ok(broken(
                 format!("server {} cannot be reached: {}", server.name, cause.as_str()),
                 "check that it runs and lets us in",
@@ -392,7 +437,7 @@ async fn examine_server(cx: &OpsCx, server: &servers::Server) -> Result<SeenServ
     let names = [databases.as_slice(), &roles].concat();
     let in_use = provisioning::db::names_in_use(&mut connection, &names).await?;
     let findings = compare(server, &databases, &roles, &in_use.into_iter().collect());
-    Ok(SeenServer { is_reachable: true, system_identifier, findings })
+    Ok(SeenServer { is_seen: true, system_identifier, findings })
 }
 
 /// Servers that are one PostgreSQL under two names, from before adding one was refused.
@@ -442,6 +487,7 @@ impl From<OpsError> for Problem {
     fn from(error: OpsError) -> Self {
         match error {
             OpsError::Hostname(_) => Self::invalid().field("host", "hostname", "is no hostname"),
+            OpsError::Nodes(error) => error.into(),
             error @ OpsError::Db(_) => crate::http::errors::unexpected(&error),
         }
     }

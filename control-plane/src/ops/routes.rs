@@ -19,6 +19,7 @@ use crate::identity;
 use crate::identity::routes::UserView;
 use crate::provisioning::routes::EngineBody;
 use crate::servers::{self, NewServer, Server, ServerStatus};
+use crate::shares::nodes::{self, NodeView};
 use crate::stores::{self, Store};
 
 pub fn router() -> OpenApiRouter<Cx> {
@@ -26,6 +27,8 @@ pub fn router() -> OpenApiRouter<Cx> {
         .routes(routes!(ops_server_list, ops_server_add))
         .routes(routes!(ops_server_drain))
         .routes(routes!(ops_server_activate))
+        .routes(routes!(ops_node_list))
+        .routes(routes!(ops_node_forget))
         .routes(routes!(ops_admin_grant))
         .routes(routes!(ops_admin_revoke))
         .routes(routes!(ops_store_list))
@@ -171,6 +174,27 @@ async fn ops_server_activate(
 ) -> Result<Json<ServerView>, Problem> {
     let server = servers::activate(&cx, Actor::User(ops.by.user.id), &server).await?;
     Ok(Json(server.into()))
+}
+
+/// Nodes, and what each may have open at database servers
+///
+/// A node is a serving process, or a command at work.
+#[utoipa::path(get, path = "/api/ops/nodes", tag = "ops", operation_id = "ops_node_list", security(("bearer" = [])),
+    responses((status = 200, body = Page<NodeView>), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody)))]
+async fn ops_node_list(_ops: Ops, State(cx): State<Cx>) -> Result<Json<Page<NodeView>>, Problem> {
+    Ok(Json(Page::whole(nodes::list(&cx).await?)))
+}
+
+/// Give the others what a node has that has ended
+///
+/// Without it they wait until `expiresAt`. Only of a process that has ended for certain: one that has lost its way to master serves on
+/// with what it had, and its servers may then get more connections than they bear.
+#[utoipa::path(post, path = "/api/ops/nodes/{node}/forget", tag = "ops", operation_id = "ops_node_forget", security(("bearer" = [])),
+    params(("node" = i32, Path, description = "Its number in the list")),
+    responses((status = 200, body = NodeView), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody),
+        (status = 409, body = ProblemBody)))]
+async fn ops_node_forget(ops: Ops, State(cx): State<Cx>, Path(node): Path<i32>) -> Result<Json<NodeView>, Problem> {
+    Ok(Json(nodes::forget(&cx, Actor::User(ops.by.user.id), node).await?))
 }
 
 #[derive(Deserialize, ToSchema)]

@@ -7,6 +7,7 @@ use sqlx::postgres::types::PgInterval;
 
 use super::NodeKey;
 use super::divide::{Claim, Decision, decide};
+use super::nodes::{NodeView, ShareView};
 use super::place::Place;
 
 /// Of the two numbers of an advisory lock the first; the second is the node's.
@@ -102,6 +103,72 @@ pub(super) async fn nodes_delete_expired(conn: &mut PgConnection, me: i32) -> Re
     let done =
         sqlx::query!("delete from nodes where id <> $1 and expires_at < clock_timestamp()", me).execute(conn).await?;
     Ok(done.rows_affected())
+}
+
+/// Every node with what it has, the oldest first.
+pub(super) async fn nodes_all(conn: &mut PgConnection) -> Result<Vec<NodeView>, sqlx::Error> {
+    let nodes = sqlx::query!(
+        r#"select id, host, process, listen, started_at, renewed_at, expires_at,
+                  exists (
+                      select from pg_locks l
+                      where l.locktype = 'advisory' and l.granted and l.classid = $1::integer::oid and l.objid = n.id::oid
+                        and l.objsubid = 2
+                        and l.database = (select d.oid from pg_database d where d.datname = current_database())
+                  ) as "is_connected!"
+           from nodes n
+           order by id"#,
+        NODE_LOCK,
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    let shares = sqlx::query!(
+        "select s.node_id, v.name, s.connections, s.wanted
+         from server_shares s
+         join database_servers v on v.id = s.server_id
+         order by s.node_id, v.name"
+    )
+    .fetch_all(conn)
+    .await?;
+    let shares_of = |id| shares.iter().filter(move |share| share.node_id == id);
+    let view = |id| {
+        let share = |server: &str, connections, wanted| ShareView { server: server.to_owned(), connections, wanted };
+        shares_of(id).map(|of| share(&of.name, of.connections, of.wanted)).collect()
+    };
+    Ok(nodes
+        .into_iter()
+        .map(|node| NodeView {
+            id: node.id,
+            host: node.host,
+            listen: node.listen,
+            is_connected: node.is_connected,
+            is_kept: node.process.is_empty(),
+            started_at: node.started_at,
+            renewed_at: node.renewed_at,
+            expires_at: node.expires_at,
+            shares: view(node.id),
+        })
+        .collect())
+}
+
+/// Forgets a node of which nothing was heard for so long, and tells the others that there is something to gain. Whether it was
+/// silent.
+pub(super) async fn node_delete_silent(
+    conn: &mut PgConnection,
+    id: i32,
+    silent_for: PgInterval,
+) -> Result<bool, sqlx::Error> {
+    let done = sqlx::query!(
+        "delete from nodes where id = $1 and renewed_at < clock_timestamp() - $2::interval",
+        id,
+        silent_for,
+    )
+    .execute(&mut *conn)
+    .await?;
+    if done.rows_affected() == 0 {
+        return Ok(false);
+    }
+    sqlx::query!("select pg_notify('tenantry_server_shares', '')").execute(conn).await?;
+    Ok(true)
 }
 
 /// What a node says of a server.

@@ -20,11 +20,15 @@
 
 mod db;
 mod divide;
+pub mod nodes;
 mod place;
 
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use kernel::ServerId;
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::types::PgInterval;
 use sqlx::{Connection as _, PgConnection};
@@ -52,7 +56,7 @@ const EXCHANGE_LIMIT: Duration = Duration::from_secs(5);
 /// How much sooner a node lets go of its shares than master does, beside what a statement may take to end.
 const MARGIN: Duration = Duration::from_secs(10);
 
-/// How long a node of a container is silent before the container's next run takes its place.
+/// How long a node of a container is silent before the container's next run takes its place; and any, before ops may call it ended.
 const SILENT: Duration = Duration::from_secs(15);
 
 /// A node of master. A number may be another node's after an older master was restored, but not since the same moment.
@@ -95,6 +99,16 @@ struct Shares {
     not_before: Instant,
     /// Whether what is kept for the next process is no more than what this one may have.
     is_kept: bool,
+    /// Whether it was said that shares are not renewed.
+    is_told: bool,
+    /// Servers that are needed here and of which this node has nothing, and since when.
+    lacking: HashMap<ServerId, Lack>,
+}
+
+/// Nothing of a server that is needed.
+struct Lack {
+    since: Instant,
+    is_told: bool,
 }
 
 impl Shares {
@@ -103,7 +117,17 @@ impl Shares {
         // A node that listens serves without master for so long; every process ends what it was doing.
         let alone = if cx.is_serving { cx.limits.route_max_stale } else { RENEW * 2 };
         let ttl = alone + margin(cx) + MARGIN;
-        let new = Self { node: None, key: None, until: now, ttl, next: None, not_before: now, is_kept: true };
+        let new = Self {
+            node: None,
+            key: None,
+            until: now,
+            ttl,
+            next: None,
+            not_before: now,
+            is_kept: true,
+            is_told: false,
+            lacking: HashMap::new(),
+        };
         let Some(kept) = cx.node_data.as_ref().and_then(|data| data.load_shares(&cx.place.host, margin(cx))) else {
             return new;
         };
@@ -196,6 +220,9 @@ impl Shares {
         self.key = joined;
         let is_renewed = matches!(outcome, Ok(Ok((_, Outcome::Settled | Outcome::Changed | Outcome::Unsettled))));
         metrics::gauge!("tenantry_server_shares_renewed").set(f64::from(u8::from(is_renewed)));
+        if is_renewed && std::mem::take(&mut self.is_told) {
+            tracing::info!("shares of database servers are renewed again");
+        }
         match outcome {
             Ok(Ok((_, Outcome::Forgotten))) => {
                 tracing::warn!("the others took this node for dead; it joins anew");
@@ -211,15 +238,21 @@ impl Shares {
                 self.next = Some(now + if outcome == Outcome::Unsettled { SOON } else { RENEW });
                 self.not_before = now + if outcome == Outcome::Settled { CALM } else { SOON };
                 self.keep(cx);
+                self.note_lack(cx, &loads);
             }
             failed => {
-                match failed {
-                    Ok(Err(error)) => {
-                        tracing::warn!(error = chain(&error), "shares of database servers were not renewed");
-                    }
-                    _ => tracing::warn!("shares of database servers were not renewed in time"),
-                }
                 let now = Instant::now();
+                if !std::mem::replace(&mut self.is_told, true) {
+                    let why = match failed {
+                        Ok(Err(error)) => chain(&error),
+                        _ => "no answer came in time".to_owned(),
+                    };
+                    let left = self.until.saturating_duration_since(now).as_secs();
+                    tracing::warn!(
+                        error = why,
+                        "shares of database servers are not renewed; this node may use what it has for {left} s more"
+                    );
+                }
                 if now >= self.until {
                     self.give_up(cx);
                 } else {
@@ -230,6 +263,30 @@ impl Shares {
                 self.not_before = Instant::now() + SOON;
             }
         }
+    }
+
+    /// Says of which servers this node has nothing for so long as requests wait, though it needs them.
+    fn note_lack(&mut self, cx: &OpsCx, needed: &[ServerLoad]) {
+        let now = Instant::now();
+        let limit = |server| cx.stores.server_loads().iter().find(|of| of.server_id == server).map_or(0, |of| of.limit);
+        self.lacking.retain(|server, _| limit(*server) == 0);
+        for load in needed.iter().filter(|load| load.peak > 0 && limit(load.server_id) == 0) {
+            self.lacking.entry(load.server_id).or_insert(Lack { since: now, is_told: false });
+        }
+        for (server, lack) in &mut self.lacking {
+            if now.saturating_duration_since(lack.since) >= cx.limits.store_acquire_timeout
+                && !std::mem::replace(&mut lack.is_told, true)
+            {
+                tracing::warn!(
+                    server.id = %server,
+                    "all connections of server {server} are other nodes' shares, so its stores are answered store-busy here; \
+                     `tenantry nodes list` says whose they are"
+                );
+            }
+        }
+        let count = self.lacking.values().filter(|lack| lack.is_told).count();
+        cx.servers_lacking.store(count, Ordering::Relaxed);
+        metrics::gauge!("tenantry_servers_without_share").set(u32::try_from(count).map_or(f64::MAX, f64::from));
     }
 
     /// Gives everything back, when nothing is open any more; otherwise it stays reserved until it is seen that we are gone. What is
