@@ -83,6 +83,11 @@ async fn what_is_not_understood_is_json_for_who_asks_for_json() {
     let piped = Cli::run_in(nowhere, &variable, &["doctor", "database", "--url-stdin", "--json"]).await;
     let report: Value = serde_json::from_slice(&piped.stdout).unwrap();
     assert_eq!((piped.status.code(), first_failure(&report).0), (Some(3), "parse"), "{report}");
+    // What a body calls caPem is a file here.
+    let with_file = [("DATABASE_TEST_URL", Some("postgres://a:b@h.example/d?sslrootcert=/etc/ca.pem"))];
+    let piece = Cli::run_in(nowhere, &with_file, &["doctor", "database"]).await;
+    let said = String::from_utf8_lossy(&piece.stdout).into_owned();
+    assert!(said.contains("with --ca-file") && !said.contains("caPem"), "{said}");
     let plain = Cli::run("unused", &["servers", "ad"]).await;
     assert_eq!(plain.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&plain.stderr).starts_with("error: unrecognized subcommand 'ad'"));

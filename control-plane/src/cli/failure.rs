@@ -3,6 +3,7 @@
 use clap::ArgMatches;
 use problem::{FieldError, Problem};
 
+use super::output::typed;
 use crate::catalog::CatalogError;
 use crate::charges::ChargeError;
 use crate::credits::CreditError;
@@ -90,15 +91,15 @@ impl Failure {
     pub(super) fn text(&self, options: &Options) -> String {
         let fields = self.fields();
         if fields.is_empty() {
-            return self.why.clone();
+            return typed(&self.why);
         }
         // These two say nothing but what is wrong with which field.
         if ["invalid-input", "invalid-query"].contains(&self.code()) {
-            let each = fields.iter().map(|field| format!("{}: {}", options.name(&field.pointer), field.detail));
+            let each = fields.iter().map(|field| format!("{}: {}", options.name(&field.pointer), typed(&field.detail)));
             return each.collect::<Vec<_>>().join("; ");
         }
         let names: Vec<_> = fields.iter().map(|field| options.name(&field.pointer)).collect();
-        format!("{}: {}", names.join(", "), self.why)
+        format!("{}: {}", names.join(", "), typed(&self.why))
     }
 
     /// The same for programs.
@@ -139,6 +140,7 @@ impl Options {
             "organizationId" => "org".to_owned(),
             "storeId" => "store".to_owned(),
             "Idempotency-Key" => "key".to_owned(),
+            "caPem" => "ca_file".to_owned(),
             field => snake_case(field),
         };
         self.0.iter().find(|(known, _)| *known == id).map_or_else(|| field.to_owned(), |(_, name)| name.clone())

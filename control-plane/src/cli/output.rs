@@ -262,12 +262,18 @@ pub(super) fn database_report(report: &Report) -> Result<Printed, Failure> {
         };
         let codes = [check.code, check.server_code.as_deref()].into_iter().flatten().collect::<Vec<_>>().join(", ");
         let codes = if codes.is_empty() { codes } else { format!(" ({codes})") };
-        lines.push(format!("{mark}  {:<12}{:>6} ms  {}{codes}", check.name.as_str(), check.duration_ms, check.detail));
-        lines.extend(check.advice.iter().map(|advice| format!("{:<29}-> {advice}", "")));
+        let detail = typed(&check.detail);
+        lines.push(format!("{mark}  {:<12}{:>6} ms  {detail}{codes}", check.name.as_str(), check.duration_ms));
+        lines.extend(check.advice.iter().map(|advice| format!("{:<29}-> {}", "", typed(advice))));
         lines.extend(check.sql.iter().flat_map(|sql| sql.lines()).map(|sql| format!("{:<32}{sql}", "")));
     }
     let code = if report.ok { 0 } else { FOUND };
     Ok(Printed { json: Some(json_of(report)?), lines, code })
+}
+
+/// Advice as for who types a command: there a certificate is a file.
+pub(super) fn typed(advice: &str) -> String {
+    advice.replace("as caPem", "with --ca-file")
 }
 
 /// A count in an answer of a node.
