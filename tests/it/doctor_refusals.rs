@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, MySqlConnection, PgConnection};
 use tokio::io::AsyncWriteExt as _;
 
-use crate::doctor::{app, brought_body, connected, expect_failure, expect_ok, fields, said, shop_on, test, test_url};
+use crate::doctor::{app, brought_body, connected, expect_failure, expect_ok, fields, said, test, test_url};
+use crate::doctor_tls::shop_on;
 use crate::faults::run;
 use crate::provisioning::path_of;
 

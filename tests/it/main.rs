@@ -42,6 +42,7 @@ mod described;
 mod doctor;
 mod doctor_refusals;
 mod doctor_strings;
+mod doctor_tls;
 mod existing;
 mod failovers;
 mod faults;

@@ -8,7 +8,7 @@ use kernel::Engine;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, MySqlConnection};
 
-use crate::doctor::shop_on;
+use crate::doctor_tls::shop_on;
 use crate::prints::{Whose, print};
 use crate::provisioning::{failure, path_of};
 
