@@ -10,6 +10,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tenancy::RouteNews;
 use tokio::net::TcpListener;
 use tokio::sync::broadcast::Receiver;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -62,6 +63,7 @@ impl Node {
     /// # Errors
     /// When master is not usable and nothing is known without it, or an address is taken.
     pub async fn start(config: Config, clock: Arc<dyn Clock>, metrics: PrometheusHandle) -> Result<Self, ServeError> {
+        let asked = Instant::now();
         let outage = match master::check(&config.master).await {
             Ok(()) => None,
             Err(error) if error.is_outage() && config.node_data.is_some() => Some(error),
@@ -70,19 +72,21 @@ impl Node {
         let cx = Cx::new(config, clock)?;
         let news = cx.stores.news();
         if outage.is_some() {
-            cx.stores.note_directory_down();
+            cx.stores.note_directory_down(asked);
         }
         let remembered = remember(&cx).await;
         let outage = match (outage, remembered) {
             (None, Ok(_)) => None,
-            (None, Err(why)) => {
-                if cx.node_data.is_some() {
-                    tracing::info!("nothing of what was known before the start is of use: {why}");
-                }
+            (None, Err(Nothing::Unreadable(why))) => {
+                tracing::warn!("nothing of what was known before the start is of use: {why}");
+                None
+            }
+            (None, Err(Nothing::Useless(why))) => {
+                tracing::debug!("nothing of what was known before the start is of use: {why}");
                 None
             }
             (Some(error), Ok(remembered)) => Some((error, remembered)),
-            (Some(source), Err(why)) => return Err(ServeError::Forgotten { why, source }),
+            (Some(source), Err(why)) => return Err(ServeError::Forgotten { why: why.into_text(), source }),
         };
         let bind = |address: SocketAddr, option| async move {
             TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, option, source })
@@ -168,28 +172,44 @@ struct Remembered {
     until: DateTime<Utc>,
 }
 
-/// Takes over what the process before this one knew, if that was kept; or why none of it is of use.
-async fn remember(cx: &Cx) -> Result<Remembered, String> {
-    let Some(data) = cx.node_data.clone() else { return Err("it has no NODE_DATA".to_owned()) };
+/// Why nothing of what the process before this one knew is of use.
+enum Nothing {
+    Useless(String),
+    /// It was changed or damaged, or sealed with other keys.
+    Unreadable(String),
+}
+
+impl Nothing {
+    fn into_text(self) -> String {
+        let (Self::Useless(why) | Self::Unreadable(why)) = self;
+        why
+    }
+}
+
+/// Takes over what the process before this one knew, if that was kept.
+async fn remember(cx: &Cx) -> Result<Remembered, Nothing> {
+    let useless = |why: &str| Nothing::Useless(why.to_owned());
+    let Some(data) = cx.node_data.clone() else { return Err(useless("it has no NODE_DATA")) };
     let read = tokio::task::spawn_blocking(move || data.load_routes()).await.map_err(std::io::Error::other).flatten();
-    let Known { remembered, place } =
-        read.map_err(|error| format!("what was kept of routes in NODE_DATA cannot be read: {error}"))?;
+    let Known { remembered, place } = read.map_err(|error| {
+        Nothing::Unreadable(format!("what was kept of routes in NODE_DATA cannot be read: {error}"))
+    })?;
     // What was announced since is outdated as soon as the log was read.
     if let Some(place) = place {
         cx.log_place.set(place);
     }
     let max_stale = cx.ops().limits.route_max_stale;
     let (known, newest) = (remembered.len(), remembered.iter().map(|one| one.held).max());
-    let Some(newest) = newest else { return Err("no hostname is known in NODE_DATA".to_owned()) };
+    let Some(newest) = newest else { return Err(useless("no hostname is known in NODE_DATA")) };
     let left = max_stale.saturating_sub(newest.elapsed());
     let hostnames = cx.stores.remember(remembered);
     if hostnames == 0 {
         let age = newest.elapsed().as_secs();
-        return Err(format!(
+        return Err(Nothing::Useless(format!(
             "the {known} hostnames that are known in NODE_DATA were last known to be right {age} s ago, and are served for {} s \
              (ROUTE_MAX_STALE_MS)",
             max_stale.as_secs()
-        ));
+        )));
     }
     let until = cx.clock.now() + TimeDelta::from_std(left).unwrap_or_default();
     Ok(Remembered { hostnames, until })
@@ -201,10 +221,11 @@ async fn join_master(cx: Cx) {
         let mut told = String::new();
         loop {
             tokio::time::sleep(JOIN_RETRY).await;
+            let asked = Instant::now();
             let joined = match master::check(&cx.master_args).await {
                 Ok(()) => jobs::start(&cx).await.map_err(ServeError::from),
                 Err(error) if error.is_outage() => {
-                    cx.stores.note_directory_down();
+                    cx.stores.note_directory_down(asked);
                     continue;
                 }
                 Err(error) => Err(error.into()),

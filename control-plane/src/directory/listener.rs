@@ -49,8 +49,9 @@ pub async fn run(cx: Cx) {
                     is_told = true;
                 }
                 // When master does not answer at all, cached routes live by their lifetime, and nobody waits for it.
+                let asked = Instant::now();
                 if let Err(error) = reader.catch_up(&cx).await {
-                    cx.stores.note_directory_down();
+                    cx.stores.note_directory_down(asked);
                     tracing::debug!(error = chain(&error), "the log of changes could not be read");
                 }
                 tokio::time::sleep(RETRY).await;

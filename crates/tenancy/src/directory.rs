@@ -4,7 +4,9 @@
 //! - while the directory answers, a route that is served is at most `refresh` old; one in use is read again in the
 //!   background before that, so nobody waits for it. While it does not answer, a route is served for `max_stale` since it
 //!   was known to hold: since it was read, or since every change was applied that was made before a moment
-//!   ([`Versions::note_followed`]);
+//!   ([`Versions::note_followed`]). That it does not answer is known from a look-up that failed within a second, or from who was
+//!   asking for something else ([`Versions::note_down`]), and holds until one is answered: the first request after that asks in the
+//!   background and is served as in the outage;
 //! - a route older than a change that was announced ([`Versions::raise`]) is never served, whether it was remembered
 //!   before or its look-up was under way; nor is a name remembered as unknown across a change that names it;
 //! - however many ask for a name at once, one look-up is under way for it;
@@ -236,14 +238,16 @@ impl<K: Key, D: Directory> Routes<K, D> {
                     }
                     let route = Arc::new(route);
                     let known = self.known.get(key);
-                    if let Some(known) = known.as_ref().filter(|known| known.route.store_id != route.store_id) {
-                        self.versions.lost_name(&known.route);
-                    }
+                    let lost = known.clone().filter(|known| known.route.store_id != route.store_id);
                     let is_as_known = known.is_some_and(|known| known.epoch == epoch && known.route == route);
                     let is_refreshing = AtomicBool::new(false);
                     let known = Known { route: Arc::clone(&route), read, epoch, floor, is_refreshing };
                     self.known.insert(key.clone(), Arc::new(known));
                     self.unknown.remove(key);
+                    // After it is not known any more: whoever hears of it finds the name gone from there.
+                    if let Some(lost) = lost {
+                        self.versions.lost_name(&lost.route);
+                    }
                     if let Some(by_store) = &self.by_store {
                         if !is_as_known {
                             self.versions.note_learned();
@@ -319,10 +323,15 @@ impl<K: Key, D: Directory> Routes<K, D> {
     /// What is remembered, without asking anybody.
     pub(crate) fn peek(&self, key: &K) -> Option<(Arc<Route>, RouteState)> {
         let known = self.known.get(key)?;
+        let held = self.versions.held(known.epoch, known.read);
+        let stale_for = self.node.config.directory.max_stale.saturating_sub(held.elapsed());
+        let is_overtaken = known.is_outdated();
         let state = RouteState {
             status: known.route.status,
             version: known.route.version,
             age_ms: millis(known.read.elapsed()),
+            is_overtaken,
+            stale_for_ms: if is_overtaken { 0 } else { millis(stale_for) },
             is_outdated: known.is_outdated() || known.epoch != self.versions.epoch.load(Ordering::SeqCst),
         };
         Some((Arc::clone(&known.route), state))

@@ -88,8 +88,12 @@ pub struct RouteState {
     pub version: i64,
     /// How long ago the directory said so.
     pub age_ms: u64,
-    /// Whether it must be read again before it counts.
+    /// Whether it must be read again before it counts, while the directory answers.
     pub is_outdated: bool,
+    /// Whether a later change was announced, so that it does not count at all.
+    pub is_overtaken: bool,
+    /// How much longer it is served when the directory does not answer.
+    pub stale_for_ms: u64,
 }
 
 /// A pool in numbers.

@@ -176,10 +176,11 @@ impl<D: Directory> Tenancy<D> {
         self.inner.versions.note_followed(at);
     }
 
-    /// Takes note that the directory does not answer: until somebody sees that it does, what may be served without it is served
-    /// at once, and not after one has waited for it in vain. Every request looks whether it answers, in the background.
-    pub fn note_directory_down(&self) {
-        self.inner.versions.note_down();
+    /// Takes note that the directory was asked in vain since then. Until somebody sees it answer, what may be served without it is
+    /// served at once, and not after one has waited for it in vain; every such request looks whether it answers, in the background.
+    /// Of no account when it was seen to answer since then.
+    pub fn note_directory_down(&self, since: Instant) {
+        self.inner.versions.note_down(since);
     }
 
     /// Up to when changes have been followed since the last gap in them.

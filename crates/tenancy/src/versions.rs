@@ -1,7 +1,7 @@
 //! What was announced of changes, for all caches of a node.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -50,8 +50,9 @@ pub(crate) struct Versions {
     trouble_ms: AtomicU64,
     /// When that was last said, likewise.
     told_ms: AtomicU64,
-    /// Somebody knows that the directory does not answer, and nobody has seen it answer since.
-    is_down: AtomicBool,
+    /// Since when somebody has asked the directory in vain, and when it was last seen to answer, likewise.
+    down_ms: AtomicU64,
+    answered_ms: AtomicU64,
     start: Instant,
 }
 
@@ -66,7 +67,8 @@ impl Versions {
             news: broadcast::Sender::new(NEWS),
             trouble_ms: AtomicU64::new(0),
             told_ms: AtomicU64::new(0),
-            is_down: AtomicBool::new(false),
+            down_ms: AtomicU64::new(0),
+            answered_ms: AtomicU64::new(0),
             start: Instant::now(),
         }
     }
@@ -124,7 +126,7 @@ impl Versions {
 
     /// Every change that was made before `at` was applied.
     pub(crate) fn note_followed(&self, at: Instant) {
-        self.is_down.store(false, Ordering::Relaxed);
+        self.note_answer();
         let epoch = self.epoch.load(Ordering::SeqCst);
         let mut followed = lock(&self.followed);
         match followed.back_mut() {
@@ -163,18 +165,19 @@ impl Versions {
         is_due && self.told_ms.compare_exchange(told, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    /// The directory does not answer, until somebody sees that it does.
-    pub(crate) fn note_down(&self) {
-        self.is_down.store(true, Ordering::Relaxed);
+    /// The directory was asked in vain since then; it counts as down until somebody sees it answer, unless somebody has meanwhile.
+    pub(crate) fn note_down(&self, since: Instant) {
+        let since = millis(since.saturating_duration_since(self.start)) + 1;
+        self.down_ms.fetch_max(since, Ordering::Relaxed);
     }
 
-    /// A look-up was answered just now.
+    /// It answered just now.
     pub(crate) fn note_answer(&self) {
-        self.is_down.store(false, Ordering::Relaxed);
+        self.answered_ms.fetch_max(millis(self.start.elapsed()) + 1, Ordering::Relaxed);
     }
 
     pub(crate) fn is_in_trouble(&self, now: Instant) -> bool {
-        if self.is_down.load(Ordering::Relaxed) {
+        if self.down_ms.load(Ordering::Relaxed) > self.answered_ms.load(Ordering::Relaxed) {
             return true;
         }
         let failed = self.trouble_ms.load(Ordering::Relaxed);

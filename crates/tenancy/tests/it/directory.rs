@@ -212,7 +212,7 @@ async fn nobody_waits_for_a_directory_that_is_known_to_be_down() {
     assert!(tenancy.resolve_host(&tea).await.is_ok());
     advance(Duration::from_secs(40)).await;
     master.gate.close();
-    tenancy.note_directory_down();
+    tenancy.note_directory_down(tokio::time::Instant::now());
     for _ in 0..3 {
         // Longer than what one failed look-up is a sign for.
         advance(Duration::from_secs(5)).await;
@@ -234,9 +234,18 @@ async fn nobody_waits_for_a_directory_that_is_known_to_be_down() {
     assert_eq!(tenancy.resolve_host(&tea).await.expect("known").status, StoreStatus::Active);
     advance(Duration::from_secs(40)).await;
     drop(master.set_status(store, StoreStatus::Suspended));
-    tenancy.note_directory_down();
+    tenancy.note_directory_down(tokio::time::Instant::now());
     tenancy.note_followed(tokio::time::Instant::now());
     assert_eq!(tenancy.resolve_host(&tea).await.expect("known").status, StoreStatus::Suspended);
+
+    // Who had asked since before that says nothing new.
+    let asked = tokio::time::Instant::now();
+    advance(Duration::from_secs(40)).await;
+    assert!(tenancy.resolve_host(&tea).await.is_ok());
+    drop(master.set_status(store, StoreStatus::Active));
+    tenancy.note_directory_down(asked);
+    advance(Duration::from_secs(40)).await;
+    assert_eq!(tenancy.resolve_host(&tea).await.expect("known").status, StoreStatus::Active);
 }
 
 #[tokio::test(start_paused = true)]
