@@ -326,7 +326,7 @@ impl Scene {
             .unwrap();
         let node = sqlx::query_scalar(
             "insert into nodes (host, process, started_at, renewed_at, expires_at)
-             values ('elsewhere', '', now(), now() - interval '1 hour', now() + interval '1 hour') returning id",
+             values ('elsewhere', 'gone', now(), now() - interval '1 hour', now() + interval '1 hour') returning id",
         )
         .fetch_one(&mut app.master().await)
         .await

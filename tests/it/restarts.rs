@@ -36,6 +36,22 @@ async fn at_least(node: &Process, name: &str, wanted: f64) {
     eventually(&format!("{name} is {wanted}"), || async { (metric(node, name).await >= wanted).then_some(()) }).await;
 }
 
+/// Waits until a node has told master once more what it needs.
+async fn wait_for_renewal(inside: &mut PgConnection, node: i32) {
+    let renewed = async |inside: &mut PgConnection| -> DateTime<Utc> {
+        let renewed_at = "select renewed_at from nodes where id = $1";
+        sqlx::query_scalar(renewed_at).bind(node).fetch_one(inside).await.unwrap()
+    };
+    let was = renewed(inside).await;
+    let mut ticks = tokio::time::interval(std::time::Duration::from_millis(100));
+    within("the shares are renewed", async {
+        while renewed(inside).await <= was {
+            ticks.tick().await;
+        }
+    })
+    .await;
+}
+
 fn folder(dir: &tempfile::TempDir) -> &str {
     dir.path().to_str().unwrap()
 }
@@ -110,6 +126,10 @@ async fn what_a_node_knew_it_serves_after_a_restart_without_master() {
     };
     let seen = explain(&known.hostname).await;
     assert_eq!(seen["node"]["route"]["status"], "active", "{seen}");
+    assert!(text(&seen, "decision").starts_with("served by the node as it knows it, for "), "{seen}");
+    assert!(
+        text(&explain(&closed.hostname).await, "decision").starts_with("not served, as the node knows it as suspended")
+    );
     assert!(text(&seen, "master").contains("cannot be reached"), "{seen}");
     let seen = explain("stranger.stores.localhost").await;
     assert_eq!(seen["node"], json!(null), "{seen}");
@@ -155,10 +175,16 @@ async fn what_a_node_knew_it_serves_after_a_restart_without_master() {
     steady.expect_served(&node.storefront(&steady.hostname).get(PRODUCTS).await);
     at_least(&node, "tenantry_node_data_kept", 1.0).await;
 
-    // One that is asked to end keeps what it needed, and gives the rest back.
+    // One that is asked to end keeps what it needed, and gives the rest back: also what was open when master was told last.
+    for shop in [&steady, &closed] {
+        shop.expect_served(&node.storefront(&shop.hostname).get(PRODUCTS).await);
+    }
+    for _ in 0..2 {
+        wait_for_renewal(&mut inside, before[0].0).await;
+    }
     assert_eq!(node.terminate().await, Some(0));
     let left = kept_nodes(&mut inside).await;
-    assert!(matches!(left[..], [(id, share)] if id == before[0].0 && (1..before[0].1).contains(&share)), "{left:?}");
+    assert!(matches!(left[..], [(id, share)] if id == before[0].0 && (2..before[0].1).contains(&share)), "{left:?}");
     take_master_down(&app, &mut admin, &mut inside).await;
     let node = Process::serve(&app.master.url(), &patient).await;
     steady.expect_served(&node.storefront(&steady.hostname).get(PRODUCTS).await);
@@ -170,18 +196,7 @@ async fn what_a_node_knew_it_serves_after_a_restart_without_master() {
     eventually("nothing is kept", || async { (metric(&node, "tenantry_node_data_kept").await < 1.0).then_some(()) })
         .await;
     steady.expect_served(&node.storefront(&steady.hostname).get(PRODUCTS).await);
-    let renewed_at = "select renewed_at from nodes where id = $1";
-    let renewed = async |inside: &mut PgConnection| -> DateTime<Utc> {
-        sqlx::query_scalar(renewed_at).bind(before[0].0).fetch_one(inside).await.unwrap()
-    };
-    let was = renewed(&mut inside).await;
-    let mut ticks = tokio::time::interval(std::time::Duration::from_millis(100));
-    within("the shares are renewed", async {
-        while renewed(&mut inside).await <= was {
-            ticks.tick().await;
-        }
-    })
-    .await;
+    wait_for_renewal(&mut inside, before[0].0).await;
     assert_eq!(node.terminate().await, Some(0));
     inside.close().await.unwrap();
 }

@@ -240,7 +240,11 @@ async fn what_a_node_has_that_has_ended_ops_give_to_the_others() {
         (lacking == 1).then_some(())
     })
     .await;
-    assert!(node.log().contains("are other nodes' shares"), "{}", node.log());
+    assert!(
+        node.log().contains("are answered store-busy here: all of its connections are other nodes' shares"),
+        "{}",
+        node.log()
+    );
 
     let command = async |arguments: &[&str]| Cli::run_in(&master.url(), &command_limits(), arguments).await;
     let sick = command(&["doctor", "--json"]).await;
@@ -256,6 +260,7 @@ async fn what_a_node_has_that_has_ended_ops_give_to_the_others() {
     let explained = command(&["explain", "host", text(&store["hostname"]), "--json"]).await;
     let explained: Value = serde_json::from_slice(&explained.stdout).unwrap();
     assert_eq!(explained["database"]["cause"], "no-share", "{explained}");
+    assert_eq!(explained["decision"], "served", "the others serve it: {explained}");
 
     let listed = Cli::json(&master.url(), &["nodes", "list"]).await;
     let nodes = listed["data"].as_array().unwrap();
@@ -280,7 +285,12 @@ async fn what_a_node_has_that_has_ended_ops_give_to_the_others() {
         .execute(&mut admin)
         .await
         .unwrap();
-    let forgotten = Cli::json(&master.url(), &["nodes", "forget", &gone.to_string()]).await;
+    // Of one with a folder it has to be said that nobody goes on with that.
+    let mark = "update nodes set process = $2 where id = $1";
+    sqlx::query(mark).bind(gone).bind("").execute(&mut admin).await.unwrap();
+    assert_eq!(code(&forget(gone.to_string()).await), "node-kept");
+    assert_eq!(shares(&mut admin).await.iter().max(), Some(&BUDGET));
+    let forgotten = Cli::json(&master.url(), &["nodes", "forget", &gone.to_string(), "--folder-gone"]).await;
     assert_eq!(forgotten["shares"][0]["connections"], BUDGET, "{forgotten}");
     let noted: i64 = sqlx::query_scalar("select count(*) from audit_events where action = 'node_forget'")
         .fetch_one(&mut admin)

@@ -18,6 +18,9 @@ pub(super) enum Nodes {
     Forget {
         /// Its number in the list
         node: i32,
+        /// Its folder (NODE_DATA) is gone as well: no process will go on with what it says
+        #[arg(long)]
+        folder_gone: bool,
         #[command(flatten)]
         ops: OpsArgs,
     },
@@ -32,7 +35,9 @@ impl Operation for Nodes {
     async fn run(self, cx: &OpsCx) -> Result<Printed, Failure> {
         match self {
             Self::List(_) => output::nodes(&nodes::list(cx).await?),
-            Self::Forget { node, .. } => output::node(&nodes::forget(cx, Actor::Cli, node).await?),
+            Self::Forget { node, folder_gone, .. } => {
+                output::node(&nodes::forget(cx, Actor::Cli, node, folder_gone).await?)
+            }
         }
     }
 }

@@ -164,13 +164,14 @@ pub(super) fn nodes(nodes: &[NodeView]) -> Result<Printed, Failure> {
                 node.host.clone(),
                 node.listen.clone().unwrap_or_else(|| "-".to_owned()),
                 if node.is_connected { "connected" } else { "not connected" }.to_owned(),
+                if node.is_kept { "yes" } else { "-" }.to_owned(),
                 node.expires_at.to_rfc3339_opts(SecondsFormat::Secs, true),
                 server,
                 connections,
             ]);
         }
     }
-    let lines = table(["NODE", "HOST", "LISTENS", "MASTER", "EXPIRES", "SERVER", "CONNECTIONS"], &rows);
+    let lines = table(["NODE", "HOST", "LISTENS", "MASTER", "NODE_DATA", "EXPIRES", "SERVER", "CONNECTIONS"], &rows);
     Ok(Printed { json: Some(serde_json::json!({ "data": json_of(&nodes)? })), lines, code: 0 })
 }
 
@@ -388,21 +389,25 @@ fn seen_by_node(seen: &Value) -> Vec<String> {
 }
 
 /// What a running node knows of a hostname, while master does not answer.
-pub(super) fn explanation_without_master(why: &str, host: &Hostname, seen: Value) -> Printed {
+pub(super) fn explanation_without_master(why: &str, host: &Hostname, seen: &Value) -> Printed {
     let route = &seen["route"];
+    let unavailable = "it answers 503 directory-unavailable while it has lost master as well";
+    let left = route["stale_for_ms"].as_u64().unwrap_or_default() / 1000;
     let decision = match route["status"].as_str() {
-        Some(status) if route["is_outdated"] == true => {
-            format!("the node knows it as {status}, and that this has changed")
+        Some(_) if route["is_overtaken"] == true => {
+            format!("the node has heard of a change and not read it yet: {unavailable}")
         }
-        Some(status) => format!("the node knows it as {status}, and serves that until it is too old"),
-        None => "the node does not know it, so it answers 503 directory-unavailable".to_owned(),
+        Some(_) if left == 0 => format!("what the node knows is too old: {unavailable}"),
+        Some("active") => format!("served by the node as it knows it, for {left} s more without master"),
+        Some(status) => format!("not served, as the node knows it as {status}, for {left} s more without master"),
+        None => format!("the node does not know it: {unavailable}"),
     };
     let mut lines =
         vec![format!("normalized  {host}"), format!("master      {why}"), format!("decision    {decision}")];
     if let Some(store) = seen["store_id"].as_str() {
         lines.push(format!("store       {store}"));
     }
-    lines.extend(seen_by_node(&seen));
+    lines.extend(seen_by_node(seen));
     let json = serde_json::json!({ "normalized": host.as_str(), "master": why, "decision": decision, "node": seen });
     Printed { json: Some(json), lines, code: 0 }
 }
@@ -437,6 +442,10 @@ pub(super) fn explanation(explanation: &HostExplanation, seen: Option<Value>) ->
         let state = match (database.is_reachable, database.ailment) {
             (true, None) => "reachable".to_owned(),
             (true, Some(ailment)) => format!("reachable, and the store cannot work there: {ailment}"),
+            (false, _) if database.cause.as_deref() == Some("no-share") => {
+                "not looked at: all connections to its server are other nodes' shares (`tenantry nodes list`)"
+                    .to_owned()
+            }
             (false, _) => format!("not reachable: {}", database.cause.as_deref().unwrap_or("unknown")),
         };
         lines.push(format!("database    {state} ({} ms)", database.connect_ms));

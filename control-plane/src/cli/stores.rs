@@ -181,7 +181,7 @@ impl Explain {
             Err(error) if error.is_outage() => {
                 let host = Hostname::from_authority(name.trim()).map_err(|_| OpsError::Hostname(name))?;
                 let Ok(seen) = node.get(&format!("/internal/hosts/{host}")).await else { return Err(error.into()) };
-                return Ok(output::explanation_without_master(&chain(&error), &host, seen));
+                return Ok(output::explanation_without_master(&chain(&error), &host, &seen));
             }
             Err(error) => return Err(error.into()),
         }

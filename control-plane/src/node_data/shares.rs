@@ -30,7 +30,6 @@ pub struct KeptShares {
 #[derive(Serialize, Deserialize)]
 struct Written {
     node: NodeKey,
-    host: String,
     folder: Mark,
     written: Moment,
     left_ms: u64,
@@ -41,7 +40,7 @@ struct Written {
 
 impl NodeData {
     /// What the process before this one was given. `margin` is how much sooner this node gives its shares up than master does.
-    pub fn load_shares(&self, host: &str, margin: Duration) -> Option<KeptShares> {
+    pub fn load_shares(&self, margin: Duration) -> Option<KeptShares> {
         let read = || Ok::<_, io::Error>((read_sealed::<Written>(self, NAME)?, self.mark()?));
         let (written, folder) = read()
             .inspect_err(|error| {
@@ -49,7 +48,7 @@ impl NodeData {
             })
             .ok()?;
         let written = written.into_iter().next_back()?;
-        if written.host != host || host.is_empty() || written.folder != folder {
+        if written.folder != folder {
             return None;
         }
         let now = self.now();
@@ -65,20 +64,12 @@ impl NodeData {
     ///
     /// # Errors
     /// When neither that can be written, nor what was written before be removed: what is found would be too much.
-    pub fn keep_shares(
-        &self,
-        node: NodeKey,
-        host: &str,
-        until: Instant,
-        margin: Duration,
-        loads: &[ServerLoad],
-    ) -> io::Result<()> {
+    pub fn keep_shares(&self, node: NodeKey, until: Instant, margin: Duration, loads: &[ServerLoad]) -> io::Result<()> {
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let written = self.now();
         let write = || {
             let written = Written {
                 node,
-                host: host.to_owned(),
                 folder: self.mark()?,
                 written,
                 left_ms: ms(until.saturating_duration_since(Instant::now())),

@@ -157,11 +157,15 @@ async fn try_database(cx: &OpsCx, store: StoreId, database: &provisioning::db::S
         Ok(credential) => try_connect(cx, &credential, database.server_id).await,
     };
     let connect_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    // That this process was not let in by the others says nothing of those who are.
+    let is_readable = match outcome {
+        Ok(ailment) => ailment.is_none_or(Ailment::leaves_readable),
+        Err(unseen) => unseen == Unseen::NoShare,
+    };
     let (cause, ailment) = match outcome {
         Ok(ailment) => (None, ailment),
-        Err(cause) => (Some(cause.as_str().to_owned()), None),
+        Err(unseen) => (Some(unseen.as_str().to_owned()), None),
     };
-    let is_readable = cause.is_none() && ailment.is_none_or(Ailment::leaves_readable);
     (
         DatabaseState { is_reachable: cause.is_none(), cause, ailment: ailment.map(Ailment::code), connect_ms },
         is_readable,
@@ -172,7 +176,7 @@ async fn try_database(cx: &OpsCx, store: StoreId, database: &provisioning::db::S
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Unseen {
     Cause(Cause),
-    /// Every connection that we may have at the server is another node's share.
+    /// No connection to the server was to be had: as a rule, as all of them are other nodes' shares.
     NoShare,
 }
 
@@ -341,7 +345,15 @@ async fn examine_databases(cx: &OpsCx, rows: Vec<db::SealedRow>, unseen: &HashSe
             detail: format!("the database of store {store} lets us in, and it cannot work there: {}", ailment.code()),
             advice: Some("`tenantry doctor database --store ID` says more, with the statement that helps"),
         },
-        Err(cause) => Finding {
+        Err(Unseen::NoShare) => Finding {
+            check: "databases",
+            is_ok: false,
+            detail: format!(
+                "the database of store {store} was not looked at: no connection to its server was to be had"
+            ),
+            advice: Some("see `tenantry nodes list` for whose they are"),
+        },
+        Err(Unseen::Cause(cause)) => Finding {
             check: "databases",
             is_ok: false,
             detail: format!("the database of store {store} cannot be reached: {}", cause.as_str()),

@@ -185,16 +185,30 @@ async fn ops_node_list(_ops: Ops, State(cx): State<Cx>) -> Result<Json<Page<Node
     Ok(Json(Page::whole(nodes::list(&cx).await?)))
 }
 
+#[derive(Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query, rename_all = "camelCase")]
+pub struct NodeForgetQuery {
+    /// That its folder (`NODE_DATA`) is gone as well, so that no process will go on with what it says. Needed of a node that `isKept`.
+    folder_gone: Option<bool>,
+}
+
 /// Give the others what a node has that has ended
 ///
 /// Without it they wait until `expiresAt`. Only of a process that has ended for certain: one that has lost its way to master serves on
 /// with what it had, and its servers may then get more connections than they bear.
 #[utoipa::path(post, path = "/api/ops/nodes/{node}/forget", tag = "ops", operation_id = "ops_node_forget", security(("bearer" = [])),
-    params(("node" = i32, Path, description = "Its number in the list")),
+    params(("node" = i32, Path, description = "Its number in the list"), NodeForgetQuery),
     responses((status = 200, body = NodeView), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody),
         (status = 409, body = ProblemBody)))]
-async fn ops_node_forget(ops: Ops, State(cx): State<Cx>, Path(node): Path<i32>) -> Result<Json<NodeView>, Problem> {
-    Ok(Json(nodes::forget(&cx, Actor::User(ops.by.user.id), node).await?))
+async fn ops_node_forget(
+    ops: Ops,
+    State(cx): State<Cx>,
+    Path(node): Path<i32>,
+    Query(query): Query<NodeForgetQuery>,
+) -> Result<Json<NodeView>, Problem> {
+    let is_folder_gone = query.folder_gone.unwrap_or_default();
+    Ok(Json(nodes::forget(&cx, Actor::User(ops.by.user.id), node, is_folder_gone).await?))
 }
 
 #[derive(Deserialize, ToSchema)]

@@ -58,6 +58,20 @@ pub(super) async fn node_try_lock(conn: &mut PgConnection, id: i32) -> Result<bo
     sqlx::query_scalar!(r#"select pg_try_advisory_lock($1, $2) as "is_taken!""#, NODE_LOCK, id).fetch_one(conn).await
 }
 
+/// Says where the node runs now.
+pub(super) async fn node_move(conn: &mut PgConnection, node: NodeKey, place: &Place) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update nodes set host = $3, listen = $4 where id = $1 and started_at = $2 and (host, listen) is distinct from ($3, $4)",
+        node.id,
+        node.since,
+        place.host,
+        place.listen,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
 /// Says that the node lives; whether it still counts as one.
 pub(super) async fn node_renew(conn: &mut PgConnection, node: NodeKey, ttl: PgInterval) -> Result<bool, sqlx::Error> {
     let done = sqlx::query!(

@@ -56,6 +56,9 @@ const EXCHANGE_LIMIT: Duration = Duration::from_secs(5);
 /// How much sooner a node lets go of its shares than master does, beside what a statement may take to end.
 const MARGIN: Duration = Duration::from_secs(10);
 
+/// A server that a node has nothing of is said to be lacking for so long after it was needed last.
+const LACK_LASTS: Duration = Duration::from_secs(60);
+
 /// How long a node of a container is silent before the container's next run takes its place; and any, before ops may call it ended.
 const SILENT: Duration = Duration::from_secs(15);
 
@@ -76,13 +79,13 @@ struct Node {
 /// Keeps this process's shares until its pools are closed. Nothing is asked of master before a server is needed.
 pub async fn run(cx: OpsCx) {
     let mut shares = Shares::new(&cx);
-    let work = async {
-        loop {
-            shares.round(&cx).await;
-            shares.wait(&cx).await;
+    loop {
+        // Never broken off: what master was told is this node's, and is given back by whoever knows of it.
+        shares.round(&cx).await;
+        if cx.pools_closed.run_until_cancelled(shares.wait(&cx)).await.is_none() {
+            break;
         }
-    };
-    cx.pools_closed.run_until_cancelled(work).await;
+    }
     shares.leave(&cx).await;
 }
 
@@ -99,15 +102,19 @@ struct Shares {
     not_before: Instant,
     /// Whether what is kept for the next process is no more than what this one may have.
     is_kept: bool,
-    /// Whether it was said that shares are not renewed.
-    is_told: bool,
-    /// Servers that are needed here and of which this node has nothing, and since when.
+    /// What was said of why shares are not renewed.
+    told: Option<String>,
+    /// Servers of which this node has nothing, though it needed them just now.
     lacking: HashMap<ServerId, Lack>,
+    /// What was needed at most of each server between the last two exchanges before the node was told to end.
+    needed: HashMap<ServerId, usize>,
 }
 
 /// Nothing of a server that is needed.
 struct Lack {
     since: Instant,
+    /// When it was needed last.
+    needed: Instant,
     is_told: bool,
 }
 
@@ -125,10 +132,11 @@ impl Shares {
             next: None,
             not_before: now,
             is_kept: true,
-            is_told: false,
+            told: None,
             lacking: HashMap::new(),
+            needed: HashMap::new(),
         };
-        let Some(kept) = cx.node_data.as_ref().and_then(|data| data.load_shares(&cx.place.host, margin(cx))) else {
+        let Some(kept) = cx.node_data.as_ref().and_then(|data| data.load_shares(margin(cx))) else {
             return new;
         };
         tracing::info!("node {} goes on, with what it may have open at {} servers", kept.node.id, kept.limits.len());
@@ -144,7 +152,7 @@ impl Shares {
         let Some(data) = &cx.node_data else { return };
         let was_kept = self.is_kept;
         let done = match self.key {
-            Some(key) => data.keep_shares(key, &cx.place.host, self.until, margin(cx), &cx.stores.server_loads()),
+            Some(key) => data.keep_shares(key, self.until, margin(cx), &cx.stores.server_loads()),
             None => data.forget_shares(),
         };
         self.is_kept = done.is_ok();
@@ -157,7 +165,11 @@ impl Shares {
 
     /// What was dealt out is not ours any more.
     fn give_up(&mut self, cx: &OpsCx) {
-        for load in cx.stores.server_loads() {
+        let loads = cx.stores.server_loads();
+        if loads.iter().any(|load| load.limit > 0) {
+            tracing::warn!("this node has given up its shares of {} database servers", loads.len());
+        }
+        for load in loads {
             cx.stores.set_server_limit(load.server_id, 0);
         }
         self.keep(cx);
@@ -195,6 +207,10 @@ impl Shares {
         if loads.is_empty() {
             return;
         }
+        // What goes when the node ends is needed until then.
+        if !cx.shutdown.is_cancelled() {
+            self.needed = loads.iter().map(|load| (load.server_id, load.peak)).collect();
+        }
         if !self.is_kept {
             self.keep(cx);
             if !self.is_kept {
@@ -212,25 +228,25 @@ impl Shares {
                 None => join(cx, key, ttl).await?,
             };
             joined = Some(node.key);
-            let outcome = exchange(cx, &mut node, &loads, ttl).await?;
-            Ok::<_, MasterError>((node, outcome))
+            let (outcome, without) = exchange(cx, &mut node, &loads, ttl).await?;
+            Ok::<_, MasterError>((node, outcome, without))
         };
         let outcome = timeout(limit, exchange).await;
         // Also when nothing more came of it: what master noted of it is this node's.
         self.key = joined;
-        let is_renewed = matches!(outcome, Ok(Ok((_, Outcome::Settled | Outcome::Changed | Outcome::Unsettled))));
+        let is_renewed = matches!(outcome, Ok(Ok((_, Outcome::Settled | Outcome::Changed | Outcome::Unsettled, _))));
         metrics::gauge!("tenantry_server_shares_renewed").set(f64::from(u8::from(is_renewed)));
-        if is_renewed && std::mem::take(&mut self.is_told) {
+        if is_renewed && self.told.take().is_some() {
             tracing::info!("shares of database servers are renewed again");
         }
         match outcome {
-            Ok(Ok((_, Outcome::Forgotten))) => {
+            Ok(Ok((_, Outcome::Forgotten, _))) => {
                 tracing::warn!("the others took this node for dead; it joins anew");
                 self.key = None;
                 self.give_up(cx);
                 self.next = Some(now + SOON);
             }
-            Ok(Ok((node, outcome))) => {
+            Ok(Ok((node, outcome, without))) => {
                 cx.stores.forget_server_peaks();
                 self.key = Some(node.key);
                 self.node = Some(node);
@@ -238,20 +254,25 @@ impl Shares {
                 self.next = Some(now + if outcome == Outcome::Unsettled { SOON } else { RENEW });
                 self.not_before = now + if outcome == Outcome::Settled { CALM } else { SOON };
                 self.keep(cx);
-                self.note_lack(cx, &loads);
+                self.note_lack(
+                    cx,
+                    &without,
+                    "all of its connections are other nodes' shares (`tenantry nodes list` says whose)",
+                );
             }
             failed => {
                 let now = Instant::now();
-                if !std::mem::replace(&mut self.is_told, true) {
-                    let why = match failed {
-                        Ok(Err(error)) => chain(&error),
-                        _ => "no answer came in time".to_owned(),
-                    };
+                let why = match failed {
+                    Ok(Err(error)) => chain(&error),
+                    _ => "no answer came in time".to_owned(),
+                };
+                if self.told.as_deref() != Some(why.as_str()) {
                     let left = self.until.saturating_duration_since(now).as_secs();
                     tracing::warn!(
                         error = why,
                         "shares of database servers are not renewed; this node may use what it has for {left} s more"
                     );
+                    self.told = Some(why);
                 }
                 if now >= self.until {
                     self.give_up(cx);
@@ -261,26 +282,29 @@ impl Shares {
                 }
                 self.next = Some(if now < self.until { self.until.min(now + CALM) } else { now + CALM });
                 self.not_before = Instant::now() + SOON;
+                let without = |load: &&ServerLoad| load.peak > 0 && limit_of(cx, load.server_id) == 0;
+                let without: Vec<ServerId> = loads.iter().filter(without).map(|load| load.server_id).collect();
+                self.note_lack(cx, &without, "master does not confirm that any of its connections are this node's");
             }
         }
     }
 
-    /// Says of which servers this node has nothing for so long as requests wait, though it needs them.
-    fn note_lack(&mut self, cx: &OpsCx, needed: &[ServerLoad]) {
+    /// Says of which servers this node has nothing, though they are needed, when that lasts longer than requests wait.
+    fn note_lack(&mut self, cx: &OpsCx, without: &[ServerId], why: &str) {
         let now = Instant::now();
-        let limit = |server| cx.stores.server_loads().iter().find(|of| of.server_id == server).map_or(0, |of| of.limit);
-        self.lacking.retain(|server, _| limit(*server) == 0);
-        for load in needed.iter().filter(|load| load.peak > 0 && limit(load.server_id) == 0) {
-            self.lacking.entry(load.server_id).or_insert(Lack { since: now, is_told: false });
+        for server in without {
+            let lack = self.lacking.entry(*server).or_insert(Lack { since: now, needed: now, is_told: false });
+            lack.needed = now;
         }
+        let lasts = |needed: Instant| now.saturating_duration_since(needed) < LACK_LASTS;
+        self.lacking.retain(|server, lack| limit_of(cx, *server) == 0 && lasts(lack.needed));
         for (server, lack) in &mut self.lacking {
             if now.saturating_duration_since(lack.since) >= cx.limits.store_acquire_timeout
                 && !std::mem::replace(&mut lack.is_told, true)
             {
                 tracing::warn!(
                     server.id = %server,
-                    "all connections of server {server} are other nodes' shares, so its stores are answered store-busy here; \
-                     `tenantry nodes list` says whose they are"
+                    "stores at server {server} are answered store-busy here: {why}"
                 );
             }
         }
@@ -296,7 +320,8 @@ impl Shares {
         let mut needed = Vec::new();
         if cx.node_data.is_some() {
             for load in cx.stores.server_loads() {
-                cx.stores.set_server_limit(load.server_id, load.limit.min(load.peak.max(load.open).max(1)));
+                let needed = self.needed.get(&load.server_id).copied().unwrap_or(load.peak);
+                cx.stores.set_server_limit(load.server_id, load.limit.min(needed.max(load.open).max(1)));
             }
             // Written before master is told: the file never says more than master holds.
             self.keep(cx);
@@ -310,7 +335,10 @@ impl Shares {
         }
         let leaving = async {
             if cx.node_data.is_some() {
-                for (server, claim) in &needed {
+                if !db::node_renew(&mut node.conn, node.key, interval(self.ttl)).await? {
+                    self.key = None;
+                }
+                for (server, claim) in needed.iter().filter(|_| self.key.is_some()) {
                     let mut tx = node.conn.begin().await?;
                     db::share_renew(&mut tx, node.key.id, Said { server: *server, claim: *claim }).await?;
                     tx.commit().await?;
@@ -320,7 +348,12 @@ impl Shares {
             }
             node.conn.close().await
         };
-        match timeout(EXCHANGE_LIMIT, leaving).await {
+        let left = timeout(EXCHANGE_LIMIT, leaving).await;
+        if self.key.is_none() {
+            // Somebody has given to others what is kept here.
+            self.keep(cx);
+        }
+        match left {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(error = chain(&error), "shares of database servers were not given back"),
             Err(_) => tracing::warn!("shares of database servers were not given back in time"),
@@ -333,7 +366,11 @@ async fn join(cx: &OpsCx, key: Option<NodeKey>, ttl: Duration) -> Result<Node, M
     let mut conn = master::connect(&cx.master_args).await?;
     db::session_set_up(&mut conn, u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX).max(1)).await?;
     match key {
-        Some(key) => Ok(Node { is_locked: db::node_try_lock(&mut conn, key.id).await?, conn, key }),
+        Some(key) => {
+            // The process before this one may have run in another container.
+            db::node_move(&mut conn, key, &cx.place).await?;
+            Ok(Node { is_locked: db::node_try_lock(&mut conn, key.id).await?, conn, key })
+        }
         None => {
             // What is kept for the next process is nobody else's to take back, though this one has ended.
             let is_kept = cx.node_data.is_some();
@@ -356,14 +393,19 @@ enum Outcome {
     Forgotten,
 }
 
-/// One exchange about all servers.
-async fn exchange(cx: &OpsCx, node: &mut Node, loads: &[ServerLoad], ttl: Duration) -> Result<Outcome, MasterError> {
+/// One exchange about all servers; and those that are needed here and of which others have everything.
+async fn exchange(
+    cx: &OpsCx,
+    node: &mut Node,
+    loads: &[ServerLoad],
+    ttl: Duration,
+) -> Result<(Outcome, Vec<ServerId>), MasterError> {
     let conn = &mut node.conn;
     if !node.is_locked {
         node.is_locked = db::node_try_lock(conn, node.key.id).await?;
     }
     if !db::node_renew(conn, node.key, interval(ttl)).await? {
-        return Ok(Outcome::Forgotten);
+        return Ok((Outcome::Forgotten, Vec::new()));
     }
     db::nodes_delete_expired(conn, node.key.id).await?;
     let missing = db::nodes_missing_at(conn, &cx.place.host, node.key.id, interval(SILENT)).await?;
@@ -372,7 +414,7 @@ async fn exchange(cx: &OpsCx, node: &mut Node, loads: &[ServerLoad], ttl: Durati
     if !ended.is_empty() {
         db::nodes_delete(conn, &ended).await?;
     }
-    let mut outcome = Outcome::Settled;
+    let (mut outcome, mut without) = (Outcome::Settled, Vec::new());
     for load in loads {
         let mut tx = conn.begin().await?;
         let decision = db::share_renew(&mut tx, node.key.id, said(cx, load)).await?;
@@ -383,11 +425,14 @@ async fn exchange(cx: &OpsCx, node: &mut Node, loads: &[ServerLoad], ttl: Durati
             cx.stores.set_server_limit(load.server_id, limit);
             outcome = outcome.max_with(Outcome::Changed);
         }
+        if decision.is_some() && limit == 0 && load.peak > 0 {
+            without.push(load.server_id);
+        }
         if load.open > limit || decision.is_some_and(|decision| decision.waits_for_others) {
             outcome = Outcome::Unsettled;
         }
     }
-    Ok(outcome)
+    Ok((outcome, without))
 }
 
 impl Outcome {
@@ -402,6 +447,11 @@ fn said(cx: &OpsCx, load: &ServerLoad) -> Said {
     let most = count(cx.limits.node_max_connections);
     let claim = Claim { held: count(load.limit.max(load.open)), wanted: count(load.peak), most };
     Said { server: load.server_id, claim }
+}
+
+/// What this node may have open at a server.
+fn limit_of(cx: &OpsCx, server: ServerId) -> usize {
+    cx.stores.server_loads().iter().find(|of| of.server_id == server).map_or(0, |of| of.limit)
 }
 
 /// How much sooner a node gives its shares up than master takes them back.

@@ -50,6 +50,11 @@ pub enum NodeError {
     NotFound,
     #[error("the node lives: master heard of it less than {} s ago. It gives back what it has when it ends", SILENT.as_secs())]
     Alive,
+    #[error(
+        "the node has a folder of its own (NODE_DATA): started again while master is down, it would go on with what the folder says. \
+         Say that the folder is gone as well, or wait for its time to be over"
+    )]
+    Kept,
     #[error("database error")]
     Db(#[from] sqlx::Error),
 }
@@ -60,11 +65,15 @@ pub async fn list(cx: &OpsCx) -> Result<Vec<NodeView>, NodeError> {
 }
 
 /// Gives the shares of a node to the others before its time is over. Only of a process that has ended for certain: one that has lost
-/// its way to master goes on with what it had, and the server may then get more connections than it bears.
-pub async fn forget(cx: &OpsCx, actor: Actor, id: i32) -> Result<NodeView, NodeError> {
+/// its way to master goes on with what it had, and the server may then get more connections than it bears. So does one that is
+/// started on the same folder, unless `is_folder_gone`.
+pub async fn forget(cx: &OpsCx, actor: Actor, id: i32, is_folder_gone: bool) -> Result<NodeView, NodeError> {
     let mut tx = cx.master.begin().await?;
     let nodes = db::nodes_all(&mut tx).await?;
     let node = nodes.into_iter().find(|node| node.id == id).ok_or(NodeError::NotFound)?;
+    if node.is_kept && !is_folder_gone {
+        return Err(NodeError::Kept);
+    }
     if !db::node_delete_silent(&mut tx, id, interval(SILENT)).await? {
         return Err(NodeError::Alive);
     }
@@ -91,6 +100,9 @@ impl From<NodeError> for Problem {
             NodeError::NotFound => Self::not_found(),
             error @ NodeError::Alive => {
                 Self::new(StatusCode::CONFLICT, "node-alive", "The node lives").detail(format!("{error}."))
+            }
+            error @ NodeError::Kept => {
+                Self::new(StatusCode::CONFLICT, "node-kept", "The node has a folder").detail(format!("{error}."))
             }
             error @ NodeError::Db(_) => crate::http::errors::unexpected(&error),
         }
