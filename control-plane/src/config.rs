@@ -239,7 +239,7 @@ pub struct LimitArgs {
     #[arg(long = "route-ttl-ms", env = "ROUTE_TTL_MS", default_value = "30000", value_parser = millis)]
     pub route_ttl: Duration,
     /// How long a resolved hostname is still served while master is down, since changes were last heard of, in milliseconds: the
-    /// stated staleness
+    /// stated staleness. Not less than ROUTE_TTL_MS, for which nobody looks whether master is there
     #[arg(long = "route-max-stale-ms", env = "ROUTE_MAX_STALE_MS", default_value = "600000", value_parser = millis)]
     pub route_max_stale: Duration,
     /// How often the log of changes is read besides hearing of them, in milliseconds

@@ -22,6 +22,7 @@ use crate::http::server::ClientLimits;
 use crate::http::{internal, server};
 use crate::master::{self, MasterError};
 use crate::node_data::routes::Known;
+use crate::telemetry::Complaint;
 use crate::{directory, jobs, node_data};
 
 /// The most open connections on the internal listener.
@@ -218,7 +219,7 @@ async fn remember(cx: &Cx) -> Result<Remembered, Nothing> {
 /// Begins what needs master, when that answers again.
 async fn join_master(cx: Cx) {
     let joining = async {
-        let mut told = String::new();
+        let mut complaint = Complaint::default();
         loop {
             tokio::time::sleep(JOIN_RETRY).await;
             let asked = Instant::now();
@@ -232,9 +233,8 @@ async fn join_master(cx: Cx) {
             };
             let Err(error) = joined else { break };
             let why = chain(&error).to_string();
-            if why != told {
+            if complaint.is_new(&why) {
                 tracing::error!(error = why, "master answers, and the node cannot join it yet");
-                told = why;
             }
         }
         tracing::info!("master answers again");

@@ -31,6 +31,26 @@ pub fn init_logs(args: &LogArgs) -> Result<(), tracing_subscriber::filter::Parse
     Ok(())
 }
 
+/// What is said of something that goes on failing: once, until it fails for another reason or all is well again.
+#[derive(Debug, Default)]
+pub struct Complaint(Option<String>);
+
+impl Complaint {
+    /// Whether that has not been said yet.
+    pub fn is_new(&mut self, why: &str) -> bool {
+        let is_new = self.0.as_deref() != Some(why);
+        if is_new {
+            self.0 = Some(why.to_owned());
+        }
+        is_new
+    }
+
+    /// All is well. Whether it was not until now.
+    pub fn end(&mut self) -> bool {
+        self.0.take().is_some()
+    }
+}
+
 /// The recorder behind `/metrics`. One process has one.
 ///
 /// # Errors

@@ -46,13 +46,20 @@ async fn a_node_shows_its_pools_and_what_it_knows_of_a_store() {
     assert!(numbers.contains(&format!("tenantry_store_connections_open{{store=\"{id}\"}} 1\n")), "{numbers}");
     let stranger = "sto_00000000000000000000000001";
     internal.get(&format!("/metrics/stores/{stranger}")).await.expect_status(404);
-    internal.get(&format!("/internal/stores/{stranger}")).await.expect_status(404);
+    assert_eq!(internal.get(&format!("/internal/stores/{stranger}")).await.expect_status(200), json!(null));
     let all = internal.get("/metrics").await.text();
     assert!(!all.contains(id), "what is scraped names no store");
     let server = text(&seen["servers"][0]["server_id"]);
     assert!(all.contains(&format!("tenantry_server_connections_limit{{server=\"{server}\"}}")), "{all}");
     // From outside nobody gets there.
     node.api().get("/internal/pools").await.expect_status(404);
+    for command in [&["pools"][..], &["explain", "host", host]] {
+        let public = node.address.to_string();
+        let said = Cli::run(&url, &[command, &["--node", &public]].concat()).await;
+        let said = [said.stdout, said.stderr].concat();
+        let said = String::from_utf8(said).unwrap();
+        assert!(said.contains(&format!("{public} is no node's INTERNAL_LISTEN")), "{said}");
+    }
 
     assert_eq!(node.terminate().await, Some(0));
     let refused = Cli::run(&url, &["pools", "--node", &address]).await;

@@ -256,6 +256,10 @@ async fn what_a_node_has_that_has_ended_ops_give_to_the_others() {
     };
     assert!(detail("shares").contains(&format!("{BUDGET} of node {gone} on gone (not connected, ")), "{findings}");
     assert!(detail("databases").contains("1 are on servers that could not be looked at"), "{findings}");
+    assert!(
+        detail("shares").contains(&format!("node {gone} on gone is not connected to master and has {BUDGET} ")),
+        "{findings}"
+    );
     assert_eq!(detail("server"), "", "nothing is wrong with the server: {findings}");
     let explained = command(&["explain", "host", text(&store["hostname"]), "--json"]).await;
     let explained: Value = serde_json::from_slice(&explained.stdout).unwrap();

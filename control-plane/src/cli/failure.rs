@@ -82,6 +82,16 @@ impl Failure {
         self.problem.as_ref().map_or("failed", Problem::code)
     }
 
+    /// All that is known of it.
+    pub(super) fn why(&self) -> &str {
+        &self.why
+    }
+
+    /// The same, of something that was tried because of what came before.
+    pub(super) fn after(self, before: &str) -> Self {
+        Self { why: format!("{before}; and {}", self.why), ..self }
+    }
+
     /// The fields that are wrong.
     fn fields(&self) -> &[FieldError] {
         self.problem.as_ref().map_or(&[], Problem::errors)
@@ -141,6 +151,7 @@ impl Options {
             "storeId" => "store".to_owned(),
             "Idempotency-Key" => "key".to_owned(),
             "caPem" => "ca_file".to_owned(),
+            "host" => "name".to_owned(),
             field => snake_case(field),
         };
         self.0.iter().find(|(known, _)| *known == id).map_or_else(|| field.to_owned(), |(_, name)| name.clone())

@@ -22,7 +22,7 @@ use crate::doctor::{CheckState, Report};
 use crate::ops::routes::{OpsStoreView, ServerView};
 use crate::ops::{Finding, HostExplanation};
 use crate::provisioning::routes::RunView;
-use crate::shares::nodes::NodeView;
+use crate::shares::nodes::{NodeView, ShareView};
 
 /// An answer in both forms.
 pub(super) struct Printed {
@@ -154,11 +154,15 @@ pub(super) fn server(server: &ServerView) -> Result<Printed, Failure> {
 pub(super) fn nodes(nodes: &[NodeView]) -> Result<Printed, Failure> {
     let mut rows = Vec::new();
     for node in nodes {
-        let shares: Vec<[String; 2]> = match node.shares.as_slice() {
-            [] => vec![["-".to_owned(), "-".to_owned()]],
-            shares => shares.iter().map(|of| [of.server.clone(), of.connections.to_string()]).collect(),
+        let shares: Vec<[String; 3]> = match node.shares.as_slice() {
+            [] => vec![["-", "-", "-"].map(str::to_owned)],
+            shares => {
+                let columns =
+                    |of: &ShareView| [of.server.clone(), of.connections.to_string(), of.server_id.to_string()];
+                shares.iter().map(columns).collect()
+            }
         };
-        for [server, connections] in shares {
+        for [server, connections, server_id] in shares {
             rows.push([
                 node.id.to_string(),
                 node.host.clone(),
@@ -168,10 +172,14 @@ pub(super) fn nodes(nodes: &[NodeView]) -> Result<Printed, Failure> {
                 node.expires_at.to_rfc3339_opts(SecondsFormat::Secs, true),
                 server,
                 connections,
+                server_id,
             ]);
         }
     }
-    let lines = table(["NODE", "HOST", "LISTENS", "MASTER", "NODE_DATA", "EXPIRES", "SERVER", "CONNECTIONS"], &rows);
+    let lines = table(
+        ["NODE", "HOST", "LISTENS", "MASTER", "NODE_DATA", "EXPIRES", "SERVER", "CONNECTIONS", "SERVER_ID"],
+        &rows,
+    );
     Ok(Printed { json: Some(serde_json::json!({ "data": json_of(&nodes)? })), lines, code: 0 })
 }
 
@@ -413,7 +421,10 @@ pub(super) fn explanation_without_master(why: &str, host: &Hostname, seen: &Valu
 }
 
 /// `seen` is what a node that is running knows of the store, when it answers.
-pub(super) fn explanation(explanation: &HostExplanation, seen: Option<Value>) -> Result<Printed, Failure> {
+pub(super) fn explanation(
+    explanation: &HostExplanation,
+    seen: Option<Result<Value, Failure>>,
+) -> Result<Printed, Failure> {
     let mut lines = vec![
         format!("given       {}", explanation.given),
         format!("normalized  {}", explanation.normalized),
@@ -452,13 +463,11 @@ pub(super) fn explanation(explanation: &HostExplanation, seen: Option<Value>) ->
     }
     let mut json = json_of(explanation)?;
     match seen {
-        Some(seen) => {
+        Some(Ok(seen)) => {
             lines.extend(seen_by_node(&seen));
             json["node"] = seen;
         }
-        None if explanation.store.is_some() => {
-            lines.push("node        none answers; name one's INTERNAL_LISTEN with --node".to_owned());
-        }
+        Some(Err(failure)) => lines.push(format!("node        {}", failure.why())),
         None => {}
     }
     Ok(Printed { json: Some(json), lines, code: 0 })

@@ -68,7 +68,8 @@ impl NodeArgs {
         };
         let answer = asking.await.with_context(unreachable)?;
         if answer.status() == reqwest::StatusCode::NOT_FOUND {
-            return Ok(Value::Null);
+            let why = "it answers, but not its operators";
+            return Err(anyhow::anyhow!("{} is no node's INTERNAL_LISTEN: {why}", self.node).into());
         }
         let bytes = answer.error_for_status().with_context(unreachable)?.bytes().await.with_context(unreachable)?;
         Ok(serde_json::from_slice(&bytes).with_context(unreachable)?)

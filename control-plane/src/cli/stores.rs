@@ -180,8 +180,9 @@ impl Explain {
             Ok(()) => {}
             Err(error) if error.is_outage() => {
                 let host = Hostname::from_authority(name.trim()).map_err(|_| OpsError::Hostname(name))?;
-                let Ok(seen) = node.get(&format!("/internal/hosts/{host}")).await else { return Err(error.into()) };
-                return Ok(output::explanation_without_master(&chain(&error), &host, &seen));
+                let why = chain(&error);
+                let seen = node.get(&format!("/internal/hosts/{host}")).await.map_err(|node| node.after(&why))?;
+                return Ok(output::explanation_without_master(&why, &host, &seen));
             }
             Err(error) => return Err(error.into()),
         }
@@ -195,7 +196,7 @@ impl Explain {
         let explanation = ops::explain_host(cx, name).await?;
         // The command itself has served nothing: it is the node's view that tells.
         let seen = match &explanation.store {
-            Some(store) => node.get(&format!("/internal/stores/{}", store.id)).await.ok(),
+            Some(store) => Some(node.get(&format!("/internal/stores/{}", store.id)).await),
             None => None,
         };
         output::explanation(&explanation, seen)

@@ -43,7 +43,9 @@ pub async fn run(cx: Cx) {
                 {
                     tracing::warn!(
                         error = chain(&error),
-                        "lost the listener of master; the log of changes is read until it is back"
+                        "lost the listener of master; the log of changes is read until it is back. Without master, storefronts that \
+                         are known are served for {} s",
+                        cx.ops().limits.route_max_stale.as_secs()
                     );
                     metrics::gauge!("tenantry_listener_connected").set(0.0);
                     is_told = true;
@@ -67,7 +69,9 @@ async fn listen(cx: &Cx, reader: &mut Reader, is_told: &mut bool) -> Result<(), 
     // After it listens: what is committed from now on is heard, what was before is in the log.
     reader.catch_up(cx).await?;
     cx.stores.try_all_again();
-    *is_told = false;
+    if std::mem::take(is_told) {
+        tracing::info!("changes are heard from master again");
+    }
     metrics::gauge!("tenantry_listener_connected").set(1.0);
     let mut recheck = Instant::now() + cx.ops().limits.route_recheck.max(RETRY);
     loop {

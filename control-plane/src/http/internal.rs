@@ -14,8 +14,8 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use problem::{Json, Path, Problem, Query};
 use serde::{Deserialize, Serialize};
 use sqlx::Connection as _;
-use tenancy::ResolveError;
 use tenancy::stats::BreakerState;
+use tenancy::{Explanation, ResolveError};
 
 use crate::cx::Cx;
 
@@ -123,20 +123,20 @@ async fn pools(State(Internal { cx, .. }): State<Internal>, Query(Most { limit }
     Json(NodePools { node: cx.stores.stats(), servers, stores }).into_response()
 }
 
-/// What this node knows of a store, without asking anybody.
-async fn store_explain(State(Internal { cx, .. }): State<Internal>, Path(store): Path<StoreId>) -> Response {
-    match cx.stores.explain(store) {
-        Some(seen) => Json(seen).into_response(),
-        None => Problem::not_found().into_response(),
-    }
+/// What this node knows of a store, without asking anybody; null when that is nothing.
+async fn store_explain(
+    State(Internal { cx, .. }): State<Internal>,
+    Path(store): Path<StoreId>,
+) -> Json<Option<Explanation>> {
+    Json(cx.stores.explain(store))
 }
 
 /// As [`store_explain`], by a hostname: without master nothing else says whose it is.
-async fn host_explain(State(Internal { cx, .. }): State<Internal>, Path(name): Path<String>) -> Response {
-    match Hostname::parse(&name).ok().and_then(|name| cx.stores.explain_host(&name)) {
-        Some(seen) => Json(seen).into_response(),
-        None => Problem::not_found().into_response(),
-    }
+async fn host_explain(
+    State(Internal { cx, .. }): State<Internal>,
+    Path(name): Path<String>,
+) -> Json<Option<Explanation>> {
+    Json(Hostname::parse(&name).ok().and_then(|name| cx.stores.explain_host(&name)))
 }
 
 #[derive(Deserialize)]

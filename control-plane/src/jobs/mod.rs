@@ -5,7 +5,7 @@
 
 mod db;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use graphile_worker::{Worker, WorkerBuildError, WorkerOptions};
 use serde::Serialize;
@@ -15,6 +15,7 @@ use crate::config::{MasterArgs, reach};
 use crate::cx::{Cx, OpsCx};
 use crate::http::errors::chain;
 use crate::provisioning::jobs::WorkRun;
+use crate::telemetry::Complaint;
 use crate::{charges, credits, directory, idempotency, identity, provisioning, supabase, visits, webhooks};
 
 const SCHEMA: &str = "graphile_worker";
@@ -23,6 +24,8 @@ const SWEEP: Duration = Duration::from_secs(3);
 /// A run is left lying when its worker was silent for so long.
 const STALE: chrono::Duration = chrono::Duration::seconds(8);
 const WORKER_RETRY: Duration = Duration::from_secs(1);
+/// One that has run for so long was well.
+const WORKER_WELL: Duration = Duration::from_secs(60);
 const HOUSEKEEPING: Duration = Duration::from_secs(600);
 const EXPIRY: Duration = Duration::from_secs(15);
 const PROOF: Duration = Duration::from_secs(3600);
@@ -153,8 +156,9 @@ async fn worker_build(cx: &Cx) -> Result<Worker, WorkerBuildError> {
 /// Runs the worker until the node shuts down. A worker ends at the first look-up of jobs that fails, so every outage of
 /// master, however short, takes a new one.
 async fn worker_run(cx: Cx, first: Worker) {
-    let mut built = Ok(first);
+    let (mut built, mut complaint) = (Ok(first), Complaint::default());
     loop {
+        let began = Instant::now();
         let ended = match built {
             Ok(worker) => worker.run().await.map_err(|error| chain(&error)),
             Err(error) => Err(chain(&error)),
@@ -162,7 +166,12 @@ async fn worker_run(cx: Cx, first: Worker) {
         if cx.shutdown.is_cancelled() {
             return;
         }
-        if let Err(error) = ended {
+        if began.elapsed() >= WORKER_WELL {
+            complaint.end();
+        }
+        if let Err(error) = ended
+            && complaint.is_new(&error)
+        {
             tracing::warn!(error, "the job worker ended and is started again");
         }
         if cx.shutdown.run_until_cancelled(tokio::time::sleep(WORKER_RETRY)).await.is_none() {
@@ -202,10 +211,16 @@ where
     let shutdown = cx.shutdown.clone();
     shutdown
         .run_until_cancelled(async {
+            let mut complaint = Complaint::default();
             loop {
                 tokio::time::sleep(period).await;
-                if let Err(error) = work(cx.clone()).await {
-                    tracing::warn!(error = chain(&error), "{what} failed and is tried again");
+                let Err(error) = work(cx.clone()).await else {
+                    complaint.end();
+                    continue;
+                };
+                let why = chain(&error);
+                if complaint.is_new(&why) {
+                    tracing::warn!(error = why, "{what} failed and is tried again");
                 }
             }
         })

@@ -6,6 +6,7 @@ pub mod routes;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use chrono::SecondsFormat;
 use futures_util::StreamExt as _;
 use kernel::{Hostname, ServerId, StoreId, StoreStatus};
 use problem::Problem;
@@ -247,7 +248,10 @@ pub async fn doctor(cx: &OpsCx) -> Result<Vec<Finding>, OpsError> {
                 check: "master",
                 is_ok: false,
                 detail: chain(&error),
-                advice: Some("check MASTER_DB_URL, then run `tenantry migrate master`"),
+                advice: Some(match error.is_outage() {
+                    true => "see that its server runs, and that MASTER_DB_URL leads there",
+                    false => "check MASTER_DB_URL, then run `tenantry migrate master`",
+                }),
             });
             return Ok(findings);
         }
@@ -281,6 +285,15 @@ pub async fn doctor(cx: &OpsCx) -> Result<Vec<Finding>, OpsError> {
         });
     }
     let nodes = shares::nodes::list(cx).await?;
+    for node in nodes.iter().filter(|node| !node.is_connected && node.shares.iter().any(|of| of.connections > 0)) {
+        let held = node.shares.iter().map(|of| format!("{} connections of server {}", of.connections, of.server));
+        let held = held.collect::<Vec<_>>().join(", ");
+        let until = node.expires_at.to_rfc3339_opts(SecondsFormat::Secs, true);
+        findings.push(ok(
+            "shares",
+            format!("node {} on {} is not connected to master and has {held} until {until}", node.id, node.host),
+        ));
+    }
     let mut examined = Vec::new();
     for server in servers {
         let seen = examine_server(cx, &server, &nodes).await?;

@@ -136,17 +136,22 @@ pub(super) async fn nodes_all(conn: &mut PgConnection) -> Result<Vec<NodeView>, 
     .fetch_all(&mut *conn)
     .await?;
     let shares = sqlx::query!(
-        "select s.node_id, v.name, s.connections, s.wanted
-         from server_shares s
-         join database_servers v on v.id = s.server_id
-         order by s.node_id, v.name"
+        r#"select s.node_id, v.id as "server_id: ServerId", v.name, s.connections, s.wanted
+           from server_shares s
+           join database_servers v on v.id = s.server_id
+           order by s.node_id, v.name"#
     )
     .fetch_all(conn)
     .await?;
-    let shares_of = |id| shares.iter().filter(move |share| share.node_id == id);
     let view = |id| {
-        let share = |server: &str, connections, wanted| ShareView { server: server.to_owned(), connections, wanted };
-        shares_of(id).map(|of| share(&of.name, of.connections, of.wanted)).collect()
+        let of_node = shares.iter().filter(|share| share.node_id == id);
+        let share = of_node.map(|of| ShareView {
+            server: of.name.clone(),
+            server_id: of.server_id,
+            connections: of.connections,
+            wanted: of.wanted,
+        });
+        share.collect()
     };
     Ok(nodes
         .into_iter()

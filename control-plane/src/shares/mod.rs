@@ -41,6 +41,7 @@ pub use self::place::Place;
 use crate::cx::OpsCx;
 use crate::http::errors::chain;
 use crate::master::{self, MasterError};
+use crate::telemetry::Complaint;
 
 /// Rung by notifications: what others need or gave back.
 pub const NEWS: &str = "tenantry_server_shares";
@@ -102,8 +103,8 @@ struct Shares {
     not_before: Instant,
     /// Whether what is kept for the next process is no more than what this one may have.
     is_kept: bool,
-    /// What was said of why shares are not renewed.
-    told: Option<String>,
+    /// Of shares that are not renewed.
+    complaint: Complaint,
     /// Servers of which this node has nothing, though it needed them just now.
     lacking: HashMap<ServerId, Lack>,
     /// What was needed at most of each server between the last two exchanges before the node was told to end.
@@ -132,7 +133,7 @@ impl Shares {
             next: None,
             not_before: now,
             is_kept: true,
-            told: None,
+            complaint: Complaint::default(),
             lacking: HashMap::new(),
             needed: HashMap::new(),
         };
@@ -236,7 +237,7 @@ impl Shares {
         self.key = joined;
         let is_renewed = matches!(outcome, Ok(Ok((_, Outcome::Settled | Outcome::Changed | Outcome::Unsettled, _))));
         metrics::gauge!("tenantry_server_shares_renewed").set(f64::from(u8::from(is_renewed)));
-        if is_renewed && self.told.take().is_some() {
+        if is_renewed && self.complaint.end() {
             tracing::info!("shares of database servers are renewed again");
         }
         match outcome {
@@ -266,13 +267,12 @@ impl Shares {
                     Ok(Err(error)) => chain(&error),
                     _ => "no answer came in time".to_owned(),
                 };
-                if self.told.as_deref() != Some(why.as_str()) {
+                if self.complaint.is_new(&why) {
                     let left = self.until.saturating_duration_since(now).as_secs();
                     tracing::warn!(
                         error = why,
                         "shares of database servers are not renewed; this node may use what it has for {left} s more"
                     );
-                    self.told = Some(why);
                 }
                 if now >= self.until {
                     self.give_up(cx);

@@ -2,6 +2,7 @@
 
 use axum::http::StatusCode;
 use chrono::{DateTime, SecondsFormat, Utc};
+use kernel::ServerId;
 use problem::Problem;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -35,8 +36,10 @@ pub struct NodeView {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ShareView {
-    /// The server's name.
+    /// The server's name, and its id.
     pub server: String,
+    #[schema(value_type = String)]
+    pub server_id: ServerId,
     /// The most connections that it may have there.
     pub connections: i32,
     /// What it last said to need.
@@ -48,8 +51,11 @@ pub struct ShareView {
 pub enum NodeError {
     #[error("there is no such node")]
     NotFound,
-    #[error("the node lives: master heard of it less than {} s ago. It gives back what it has when it ends", SILENT.as_secs())]
-    Alive,
+    #[error(
+        "the node may live: master has heard of it {seconds} s ago. One that has ended can be forgotten when that is {} s",
+        SILENT.as_secs()
+    )]
+    Alive { seconds: i64 },
     #[error(
         "the node has a folder of its own (NODE_DATA): started again while master is down, it would go on with what the folder says. \
          Say that the folder is gone as well, or wait for its time to be over"
@@ -75,7 +81,7 @@ pub async fn forget(cx: &OpsCx, actor: Actor, id: i32, is_folder_gone: bool) -> 
         return Err(NodeError::Kept);
     }
     if !db::node_delete_silent(&mut tx, id, interval(SILENT)).await? {
-        return Err(NodeError::Alive);
+        return Err(NodeError::Alive { seconds: (cx.clock.now() - node.renewed_at).num_seconds().max(0) });
     }
     let data = serde_json::json!({ "nodeId": id, "host": node.host, "shares": node.shares });
     audit::record(&mut tx, cx.clock.now(), actor, "node_forget", Subject::default(), data).await?;
@@ -98,8 +104,8 @@ impl From<NodeError> for Problem {
     fn from(error: NodeError) -> Self {
         match error {
             NodeError::NotFound => Self::not_found(),
-            error @ NodeError::Alive => {
-                Self::new(StatusCode::CONFLICT, "node-alive", "The node lives").detail(format!("{error}."))
+            error @ NodeError::Alive { .. } => {
+                Self::new(StatusCode::CONFLICT, "node-alive", "The node may live").detail(format!("{error}."))
             }
             error @ NodeError::Kept => {
                 Self::new(StatusCode::CONFLICT, "node-kept", "The node has a folder").detail(format!("{error}."))

@@ -20,6 +20,7 @@ use super::{Attempt, DeliveryState, DisabledReason, WebhookError, db, sign};
 use crate::audit::{self, Actor, Subject};
 use crate::cx::OpsCx;
 use crate::http::errors::chain;
+use crate::telemetry::Complaint;
 
 /// Tries after which an event lets those behind it pass.
 pub const LINE_TRIES: i32 = 5;
@@ -47,9 +48,14 @@ pub async fn run(cx: OpsCx, outbound: Outbound) {
     let permits = Arc::new(Semaphore::new(cx.limits.webhooks.webhook_concurrency as usize));
     shutdown
         .run_until_cancelled(async {
+            let mut complaint = Complaint::default();
             loop {
-                if let Err(error) = step(&cx, &outbound, &permits).await {
-                    tracing::warn!(error = chain(&error), "delivering webhooks failed and is tried again");
+                match step(&cx, &outbound, &permits).await.map_err(|error| chain(&error)) {
+                    Ok(()) => drop(complaint.end()),
+                    Err(why) if complaint.is_new(&why) => {
+                        tracing::warn!(error = why, "delivering webhooks failed and is tried again");
+                    }
+                    Err(_) => {}
                 }
                 // Woken by what was asked for here and by each attempt that ended; otherwise by the clock.
                 drop(tokio::time::timeout(cx.limits.webhooks.webhook_poll, cx.outbox_news.notified()).await);
