@@ -1,6 +1,7 @@
 //! Log lines and metrics: set up once, by the program.
 
 use std::io::IsTerminal as _;
+use std::time::{Duration, Instant};
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
@@ -31,18 +32,21 @@ pub fn init_logs(args: &LogArgs) -> Result<(), tracing_subscriber::filter::Parse
     Ok(())
 }
 
-/// What is said of something that goes on failing: once, until it fails for another reason or all is well again.
+/// What goes on for the same reason is said again after so long.
+const REPEAT: Duration = Duration::from_secs(600);
+
+/// What is said of something that goes on failing: once, until it fails for another reason or all is well again, and now and then.
 #[derive(Debug, Default)]
-pub struct Complaint(Option<String>);
+pub struct Complaint(Option<(String, Instant)>);
 
 impl Complaint {
-    /// Whether that has not been said yet.
+    /// Whether that has not been said yet, or long ago.
     pub fn is_new(&mut self, why: &str) -> bool {
-        let is_new = self.0.as_deref() != Some(why);
-        if is_new {
-            self.0 = Some(why.to_owned());
+        let is_known = self.0.as_ref().is_some_and(|(known, told)| known == why && told.elapsed() < REPEAT);
+        if !is_known {
+            self.0 = Some((why.to_owned(), Instant::now()));
         }
-        is_new
+        !is_known
     }
 
     /// All is well. Whether it was not until now.

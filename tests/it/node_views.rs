@@ -53,7 +53,7 @@ async fn a_node_shows_its_pools_and_what_it_knows_of_a_store() {
     assert!(all.contains(&format!("tenantry_server_connections_limit{{server=\"{server}\"}}")), "{all}");
     // From outside nobody gets there.
     node.api().get("/internal/pools").await.expect_status(404);
-    for command in [&["pools"][..], &["explain", "host", host]] {
+    for command in [&["pools"][..], &["explain", "host", host], &["explain", "host", host, "--json"]] {
         let public = node.address.to_string();
         let said = Cli::run(&url, &[command, &["--node", &public]].concat()).await;
         let said = [said.stdout, said.stderr].concat();

@@ -190,6 +190,13 @@ async fn what_a_node_knew_it_serves_after_a_restart_without_master() {
     steady.expect_served(&node.storefront(&steady.hostname).get(PRODUCTS).await);
     bring_master_back(&app, &mut admin).await;
     at_least(&node, "tenantry_server_shares_renewed", 1.0).await;
+    // Also what master has not been told yet.
+    closed.expect_served(&node.storefront(&closed.hostname).get(PRODUCTS).await);
+    assert_eq!(node.terminate().await, Some(0));
+    let left = kept_nodes(&mut inside).await;
+    assert!(matches!(left[..], [(id, share)] if id == before[0].0 && share >= 2), "{left:?}");
+    let node = Process::serve(&app.master.url(), &patient).await;
+    at_least(&node, "tenantry_node_data_kept", 1.0).await;
 
     // Whose folder is gone keeps nothing, and goes on.
     std::fs::remove_dir_all(dir.path()).unwrap();

@@ -264,7 +264,7 @@ async fn what_a_node_has_that_has_ended_ops_give_to_the_others() {
     let explained = command(&["explain", "host", text(&store["hostname"]), "--json"]).await;
     let explained: Value = serde_json::from_slice(&explained.stdout).unwrap();
     assert_eq!(explained["database"]["cause"], "no-share", "{explained}");
-    assert_eq!(explained["decision"], "served", "the others serve it: {explained}");
+    assert_eq!(explained["refusal"], "503 store-busy", "nobody who lives has a connection: {explained}");
 
     let listed = Cli::json(&master.url(), &["nodes", "list"]).await;
     let nodes = listed["data"].as_array().unwrap();

@@ -406,6 +406,10 @@ pub(super) fn explanation_without_master(why: &str, host: &Hostname, seen: &Valu
             format!("the node has heard of a change and not read it yet: {unavailable}")
         }
         Some(_) if left == 0 => format!("what the node knows is too old: {unavailable}"),
+        Some("active") if seen["server_limit"] == 0 => {
+            "the node has no connection at the store's server: it answers 503 store-busy until master gives it some"
+                .to_owned()
+        }
         Some("active") => format!("served by the node as it knows it, for {left} s more without master"),
         Some(status) => format!("not served, as the node knows it as {status}, for {left} s more without master"),
         None => format!("the node does not know it: {unavailable}"),
@@ -467,7 +471,10 @@ pub(super) fn explanation(
             lines.extend(seen_by_node(&seen));
             json["node"] = seen;
         }
-        Some(Err(failure)) => lines.push(format!("node        {}", failure.why())),
+        Some(Err(failure)) => {
+            lines.push(format!("node        {}", failure.why()));
+            json["nodeError"] = failure.why().into();
+        }
         None => {}
     }
     Ok(Printed { json: Some(json), lines, code: 0 })

@@ -215,7 +215,9 @@ where
             loop {
                 tokio::time::sleep(period).await;
                 let Err(error) = work(cx.clone()).await else {
-                    complaint.end();
+                    if complaint.end() {
+                        tracing::info!("{what} works again");
+                    }
                     continue;
                 };
                 let why = chain(&error);

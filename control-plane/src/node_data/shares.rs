@@ -25,11 +25,14 @@ pub struct KeptShares {
     /// For how much longer; not at all, when only the node is still this one.
     pub left: Duration,
     pub limits: Vec<(ServerId, usize)>,
+    /// Whether the machine has run since, so that nobody else can be this node.
+    pub is_same_run: bool,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Written {
     node: NodeKey,
+    host: String,
     folder: Mark,
     written: Moment,
     left_ms: u64,
@@ -40,7 +43,7 @@ struct Written {
 
 impl NodeData {
     /// What the process before this one was given. `margin` is how much sooner this node gives its shares up than master does.
-    pub fn load_shares(&self, margin: Duration) -> Option<KeptShares> {
+    pub fn load_shares(&self, host: &str, margin: Duration) -> Option<KeptShares> {
         let read = || Ok::<_, io::Error>((read_sealed::<Written>(self, NAME)?, self.mark()?));
         let (written, folder) = read()
             .inspect_err(|error| {
@@ -48,28 +51,38 @@ impl NodeData {
             })
             .ok()?;
         let written = written.into_iter().next_back()?;
-        if written.folder != folder {
+        let now = self.now();
+        let is_same_run = written.written.is_same_run(&now);
+        // On the machine as it ran then, the folder that is locked is the one. Afterwards, the disk may be a copy, or hang at another.
+        if written.folder != folder || !is_same_run && (written.host != host || host.is_empty()) {
             return None;
         }
-        let now = self.now();
-        let age = written.written.age(&now).filter(|_| written.written.is_same_run(&now));
+        let age = written.written.age(&now).filter(|_| is_same_run);
         let longer = margin.saturating_sub(Duration::from_millis(written.margin_ms));
         let left = age.and_then(|age| Duration::from_millis(written.left_ms).checked_sub(age + longer));
         let left = left.unwrap_or_default();
         let limits = if left.is_zero() { Vec::new() } else { written.limits };
-        Some(KeptShares { node: written.node, left, limits })
+        Some(KeptShares { node: written.node, left, limits, is_same_run })
     }
 
     /// Keeps what the node may have open until then.
     ///
     /// # Errors
     /// When neither that can be written, nor what was written before be removed: what is found would be too much.
-    pub fn keep_shares(&self, node: NodeKey, until: Instant, margin: Duration, loads: &[ServerLoad]) -> io::Result<()> {
+    pub fn keep_shares(
+        &self,
+        node: NodeKey,
+        host: &str,
+        until: Instant,
+        margin: Duration,
+        loads: &[ServerLoad],
+    ) -> io::Result<()> {
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let written = self.now();
         let write = || {
             let written = Written {
                 node,
+                host: host.to_owned(),
                 folder: self.mark()?,
                 written,
                 left_ms: ms(until.saturating_duration_since(Instant::now())),

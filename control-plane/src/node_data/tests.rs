@@ -107,33 +107,45 @@ async fn shares_are_the_next_process_s_for_their_time_and_in_their_folder_only()
     let breaker = BreakerState::Closed;
     let load = tenancy::ServerLoad { server_id, limit: 5, open: 3, waiting: 0, peak: 3, breaker };
     let (margin, minute) = (Duration::from_secs(15), Duration::from_secs(60));
-    assert_eq!(data.load_shares(margin), None);
-    data.keep_shares(node, Instant::now() + minute, margin, &[load])?;
-    let kept = data.load_shares(margin).expect("they are kept");
+    assert_eq!(data.load_shares("here", margin), None);
+    data.keep_shares(node, "here", Instant::now() + minute, margin, &[load])?;
+    let kept = data.load_shares("here", margin).expect("they are kept");
     assert_eq!((kept.node, &kept.limits[..]), (node, &[(server_id, 5)][..]));
     assert!(kept.left <= minute && kept.left > minute / 2, "{:?}", kept.left);
-    let less = data.load_shares(margin + minute / 2).expect("they are kept").left;
+    let moved = data.load_shares("elsewhere", margin).expect("another container on the same folder");
+    assert_eq!((&moved.limits, moved.is_same_run), (&kept.limits, true));
+    // On another run of the machine, only under the same name, and without a connection.
+    let mut written: Vec<serde_json::Value> = read_sealed(&data, "shares")?;
+    written[0]["written"]["boot"] = "another".into();
+    let mut file = SealedFile::create(&data, "shares")?;
+    file.append(&data.keys, &written[0])?;
+    file.place(&data)?;
+    let after = data.load_shares("here", margin).expect("the machine was started anew");
+    assert_eq!((after.node, after.left, after.limits.len(), after.is_same_run), (node, Duration::ZERO, 0, false));
+    assert_eq!(data.load_shares("elsewhere", margin), None, "it may be a copy of the disk");
+    data.keep_shares(node, "here", Instant::now() + minute, margin, &[load])?;
+    let less = data.load_shares("here", margin + minute / 2).expect("they are kept").left;
     assert!(less <= minute / 2, "who takes longer to let go has to begin sooner: {less:?}");
-    // Over, on another run of the machine, or given up: it is the same node, which may have nothing open.
-    data.keep_shares(node, Instant::now(), margin, &[load])?;
-    let over = data.load_shares(margin).expect("the node is kept");
+    // Over, or given up: it is the same node, which may have nothing open.
+    data.keep_shares(node, "here", Instant::now(), margin, &[load])?;
+    let over = data.load_shares("here", margin).expect("the node is kept");
     assert_eq!((over.node, over.left, over.limits.len()), (node, Duration::ZERO, 0));
 
     // A copy of the folder is nobody.
-    data.keep_shares(node, Instant::now() + minute, margin, &[load])?;
+    data.keep_shares(node, "here", Instant::now() + minute, margin, &[load])?;
     let copy = folder.0.join("copy");
     std::fs::create_dir(&copy)?;
     std::fs::copy(data.path("shares"), copy.join("shares"))?;
     let copy = NodeData::open(&copy, Arc::clone(&data.keys), Arc::new(SystemClock)).map_err(io::Error::other)?;
-    assert_eq!(copy.load_shares(margin), None);
+    assert_eq!(copy.load_shares("here", margin), None);
     // What cannot be written leaves nothing behind that says more.
     std::fs::create_dir_all(data.path("shares.new"))?;
-    data.keep_shares(node, Instant::now() + minute, margin, &[load])?;
-    assert_eq!(data.load_shares(margin), None);
+    data.keep_shares(node, "here", Instant::now() + minute, margin, &[load])?;
+    assert_eq!(data.load_shares("here", margin), None);
     std::fs::remove_dir(data.path("shares.new"))?;
-    data.keep_shares(node, Instant::now() + minute, margin, &[load])?;
+    data.keep_shares(node, "here", Instant::now() + minute, margin, &[load])?;
     data.forget_shares()?;
-    assert_eq!(data.load_shares(margin), None);
+    assert_eq!(data.load_shares("here", margin), None);
     Ok(())
 }
 

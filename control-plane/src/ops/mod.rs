@@ -125,6 +125,13 @@ pub async fn explain_host(cx: &OpsCx, given: &str) -> Result<HostExplanation, Op
         if !is_readable && store.status == StoreStatus::Active {
             (explanation.decision, explanation.refusal) = ("unavailable", Some("503 store-database-unavailable"));
         }
+        // That this process was not let in by the others says nothing of those who are.
+        if state.cause.as_deref() == Some(Unseen::NoShare.as_str())
+            && store.status == StoreStatus::Active
+            && !shares::nodes::list(cx).await?.iter().any(|node| node.may_serve_at(database.server_id))
+        {
+            (explanation.decision, explanation.refusal) = ("unavailable", Some("503 store-busy"));
+        }
         explanation.database = Some(state);
     }
     Ok(explanation)
@@ -158,7 +165,6 @@ async fn try_database(cx: &OpsCx, store: StoreId, database: &provisioning::db::S
         Ok(credential) => try_connect(cx, &credential, database.server_id).await,
     };
     let connect_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    // That this process was not let in by the others says nothing of those who are.
     let is_readable = match outcome {
         Ok(ailment) => ailment.is_none_or(Ailment::leaves_readable),
         Err(unseen) => unseen == Unseen::NoShare,
@@ -437,7 +443,7 @@ async fn examine_server(cx: &OpsCx, server: &servers::Server, nodes: &[NodeView]
                     server.max_connections,
                     shares::nodes::explain(nodes, &server.name)
                 ),
-                "see `tenantry nodes list`; `tenantry nodes forget NODE` gives the others what one has that has ended",
+                "see `tenantry nodes list`; `tenantry nodes forget NODE` gives the others what one has that has ended, with --folder-gone if its NODE_DATA is gone",
             ));
         }
         Err(Unseen::Cause(cause)) => {

@@ -199,7 +199,7 @@ pub struct NodeForgetQuery {
 /// with what it had, and its servers may then get more connections than they bear.
 #[utoipa::path(post, path = "/api/ops/nodes/{node}/forget", tag = "ops", operation_id = "ops_node_forget", security(("bearer" = [])),
     params(("node" = i32, Path, description = "Its number in the list"), NodeForgetQuery),
-    responses((status = 200, body = NodeView), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody),
+    responses((status = 200, body = NodeView), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody),
         (status = 409, body = ProblemBody)))]
 async fn ops_node_forget(
     ops: Ops,

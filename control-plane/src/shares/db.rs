@@ -58,6 +58,24 @@ pub(super) async fn node_try_lock(conn: &mut PgConnection, id: i32) -> Result<bo
     sqlx::query_scalar!(r#"select pg_try_advisory_lock($1, $2) as "is_taken!""#, NODE_LOCK, id).fetch_one(conn).await
 }
 
+/// Whether nothing was heard of the node for so long, or there is none.
+pub(super) async fn node_is_silent(
+    conn: &mut PgConnection,
+    node: NodeKey,
+    silent_for: PgInterval,
+) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"select not exists (
+               select from nodes where id = $1 and started_at = $2 and renewed_at >= clock_timestamp() - $3::interval
+           ) as "is_silent!""#,
+        node.id,
+        node.since,
+        silent_for,
+    )
+    .fetch_one(conn)
+    .await
+}
+
 /// Says where the node runs now.
 pub(super) async fn node_move(conn: &mut PgConnection, node: NodeKey, place: &Place) -> Result<(), sqlx::Error> {
     sqlx::query!(
@@ -167,6 +185,16 @@ pub(super) async fn nodes_all(conn: &mut PgConnection) -> Result<Vec<NodeView>, 
             shares: view(node.id),
         })
         .collect())
+}
+
+/// How many seconds ago the node was last heard of.
+pub(super) async fn node_silence(conn: &mut PgConnection, id: i32) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"select extract(epoch from clock_timestamp() - renewed_at)::bigint as "seconds!" from nodes where id = $1"#,
+        id,
+    )
+    .fetch_one(conn)
+    .await
 }
 
 /// Forgets a node of which nothing was heard for so long, and tells the others that there is something to gain. Whether it was

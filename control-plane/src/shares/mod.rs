@@ -103,6 +103,8 @@ struct Shares {
     not_before: Instant,
     /// Whether what is kept for the next process is no more than what this one may have.
     is_kept: bool,
+    /// Whether the node that is kept may be somebody else's by now: a copy of a disk knows the same.
+    is_doubtful: bool,
     /// Of shares that are not renewed.
     complaint: Complaint,
     /// Servers of which this node has nothing, though it needed them just now.
@@ -116,7 +118,8 @@ struct Lack {
     since: Instant,
     /// When it was needed last.
     needed: Instant,
-    is_told: bool,
+    /// What was said of it.
+    told: Option<&'static str>,
 }
 
 impl Shares {
@@ -134,10 +137,11 @@ impl Shares {
             not_before: now,
             is_kept: true,
             complaint: Complaint::default(),
+            is_doubtful: false,
             lacking: HashMap::new(),
             needed: HashMap::new(),
         };
-        let Some(kept) = cx.node_data.as_ref().and_then(|data| data.load_shares(margin(cx))) else {
+        let Some(kept) = cx.node_data.as_ref().and_then(|data| data.load_shares(&cx.place.host, margin(cx))) else {
             return new;
         };
         tracing::info!("node {} goes on, with what it may have open at {} servers", kept.node.id, kept.limits.len());
@@ -145,7 +149,7 @@ impl Shares {
             cx.stores.set_server_limit(server, limit);
         }
         let next = (!kept.left.is_zero()).then_some(now);
-        Self { key: Some(kept.node), until: now + kept.left, next, ..new }
+        Self { key: Some(kept.node), is_doubtful: !kept.is_same_run, until: now + kept.left, next, ..new }
     }
 
     /// Keeps for the next process what is this one's now, before anything else is said to master.
@@ -153,7 +157,7 @@ impl Shares {
         let Some(data) = &cx.node_data else { return };
         let was_kept = self.is_kept;
         let done = match self.key {
-            Some(key) => data.keep_shares(key, self.until, margin(cx), &cx.stores.server_loads()),
+            Some(key) => data.keep_shares(key, &cx.place.host, self.until, margin(cx), &cx.stores.server_loads()),
             None => data.forget_shares(),
         };
         self.is_kept = done.is_ok();
@@ -199,7 +203,8 @@ impl Shares {
     /// Says what is so and does what is told. A failure is tried again soon; when that lasts, everything is given up in time.
     async fn round(&mut self, cx: &OpsCx) {
         let now = Instant::now();
-        let (ttl, key, left) = (self.ttl, self.key, self.until.saturating_duration_since(now));
+        let (ttl, key, is_doubtful) = (self.ttl, self.key, self.is_doubtful);
+        let left = self.until.saturating_duration_since(now);
         // In time also when master is slow to say no.
         if left.is_zero() && key.is_some() {
             self.give_up(cx);
@@ -208,9 +213,13 @@ impl Shares {
         if loads.is_empty() {
             return;
         }
-        // What goes when the node ends is needed until then.
+        // What goes when the node ends was needed until then.
         if !cx.shutdown.is_cancelled() {
-            self.needed = loads.iter().map(|load| (load.server_id, load.peak)).collect();
+            self.needed.clear();
+        }
+        for load in &loads {
+            let needed = self.needed.entry(load.server_id).or_default();
+            *needed = load.peak.max(*needed);
         }
         if !self.is_kept {
             self.keep(cx);
@@ -222,11 +231,11 @@ impl Shares {
         }
         let node = self.node.take();
         let limit = if left.is_zero() { EXCHANGE_LIMIT } else { EXCHANGE_LIMIT.min(left) };
-        let mut joined = key;
+        let mut joined = None;
         let exchange = async {
             let mut node = match node {
                 Some(node) => node,
-                None => join(cx, key, ttl).await?,
+                None => join(cx, key, is_doubtful, ttl).await?,
             };
             joined = Some(node.key);
             let (outcome, without) = exchange(cx, &mut node, &loads, ttl).await?;
@@ -234,7 +243,9 @@ impl Shares {
         };
         let outcome = timeout(limit, exchange).await;
         // Also when nothing more came of it: what master noted of it is this node's.
-        self.key = joined;
+        if joined.is_some() {
+            (self.key, self.is_doubtful) = (joined, false);
+        }
         let is_renewed = matches!(outcome, Ok(Ok((_, Outcome::Settled | Outcome::Changed | Outcome::Unsettled, _))));
         metrics::gauge!("tenantry_server_shares_renewed").set(f64::from(u8::from(is_renewed)));
         if is_renewed && self.complaint.end() {
@@ -249,7 +260,6 @@ impl Shares {
             }
             Ok(Ok((node, outcome, without))) => {
                 cx.stores.forget_server_peaks();
-                self.key = Some(node.key);
                 self.node = Some(node);
                 self.until = now + self.ttl - margin(cx);
                 self.next = Some(now + if outcome == Outcome::Unsettled { SOON } else { RENEW });
@@ -264,7 +274,7 @@ impl Shares {
             failed => {
                 let now = Instant::now();
                 let why = match failed {
-                    Ok(Err(error)) => chain(&error),
+                    Ok(Err(error)) if !matches!(error, MasterError::TimedOut) => chain(&error),
                     _ => "no answer came in time".to_owned(),
                 };
                 if self.complaint.is_new(&why) {
@@ -290,17 +300,17 @@ impl Shares {
     }
 
     /// Says of which servers this node has nothing, though they are needed, when that lasts longer than requests wait.
-    fn note_lack(&mut self, cx: &OpsCx, without: &[ServerId], why: &str) {
+    fn note_lack(&mut self, cx: &OpsCx, without: &[ServerId], why: &'static str) {
         let now = Instant::now();
         for server in without {
-            let lack = self.lacking.entry(*server).or_insert(Lack { since: now, needed: now, is_told: false });
+            let lack = self.lacking.entry(*server).or_insert(Lack { since: now, needed: now, told: None });
             lack.needed = now;
         }
         let lasts = |needed: Instant| now.saturating_duration_since(needed) < LACK_LASTS;
         self.lacking.retain(|server, lack| limit_of(cx, *server) == 0 && lasts(lack.needed));
         for (server, lack) in &mut self.lacking {
             if now.saturating_duration_since(lack.since) >= cx.limits.store_acquire_timeout
-                && !std::mem::replace(&mut lack.is_told, true)
+                && lack.told.replace(why) != Some(why)
             {
                 tracing::warn!(
                     server.id = %server,
@@ -308,7 +318,7 @@ impl Shares {
                 );
             }
         }
-        let count = self.lacking.values().filter(|lack| lack.is_told).count();
+        let count = self.lacking.values().filter(|lack| lack.told.is_some()).count();
         cx.servers_lacking.store(count, Ordering::Relaxed);
         metrics::gauge!("tenantry_servers_without_share").set(u32::try_from(count).map_or(f64::MAX, f64::from));
     }
@@ -320,7 +330,7 @@ impl Shares {
         let mut needed = Vec::new();
         if cx.node_data.is_some() {
             for load in cx.stores.server_loads() {
-                let needed = self.needed.get(&load.server_id).copied().unwrap_or(load.peak);
+                let needed = self.needed.get(&load.server_id).map_or(load.peak, |needed| load.peak.max(*needed));
                 cx.stores.set_server_limit(load.server_id, load.limit.min(needed.max(load.open).max(1)));
             }
             // Written before master is told: the file never says more than master holds.
@@ -362,22 +372,23 @@ impl Shares {
 }
 
 /// Joins the others, as the node that this was before if there was one.
-async fn join(cx: &OpsCx, key: Option<NodeKey>, ttl: Duration) -> Result<Node, MasterError> {
+async fn join(cx: &OpsCx, key: Option<NodeKey>, is_doubtful: bool, ttl: Duration) -> Result<Node, MasterError> {
     let mut conn = master::connect(&cx.master_args).await?;
     db::session_set_up(&mut conn, u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX).max(1)).await?;
-    match key {
-        Some(key) => {
+    if let Some(key) = key {
+        let is_locked = db::node_try_lock(&mut conn, key.id).await?;
+        // One that was heard of just now, on a connection that lives, is not what this one was before its machine was started anew.
+        if is_locked || !is_doubtful || db::node_is_silent(&mut conn, key, interval(SILENT)).await? {
             // The process before this one may have run in another container.
             db::node_move(&mut conn, key, &cx.place).await?;
-            Ok(Node { is_locked: db::node_try_lock(&mut conn, key.id).await?, conn, key })
+            return Ok(Node { is_locked, conn, key });
         }
-        None => {
-            // What is kept for the next process is nobody else's to take back, though this one has ended.
-            let is_kept = cx.node_data.is_some();
-            let place = if is_kept { Place { process: String::new(), ..cx.place.clone() } } else { cx.place.clone() };
-            Ok(Node { key: db::node_insert(&mut conn, &place, interval(ttl)).await?, conn, is_locked: true })
-        }
+        tracing::warn!("node {} lives elsewhere: NODE_DATA is a copy of its folder, so this is another node", key.id);
     }
+    // What is kept for the next process is nobody else's to take back, though this one has ended.
+    let is_kept = cx.node_data.is_some();
+    let place = if is_kept { Place { process: String::new(), ..cx.place.clone() } } else { cx.place.clone() };
+    Ok(Node { key: db::node_insert(&mut conn, &place, interval(ttl)).await?, conn, is_locked: true })
 }
 
 /// What came of an exchange.

@@ -46,6 +46,13 @@ pub struct ShareView {
     pub wanted: i32,
 }
 
+impl NodeView {
+    /// Whether it is known to live and may have connections at the server.
+    pub fn may_serve_at(&self, server: Option<ServerId>) -> bool {
+        self.is_connected && self.shares.iter().any(|of| Some(of.server_id) == server && of.connections > 0)
+    }
+}
+
 /// Why an operation on a node was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
@@ -58,7 +65,7 @@ pub enum NodeError {
     Alive { seconds: i64 },
     #[error(
         "the node has a folder of its own (NODE_DATA): started again while master is down, it would go on with what the folder says. \
-         Say that the folder is gone as well, or wait for its time to be over"
+         Say that the folder is gone as well (--folder-gone, folderGone=true), or wait for its time to be over"
     )]
     Kept,
     #[error("database error")]
@@ -81,7 +88,7 @@ pub async fn forget(cx: &OpsCx, actor: Actor, id: i32, is_folder_gone: bool) -> 
         return Err(NodeError::Kept);
     }
     if !db::node_delete_silent(&mut tx, id, interval(SILENT)).await? {
-        return Err(NodeError::Alive { seconds: (cx.clock.now() - node.renewed_at).num_seconds().max(0) });
+        return Err(NodeError::Alive { seconds: db::node_silence(&mut tx, id).await? });
     }
     let data = serde_json::json!({ "nodeId": id, "host": node.host, "shares": node.shares });
     audit::record(&mut tx, cx.clock.now(), actor, "node_forget", Subject::default(), data).await?;

@@ -51,7 +51,8 @@ pub async fn run(cx: OpsCx, outbound: Outbound) {
             let mut complaint = Complaint::default();
             loop {
                 match step(&cx, &outbound, &permits).await.map_err(|error| chain(&error)) {
-                    Ok(()) => drop(complaint.end()),
+                    Ok(()) if complaint.end() => tracing::info!("delivering webhooks works again"),
+                    Ok(()) => {}
                     Err(why) if complaint.is_new(&why) => {
                         tracing::warn!(error = why, "delivering webhooks failed and is tried again");
                     }

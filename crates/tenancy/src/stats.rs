@@ -75,6 +75,9 @@ pub struct Explanation {
     pub breaker: BreakerState,
     /// Whether its server is being asked at all; none without a pool, and for a database that is at no server of ours.
     pub server_breaker: Option<BreakerState>,
+    /// What this node may have open at the server of its database; none for a database that is at no server of ours, and for a
+    /// server that this node has had nothing to do with.
+    pub server_limit: Option<usize>,
     /// The last time that a connection could not be opened.
     pub last_error: Option<LastError>,
 }

@@ -17,7 +17,7 @@ use crate::meter;
 use crate::node::{Node, lock};
 use crate::reservation::Reservation;
 use crate::route::{Directory, Route, StoreChange};
-use crate::stats::{BreakerState, Explanation, ServerLoad, Stats, StoreLoad};
+use crate::stats::{BreakerState, Explanation, RouteState, ServerLoad, Stats, StoreLoad};
 use crate::versions::{RouteNews, Versions};
 
 /// How often a lease looks again when the store changes under it.
@@ -286,17 +286,20 @@ impl<D: Directory> Tenancy<D> {
 
     /// What this node knows of a store, without asking the directory; `None` when it knows nothing.
     pub fn explain(&self, store: StoreId) -> Option<Explanation> {
-        let route = self.inner.stores.peek(&store);
-        self.explain_with(store, route.map(|(_, state)| state))
+        self.explain_with(store, self.inner.stores.peek(&store))
     }
 
     /// What this node knows of the store that has this hostname, without asking the directory.
     pub fn explain_host(&self, host: &Hostname) -> Option<Explanation> {
         let (route, state) = self.inner.hosts.peek(host)?;
-        self.explain_with(route.store_id, Some(state))
+        self.explain_with(route.store_id, Some((route, state)))
     }
 
-    fn explain_with(&self, store_id: StoreId, route: Option<crate::stats::RouteState>) -> Option<Explanation> {
+    fn explain_with(&self, store_id: StoreId, known: Option<(Arc<Route>, RouteState)>) -> Option<Explanation> {
+        let server = known.as_ref().and_then(|(route, _)| route.database.as_ref()?.server);
+        let loads = self.server_loads();
+        let server_limit = loads.iter().find(|load| Some(load.server_id) == server).map(|load| load.limit);
+        let route = known.map(|(_, state)| state);
         let Some(slot) = self.inner.node.stores.slot(store_id) else {
             let breaker = BreakerState::Closed;
             return route.map(|route| Explanation {
@@ -306,6 +309,7 @@ impl<D: Directory> Tenancy<D> {
                 draining: 0,
                 breaker,
                 server_breaker: None,
+                server_limit,
                 last_error: None,
             });
         };
@@ -315,7 +319,7 @@ impl<D: Directory> Tenancy<D> {
         let server_breaker =
             pool.as_ref().and_then(|pool| pool.server.breaker.as_ref()).map(|of| lock(of).explain(now).0);
         let pool = pool.map(|pool| pool.explain());
-        Some(Explanation { store_id, route, pool, draining, breaker, server_breaker, last_error })
+        Some(Explanation { store_id, route, pool, draining, breaker, server_breaker, server_limit, last_error })
     }
 
     /// Gives no more leases, waits up to `grace` for those that are out, then closes every connection for real.
