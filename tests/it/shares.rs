@@ -156,16 +156,22 @@ async fn a_servers_connections_are_dealt_out_and_never_passed_while_nodes_come_a
     master.close().await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_was_killed_is_succeeded_by_the_next_one_on_its_machine_at_once() {
-    let cluster = cluster().await;
-    let master = master_with_server(Engine::Postgresql, cluster).await;
-    let node = Process::serve(&master.url(), &[]).await;
+/// A node, and a store on the server of ours that it serves.
+async fn node_with_a_store(master_url: &str) -> (Process, Value) {
+    let node = Process::serve(master_url, &[]).await;
     let owner = node.owner("ada").await;
     let store = owner.create_store("tea").await.expect_status(201);
     owner.connect(&store, json!({ "managed": true, "demoProducts": true })).await.expect_status(202);
     assert_eq!(node.run_ended(&owner, &store).await["state"], "succeeded");
     node.storefront_of(&store).get(PRODUCTS).await.expect_status(200);
+    (node, store)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_killed_is_succeeded_by_the_next_one_on_its_machine_at_once() {
+    let cluster = cluster().await;
+    let master = master_with_server(Engine::Postgresql, cluster).await;
+    let (node, store) = node_with_a_store(&master.url()).await;
     let mut admin = master.admin().await;
     let before = shares(&mut admin).await;
     assert_eq!(before.len(), 1, "{before:?}");
@@ -205,11 +211,7 @@ async fn a_node_that_was_killed_is_succeeded_by_the_next_one_on_its_machine_at_o
 async fn what_a_node_has_that_has_ended_ops_give_to_the_others() {
     let cluster = cluster().await;
     let master = master_with_server(Engine::Postgresql, cluster).await;
-    let node = Process::serve(&master.url(), &[]).await;
-    let owner = node.owner("ada").await;
-    let store = owner.create_store("tea").await.expect_status(201);
-    owner.connect(&store, json!({ "managed": true, "demoProducts": true })).await.expect_status(202);
-    assert_eq!(node.run_ended(&owner, &store).await["state"], "succeeded");
+    let (node, store) = node_with_a_store(&master.url()).await;
     assert_eq!(node.terminate().await, Some(0));
 
     // A machine that is gone had all of the server.
@@ -319,12 +321,7 @@ fn command_limits() -> [(&'static str, Option<&'static str>); 2] {
 async fn commands_take_part_in_it_and_leave_nothing() {
     let cluster = cluster().await;
     let master = master_with_server(Engine::Postgresql, cluster).await;
-    let node = Process::serve(&master.url(), &[]).await;
-    let owner = node.owner("ada").await;
-    let store = owner.create_store("tea").await.expect_status(201);
-    owner.connect(&store, json!({ "managed": true, "demoProducts": true })).await.expect_status(202);
-    assert_eq!(node.run_ended(&owner, &store).await["state"], "succeeded");
-    node.storefront_of(&store).get(PRODUCTS).await.expect_status(200);
+    let (node, _) = node_with_a_store(&master.url()).await;
     let mut admin = master.admin().await;
     let before = shares(&mut admin).await;
     let mut file = tempfile::NamedTempFile::new().unwrap();
