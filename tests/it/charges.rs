@@ -276,7 +276,9 @@ async fn after_the_grace_a_store_is_read_only_until_what_it_owes_is_paid() {
     let explained = control_plane::ops::explain_host(&fleet.app.cx, text(&store["hostname"])).await.unwrap();
     assert!(explained.store.is_some_and(|store| store.is_read_only));
     let owes = usage["owed"].as_i64().unwrap();
-    // Days that begin now cost nothing.
+    // Days that begin now cost nothing. What is on its way when they pass would be told twice.
+    let delivered = "select count(*) from webhook_deliveries where state = 'delivered'";
+    eventually("the first event", || async { (count(&fleet.app, delivered).await == 1).then_some(()) }).await;
     fleet.pass_days(2);
     eventually("waived days", || async {
         fleet.states(&store).await.iter().any(|state| state == "waived").then_some(())
