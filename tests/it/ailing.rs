@@ -56,7 +56,9 @@ impl Ailing {
         })
         .await;
         let findings = control_plane::ops::doctor(&self.app.cx).await.unwrap();
-        assert!(findings.iter().all(|finding| finding.is_ok), "{findings:?}");
+        // The server is other tests' as well, whose databases no store of this installation has.
+        let mut findings = findings.iter().filter(|finding| finding.check != "orphans");
+        assert!(findings.all(|finding| finding.is_ok), "{findings:?}");
         self.open_cart().await.expect_status(201);
     }
 

@@ -347,7 +347,7 @@ async fn many_requests_with_few_keys_have_few_effects() {
     for number in 0..600_usize {
         let (client, body) =
             (agency.keyed(&format!("key-{}", number % 30)), agency.body(if number % 5 == 4 { 8 } else { 7 }));
-        tasks.spawn(async move { (number % 30, client.post("/api/credits/spend", body).await) });
+        tasks.spawn(async move { (number % 30, spend_until_decided(&client, &body).await) });
     }
     let mut decided: BTreeMap<usize, Value> = BTreeMap::new();
     for (key, answer) in tasks.join_all().await {

@@ -232,6 +232,7 @@ async fn events_are_forgotten_when_nobody_is_to_be_told_of_them_any_more() {
     hooks.app.clock.advance(Duration::days(9));
     hooks.receiver.answer(500);
     hooks.tell(1).await;
+    eventually("both deliveries", || async { (hooks.deliveries().await.len() == 2).then_some(()) }).await;
     hooks.after_attempt(1).await;
     hooks.app.clock.advance(Duration::hours(25));
     hooks.after_attempt(1).await;

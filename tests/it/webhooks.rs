@@ -21,7 +21,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use crate::credits::give;
-use crate::scenes::{count, text};
+use crate::scenes::text;
 
 pub(crate) const ENDPOINTS: &str = "/api/webhooks/endpoints";
 

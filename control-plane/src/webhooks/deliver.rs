@@ -97,8 +97,8 @@ async fn step(cx: &OpsCx, outbound: &Outbound, permits: &Arc<Semaphore>) -> Resu
 /// Makes the deliveries of the events that wait, in their order, unless another node is doing it.
 pub async fn fan_out(cx: &OpsCx) -> Result<(), sqlx::Error> {
     loop {
-        let now = cx.clock.now();
         let mut tx = cx.master.begin().await?;
+        let now = cx.clock.now();
         if !db::fan_out_lock(&mut tx).await? {
             return Ok(());
         }
@@ -126,10 +126,11 @@ struct Claim {
 
 /// Leases what is due at one endpoint. Its row is locked meanwhile, so that the bound holds over all nodes.
 async fn claim(cx: &OpsCx, room: usize, only_healthy: bool) -> Result<Option<Claim>, WebhookError> {
-    let now = cx.clock.now();
     let limits = &cx.limits.webhooks;
     let lease = Duration::from_std(limits.webhook_timeout).unwrap_or(Duration::hours(1)) + LEASE_MARGIN;
     let mut tx = cx.master.begin().await?;
+    // A lease lasts as long as it should, however long the connection was waited for.
+    let now = cx.clock.now();
     let due = db::endpoint_lock_due(&mut tx, now, limits.webhook_max_in_flight, only_healthy).await?;
     let Some((endpoint, organization, url)) = due else { return Ok(None) };
     let room = i64::try_from(room).unwrap_or(i64::MAX);
