@@ -298,6 +298,7 @@ fn sound_body(scene: &Scene, operation: &str) -> Value {
         "ops_credit_grant" => {
             json!({ "storeId": scene.store["id"], "amount": 1, "kind": "promotional", "expiresAt": "2099-01-01T00:00:00Z", "reason": "because" })
         }
+        "ops_server_update" => json!({ "maxStores": 1000, "maxConnections": 80 }),
         "ops_server_add" => json!({ "name": "second", "url": "postgres://u:p@127.0.0.1:1/d", "region": "eu" }),
         "ops_store_suspend" => json!({ "reason": "because" }),
         "storefront_cart_update" => json!({ "email": "sam@example.com", "country": "DE" }),

@@ -23,6 +23,7 @@ use vault::{KeyRing, Sealed};
 
 use crate::provisioning::store_id;
 use crate::scenes::text;
+use crate::shares::set_budget;
 
 const PRODUCTS: &str = "/store/v1/products";
 /// How long after a store was closed a node may still not have heard of it: it reads the log that often.
@@ -291,9 +292,7 @@ async fn open_shops(node: &Process, server: &Cluster, count: usize) -> Vec<Shop>
 async fn master_of(server: &Cluster, budget: i32) -> TestDatabase {
     let master = cluster().await.master().await;
     Cli::add_server(&master.url(), "hammered", &server.url("postgres")).await;
-    let mut admin = master.admin().await;
-    sqlx::query("update database_servers set max_connections = $1").bind(budget).execute(&mut admin).await.unwrap();
-    admin.close().await.unwrap();
+    set_budget(&master.url(), "hammered", budget).await;
     master
 }
 

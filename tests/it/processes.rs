@@ -259,9 +259,14 @@ async fn servers_are_added_listed_and_drained(engine: Engine) {
     assert_eq!(drained["status"], "draining");
     let activated = Cli::json(&url, &["servers", "activate", "eu-1"]).await;
     assert_eq!(activated["status"], "active");
+    let updated = Cli::json(&url, &["servers", "update", "eu-1", "--max-stores", "5", "--max-connections", "30"]).await;
+    assert_eq!((&updated["maxStores"], &updated["maxConnections"]), (&json!(5), &json!(30)));
+    let updated = Cli::json(&url, &["servers", "update", id_of(&added), "--max-connections", "20"]).await;
+    assert_eq!((&updated["maxStores"], &updated["maxConnections"]), (&json!(5), &json!(20)));
     // What opens no credential needs no key.
     let keyless = [("ENCRYPTION_KEY", None)];
-    for command in [&["servers", "list"][..], &["stores", "list"], &["servers", "drain", "eu-1"]] {
+    let update = ["servers", "update", "eu-1", "--max-stores", "6"];
+    for command in [&["servers", "list"][..], &["stores", "list"], &["servers", "drain", "eu-1"], &update] {
         let output = Cli::run_in(&url, &keyless, command).await;
         assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
@@ -274,12 +279,21 @@ async fn servers_are_added_listed_and_drained(engine: Engine) {
     let wrong = server.replace(&password, "wrong-password-here");
     let refused = Cli::run_in(&url, &[("SERVER_URL", Some(&wrong))], &["servers", "add", "eu-2"]).await;
     let missing = Cli::run(&url, &["servers", "drain", "nowhere"]).await;
+    let unknown = Cli::run(&url, &["servers", "update", "nowhere", "--max-stores", "6"]).await;
+    let nothing = Cli::run(&url, &["servers", "update", "eu-1", "--max-connections", "0"]).await;
+    let unsaid = Cli::run(&url, &["servers", "update", "eu-1"]).await;
+    assert_eq!(unsaid.status.code(), Some(2), "{}", String::from_utf8_lossy(&unsaid.stderr));
     let twin = server.replace("127.0.0.1", "localhost");
     let twin = Cli::run_in(&url, &[("SERVER_URL", Some(&twin))], &["servers", "add", "eu-1-again"]).await;
     let says_twin = "registered already, as server eu-1";
-    for (output, says) in
-        [(again, "server of this name"), (twin, says_twin), (refused, "wrong-password"), (missing, "no such server")]
-    {
+    for (output, says) in [
+        (again, "server of this name"),
+        (twin, says_twin),
+        (refused, "wrong-password"),
+        (missing, "no such server"),
+        (unknown, "no such server"),
+        (nothing, "at least 1"),
+    ] {
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{text}");
         assert!(text.contains(says) && !text.contains(&password) && !text.contains("wrong-password-here"), "{text}");

@@ -15,8 +15,11 @@ use crate::scenes::text;
 const BUDGET: i32 = 6;
 const PRODUCTS: &str = "/store/v1/products";
 
-async fn set_budget(master: &mut PgConnection, connections: i32) {
-    sqlx::query("update database_servers set max_connections = $1").bind(connections).execute(master).await.unwrap();
+/// Has a server of ours bear so many connections from now on.
+pub(crate) async fn set_budget(master_url: &str, server: &str, connections: i32) {
+    let connections = connections.to_string();
+    let updated = Cli::json(master_url, &["servers", "update", server, "--max-connections", &connections]).await;
+    assert_eq!(updated["maxConnections"].to_string(), connections);
 }
 
 /// What each node has, the oldest first.
@@ -81,7 +84,7 @@ async fn a_servers_connections_are_dealt_out_and_never_passed_while_nodes_come_a
         stores.push(app.active_store(&owner, name).await);
     }
     let mut master = app.master().await;
-    set_budget(&mut master, BUDGET).await;
+    set_budget(&app.master.url(), "local", BUDGET).await;
     let hosts: Vec<String> = stores.iter().map(|store| text(&store["hostname"]).to_owned()).collect();
     let at = |address| hosts.iter().map(|host| Client::new(address, host)).collect::<Vec<_>>();
     let first_stop = CancellationToken::new();
@@ -149,6 +152,11 @@ async fn a_servers_connections_are_dealt_out_and_never_passed_while_nodes_come_a
         assert!(one.unwrap() > 0);
     }
     watching.cancel();
+    set_budget(&app.master.url(), "local", BUDGET + 3).await;
+    eventually("it has what the server bears more", || async {
+        (app.cx.stores.server_loads().iter().map(|load| load.limit).sum::<usize>() == 9).then_some(())
+    })
+    .await;
     let (most, most_dealt, looks) = watch.await.unwrap();
     assert!(looks > 10 && most > 0, "it was looked at: {looks} times, {most} seen");
     assert!(most <= i64::from(BUDGET), "{most} connections");
@@ -192,7 +200,7 @@ async fn a_node_that_was_killed_is_succeeded_by_the_next_one_on_its_machine_at_o
     .execute(&mut admin)
     .await
     .unwrap();
-    sqlx::query("update database_servers set max_connections = 8").execute(&mut admin).await.unwrap();
+    set_budget(&master.url(), "local", 8).await;
     let share = || async {
         let mut admin = master.admin().await;
         let seen = shares(&mut admin).await;
@@ -216,7 +224,7 @@ async fn what_a_node_has_that_has_ended_ops_give_to_the_others() {
 
     // A machine that is gone had all of the server.
     let mut admin = master.admin().await;
-    set_budget(&mut admin, BUDGET).await;
+    set_budget(&master.url(), "local", BUDGET).await;
     let gone: i32 = sqlx::query_scalar(
         "with gone as (insert into nodes (host, process, started_at, renewed_at, expires_at)
              values ('gone', 'boot/pid:[1] 1 1', now(), now(), now() + interval '1 hour') returning id),

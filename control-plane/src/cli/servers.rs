@@ -12,7 +12,7 @@ use super::{Needs, Operation, OpsArgs};
 use crate::audit::Actor;
 use crate::cx::OpsCx;
 use crate::ops::routes::{ServerView, default_max_connections, default_max_stores};
-use crate::servers::{self, NewServer};
+use crate::servers::{self, Limits, NewServer};
 
 #[derive(Subcommand)]
 pub(super) enum Servers {
@@ -45,6 +45,20 @@ pub(super) enum Servers {
     },
     /// List the servers
     List(OpsArgs),
+    /// Change what a server bears
+    #[command(group(clap::ArgGroup::new("limits").required(true).multiple(true)))]
+    Update {
+        /// Name or id
+        server: String,
+        /// The most stores that are placed on it; those that are there stay
+        #[arg(long, group = "limits")]
+        max_stores: Option<i32>,
+        /// The most connections of all nodes together; what is too much is closed as soon as it is not in use
+        #[arg(long, group = "limits")]
+        max_connections: Option<i32>,
+        #[command(flatten)]
+        ops: OpsArgs,
+    },
     /// Stop placing new stores on a server
     Drain {
         /// Name or id
@@ -65,7 +79,9 @@ impl Operation for Servers {
     fn needs(&self) -> Needs<'_> {
         match self {
             Self::Add { ops, .. } => Needs::of(ops).key(),
-            Self::List(ops) | Self::Drain { ops, .. } | Self::Activate { ops, .. } => Needs::of(ops),
+            Self::List(ops) | Self::Update { ops, .. } | Self::Drain { ops, .. } | Self::Activate { ops, .. } => {
+                Needs::of(ops)
+            }
         }
     }
 
@@ -79,6 +95,10 @@ impl Operation for Servers {
             Self::List(_) => {
                 let servers: Vec<ServerView> = servers::list(cx).await?.into_iter().map(Into::into).collect();
                 output::servers(&servers)
+            }
+            Self::Update { server, max_stores, max_connections, .. } => {
+                let limits = Limits { max_stores, max_connections };
+                output::server(&ServerView::from(servers::update(cx, Actor::Cli, &server, limits).await?))
             }
             Self::Drain { server, .. } => {
                 output::server(&ServerView::from(servers::drain(cx, Actor::Cli, &server).await?))

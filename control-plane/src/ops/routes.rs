@@ -18,13 +18,14 @@ use crate::http::auth::Ops;
 use crate::identity;
 use crate::identity::routes::UserView;
 use crate::provisioning::routes::EngineBody;
-use crate::servers::{self, NewServer, Server, ServerStatus};
+use crate::servers::{self, Limits, NewServer, Server, ServerStatus};
 use crate::shares::nodes::{self, NodeView};
 use crate::stores::{self, Store};
 
 pub fn router() -> OpenApiRouter<Cx> {
     OpenApiRouter::new()
         .routes(routes!(ops_server_list, ops_server_add))
+        .routes(routes!(ops_server_update))
         .routes(routes!(ops_server_drain))
         .routes(routes!(ops_server_activate))
         .routes(routes!(ops_node_list))
@@ -148,6 +149,34 @@ async fn ops_server_add(
     let new = NewServer { name, engine, url, ca_pem, region, max_stores, max_connections };
     let server = servers::add(&cx, Actor::User(ops.by.user.id), new).await?;
     Ok((StatusCode::CREATED, Json(server.into())))
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServerUpdateBody {
+    /// Stores that are there stay, also when there are more.
+    max_stores: Option<i32>,
+    /// Connections of all nodes together.
+    max_connections: Option<i32>,
+}
+
+/// Change what a database server bears
+///
+/// What is left out stays. When fewer connections are left, nodes close what they may have open no more as soon as it is not in use,
+/// and one that has lost its way to master at its share's `expiresAt`.
+#[utoipa::path(patch, path = "/api/ops/servers/{server}", tag = "ops", operation_id = "ops_server_update", security(("bearer" = [])),
+    params(("server" = String, Path, description = "Name or id")), request_body = ServerUpdateBody,
+    responses((status = 200, body = ServerView), (status = 400, body = ProblemBody), (status = 401, body = ProblemBody), (status = 404, body = ProblemBody),
+        (status = 422, body = ProblemBody)))]
+async fn ops_server_update(
+    ops: Ops,
+    State(cx): State<Cx>,
+    Path(server): Path<String>,
+    Json(body): Json<ServerUpdateBody>,
+) -> Result<Json<ServerView>, Problem> {
+    let limits = Limits { max_stores: body.max_stores, max_connections: body.max_connections };
+    let server = servers::update(&cx, Actor::User(ops.by.user.id), &server, limits).await?;
+    Ok(Json(server.into()))
 }
 
 /// Stop placing stores on a server

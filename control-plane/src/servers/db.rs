@@ -5,7 +5,7 @@ use kernel::{Engine, ServerId};
 use sqlx::PgConnection;
 use vault::Sealed;
 
-use super::{Server, ServerError, ServerStatus};
+use super::{Limits, Server, ServerError, ServerStatus};
 
 struct ServerRow {
     id: ServerId,
@@ -167,6 +167,29 @@ pub async fn region_exists(conn: &mut PgConnection, region: &str) -> Result<bool
     sqlx::query_scalar!(r#"select exists (select from database_servers where region = $1) as "exists!""#, region)
         .fetch_one(conn)
         .await
+}
+
+/// Changes what the server of this name or id bears.
+pub async fn server_set_limits(
+    conn: &mut PgConnection,
+    name_or_id: &str,
+    limits: Limits,
+    now: DateTime<Utc>,
+) -> Result<Option<ServerId>, sqlx::Error> {
+    let id = name_or_id.parse::<ServerId>().ok();
+    sqlx::query_scalar!(
+        r#"update database_servers
+           set max_stores = coalesce($3, max_stores), max_connections = coalesce($4, max_connections), updated_at = $5
+           where name = $1 or id = $2
+           returning id as "id: ServerId""#,
+        name_or_id,
+        id.map(|id| id.as_uuid()),
+        limits.max_stores,
+        limits.max_connections,
+        now,
+    )
+    .fetch_optional(conn)
+    .await
 }
 
 /// Changes the status of the server of this name or id.

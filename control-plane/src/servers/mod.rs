@@ -18,6 +18,7 @@ use crate::doctor::entry;
 use crate::http::errors::chain;
 use crate::provisioning::held::Held;
 use crate::provisioning::{StepError, Target, TargetError, engine};
+use crate::shares;
 
 /// Whether new stores are placed on a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, sqlx::Type, utoipa::ToSchema)]
@@ -90,12 +91,7 @@ pub async fn add(cx: &OpsCx, actor: Actor, new: NewServer) -> Result<Server, Ser
         .map(|region| text::one_line(region, 63))
         .transpose()
         .map_err(|e| invalid("/region", e.to_string()))?;
-    if new.max_stores < 1 {
-        return Err(invalid("/maxStores", "must be at least 1".to_owned()));
-    }
-    if new.max_connections < 1 {
-        return Err(invalid("/maxConnections", "must be at least 1".to_owned()));
-    }
+    Limits { max_stores: Some(new.max_stores), max_connections: Some(new.max_connections) }.check()?;
     // Ops choose their servers, which usually are at private addresses; owners' databases are another matter.
     let credential = Target::from_url(&new.url, new.engine, None, new.ca_pem)?.resolve(Reach::Anywhere).await?;
     let system_identifier = prove(cx, &credential).await?;
@@ -250,6 +246,44 @@ const fn needed_rights(engine: Engine) -> &'static str {
         }
         _ => "the login needs CREATEDB and CREATEROLE, or SUPERUSER",
     }
+}
+
+/// What a server is to bear from now on; what is left out stays.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Limits {
+    pub max_stores: Option<i32>,
+    pub max_connections: Option<i32>,
+}
+
+impl Limits {
+    fn check(self) -> Result<(), ServerError> {
+        for (pointer, limit) in [("/maxStores", self.max_stores), ("/maxConnections", self.max_connections)] {
+            if limit.is_some_and(|limit| limit < 1) {
+                let detail = "must be at least 1".to_owned();
+                return Err(ServerError::Invalid { pointer, code: "invalid", detail });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Changes what a server bears. Stores that are there stay. Nodes give back at once what they may have open no more, as their requests
+/// end; one that has lost master, when its share is over.
+pub async fn update(cx: &OpsCx, actor: Actor, name_or_id: &str, limits: Limits) -> Result<Server, ServerError> {
+    limits.check()?;
+    let now = cx.clock.now();
+    let mut tx = cx.master.begin().await?;
+    let id = db::server_set_limits(&mut tx, name_or_id, limits, now).await?.ok_or(ServerError::NotFound)?;
+    let server = db::server_find(&mut tx, id).await?.ok_or(ServerError::NotFound)?;
+    let details = serde_json::json!({
+        "serverId": id,
+        "maxStores": server.max_stores,
+        "maxConnections": server.max_connections,
+    });
+    audit::record(&mut tx, now, actor, "server_update", Subject::default(), details).await?;
+    shares::tell(&mut tx, id).await?;
+    tx.commit().await?;
+    Ok(server)
 }
 
 /// Stops placing new stores on a server; those that are there stay.

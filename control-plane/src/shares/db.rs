@@ -270,11 +270,15 @@ pub(super) async fn share_renew(
     .fetch_one(&mut *conn)
     .await?;
     if decision.waits_for_others || decision.share < count(before) {
-        sqlx::query!("select pg_notify('tenantry_server_shares', $1)", said.server.as_uuid().to_string())
-            .execute(conn)
-            .await?;
+        tell(conn, said.server).await?;
     }
     Ok(Some(decision))
+}
+
+/// Has every node ask anew what it may have at a server, when the transaction is committed.
+pub(super) async fn tell(conn: &mut PgConnection, server: ServerId) -> Result<(), sqlx::Error> {
+    sqlx::query!("select pg_notify('tenantry_server_shares', $1)", server.as_uuid().to_string()).execute(conn).await?;
+    Ok(())
 }
 
 fn count(number: i32) -> u32 {

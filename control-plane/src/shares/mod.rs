@@ -4,7 +4,8 @@
 //! lock there on a connection of its own. For each server it says what it has open and needs, and is told what it may have.
 //!
 //! - The sum of what nodes may have at a server never passes the server's `max_connections`, also while nodes come, go or die:
-//!   a share rises only into what is free, and falls only to what its node says to have open no more ([`divide`]).
+//!   a share rises only into what is free, and falls only to what its node says to have open no more ([`divide`]). When ops lower that
+//!   number the sum falls to it, as nodes give back, and does not rise before.
 //! - A share is its node's until `expires_at`: longer than stores are served without master, so a node that loses master keeps
 //!   its shares for as long as it needs them, and gives them up in time before others may have them. Nobody else can tell such
 //!   a node from a dead one, whatever they see of it in master.
@@ -75,6 +76,14 @@ struct Node {
     conn: PgConnection,
     key: NodeKey,
     is_locked: bool,
+}
+
+/// Has every node ask anew what it may have at a server, once `conn`'s transaction is committed: the server bears another number.
+///
+/// # Errors
+/// When master fails.
+pub async fn tell(conn: &mut PgConnection, server: ServerId) -> Result<(), sqlx::Error> {
+    db::tell(conn, server).await
 }
 
 /// Keeps this process's shares until its pools are closed. Nothing is asked of master before a server is needed.
