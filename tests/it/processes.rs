@@ -507,6 +507,14 @@ async fn the_doctor_finds_what_was_left_behind_and_changes_nothing(engine: Engin
     assert_eq!(state_of(&mut admin, &master).await, before);
     node.storefront_of(&store).get("/store/v1/products").await.expect_status(200);
 
+    // More is dealt out among the nodes than the server itself takes.
+    for (connections, is_told) in [("100000", true), ("80", false)] {
+        Cli::json(&url, &["servers", "update", "local", "--max-connections", connections]).await;
+        let told = Cli::run(&url, &["doctor", "--json"]).await;
+        let text = String::from_utf8_lossy(&told.stdout).into_owned();
+        assert_eq!(text.contains("fewer than the 100000 that nodes may open there"), is_told, "{text}");
+    }
+
     // Registered twice, as it could be once: what is a store's is no orphan by its other name. A server of MySQL's is known by what
     // it does, and cannot be disguised.
     if engine == Engine::Postgresql {

@@ -342,11 +342,15 @@ fn not_this_store(what: &str) -> Note {
 }
 
 async fn limits(session: &mut Session, pool: usize) -> Outcome<()> {
-    let found = match session {
-        Session::Postgres(conn) => postgres::limits(conn).await?,
-        Session::MySql(conn) => mysql::limits(conn).await?,
-    };
-    Ok((found.note(pool), ()))
+    Ok((Limits::ask(session).await?.note(pool), ()))
+}
+
+/// How many connections a server takes from everybody together.
+///
+/// # Errors
+/// When the server does not say.
+pub async fn connections_taken(session: &mut Session) -> Result<i64, sqlx::Error> {
+    Ok(Limits::ask(session).await?.server)
 }
 
 /// How many connections there are, and how much is stored.
@@ -361,6 +365,13 @@ pub(super) struct Limits {
 }
 
 impl Limits {
+    async fn ask(session: &mut Session) -> Result<Self, sqlx::Error> {
+        match session {
+            Session::Postgres(conn) => postgres::limits(conn).await,
+            Session::MySql(conn) => mysql::limits(conn).await,
+        }
+    }
+
     fn note(&self, pool: usize) -> Note {
         let Self { server, in_use, own, own_in_use, stored_bytes } = self;
         let pool = i64::try_from(pool).unwrap_or(i64::MAX);

@@ -37,6 +37,7 @@ use crate::provisioning::target::{Target, TargetError};
 use crate::provisioning::{self, DatabaseKind, OURS, StepError, engine};
 use crate::stores;
 
+pub use inside::connections_taken;
 pub use report::{Check, CheckName, CheckState, Report};
 use report::{Course, Note, Outcome};
 

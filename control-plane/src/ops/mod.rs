@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout};
 use utoipa::ToSchema;
 
 use crate::cx::OpsCx;
+use crate::doctor::connections_taken;
 use crate::http::errors::chain;
 use crate::master;
 use crate::provisioning::held::Held;
@@ -453,21 +454,39 @@ async fn examine_server(cx: &OpsCx, server: &servers::Server, nodes: &[NodeView]
             ));
         }
     };
-    let asked = async { (engine::names_like_ours(&mut admin).await, engine::system_identifier(&mut admin).await) };
-    let Ok((found, system_identifier)) = timeout(SERVER_TIME, asked).await else {
+    let asked = async {
+        let found = engine::names_like_ours(&mut admin).await;
+        let taken = connections_taken(&mut admin).await;
+        (found, taken, engine::system_identifier(&mut admin).await)
+    };
+    let Ok((found, taken, system_identifier)) = timeout(SERVER_TIME, asked).await else {
         return Ok(broken(
             format!("server {} does not say in time what it holds", server.name),
             "look for load and locks on it",
         ));
     };
     admin.leave().await;
-    let (databases, roles) = found?;
+    let ((databases, roles), taken) = (found?, taken?);
     let mut connection = cx.master.acquire().await?;
     // Read after the server was: a store that is being created meanwhile is known here before it is there. And over all
     // stores: a server that is registered under two names holds the databases of both.
     let names = [databases.as_slice(), &roles].concat();
     let in_use = provisioning::db::names_in_use(&mut connection, &names).await?;
-    let findings = compare(server, &databases, &roles, &in_use.into_iter().collect());
+    let mut findings = compare(server, &databases, &roles, &in_use.into_iter().collect());
+    if taken < i64::from(server.max_connections) {
+        findings.push(Finding {
+            check: "limits",
+            is_ok: false,
+            detail: format!(
+                "server {} takes {taken} connections from everybody together, fewer than the {} that nodes may open there",
+                server.name, server.max_connections
+            ),
+            advice: Some(
+                "lower the latter with `tenantry servers update SERVER --max-connections N`, and leave some to others; or have \
+                 the server take more",
+            ),
+        });
+    }
     Ok(SeenServer { is_seen: true, system_identifier, findings })
 }
 
