@@ -158,7 +158,13 @@ impl Store {
                 credential_version: 1,
             }),
         };
-        let config = TenancyConfig { owners_reach: Reach::Anywhere, ..TenancyConfig::default() };
+        // Patient: some tests ask for many more connections at once than there are.
+        let config = TenancyConfig {
+            owners_reach: Reach::Anywhere,
+            acquire_timeout: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(10),
+            ..TenancyConfig::default()
+        };
         let tenancy = Tenancy::new(OneStore(route), ring, config);
         let route = tenancy.resolve_store(id).await.unwrap();
         let lease = tenancy.lease(&route).await.unwrap();
