@@ -130,7 +130,9 @@ async fn a_body_that_is_no_json_object_of_the_route_is_refused_everywhere() {
             let what = format!("{} with {}", operation.id, String::from_utf8_lossy(&body[..body.len().min(40)]));
             check(&answer, &what);
             let status = answer.status.as_u16();
-            if wrong.contains(body) {
+            if body.is_empty() && operation.id == "store_database_test" {
+                assert_eq!(status, 200, "no body is needed: {what}: {}", answer.text());
+            } else if wrong.contains(body) {
                 assert_eq!(status, 422, "{what}: {}", answer.text());
             } else {
                 assert!([400, 422].contains(&status), "{what}: {}", answer.text());

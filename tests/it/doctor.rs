@@ -457,7 +457,11 @@ async fn what_a_database_holds_is_told_for_the_store_it_is_meant_for() {
     let second = owner.create_store("coffee").await.expect_status(201);
     let report = test_store(&owner, &second, Some(brought_body(&database))).await;
     expect_failure(&report, "schema", "belongs-to-another-store");
-    owner.api.send(Method::POST, &path_of(&second, "/database/test"), None).await.expect_problem(409, "no-database");
+    let path = path_of(&second, "/database/test");
+    owner.api.send(Method::POST, &path, None).await.expect_problem(409, "no-database");
+    // Many clients name a type, whether there is a body or not.
+    let nothing = owner.api.send_bytes(Method::POST, &path, "application/json", "").await;
+    nothing.expect_problem(409, "no-database");
     let fresh = app.cluster.brought().await;
     expect_ok(&test_store(&owner, &second, Some(brought_body(&fresh))).await);
     expect_failure(&test_store(&owner, &store, Some(brought_body(&fresh))).await, "schema", "other-database");
