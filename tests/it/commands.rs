@@ -93,6 +93,11 @@ async fn what_is_not_understood_is_json_for_who_asks_for_json() {
     assert!(String::from_utf8_lossy(&plain.stderr).starts_with("error: unrecognized subcommand 'ad'"));
     let unset = Cli::run_in("unused", &[("PGSSLCERT", Some("/c"))], &["stores", "list", "--json"]).await;
     assert_eq!((unset.status.code(), &json_refusal(&unset)["code"]), (Some(2), &json!("not-understood")));
+    // What is set to nothing is not set.
+    let blank = [("NODE_DATA", Some("")), ("TRUSTED_PROXIES", Some("")), ("STRIPE_SECRET_KEY", Some(""))];
+    let blank = Cli::run_in(nowhere, &blank, &["serve", "--json"]).await;
+    let error = text(&json_refusal(&blank)["error"]).to_owned();
+    assert!(blank.status.code() == Some(1) && error.contains("master database cannot be reached"), "{error}");
     // Help is no error.
     let help = Cli::run("unused", &["payments", "note", "--help", "--json"]).await;
     assert_eq!(help.status.code(), Some(0));

@@ -270,7 +270,7 @@ async fn servers_are_added_listed_and_drained(engine: Engine) {
         let output = Cli::run_in(&url, &keyless, command).await;
         assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
-    let add = [("ENCRYPTION_KEY", None), ("SERVER_URL", Some("postgres://a:b@127.0.0.1:1/d"))];
+    let add = [("ENCRYPTION_KEY", Some("")), ("SERVER_URL", Some("postgres://a:b@127.0.0.1:1/d"))];
     let refused = Cli::run_in(&url, &add, &["servers", "add", "eu-9"]).await;
     assert!(String::from_utf8_lossy(&refused.stderr).contains("ENCRYPTION_KEY"));
 

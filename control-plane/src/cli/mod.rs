@@ -15,6 +15,7 @@ mod serve;
 mod servers;
 mod stores;
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -215,12 +216,13 @@ pub fn run(cli: Cli) -> ExitCode {
 }
 
 /// Reads the command line, or says what of it was not understood. Options that nearly every command takes, and nearly nobody
-/// gives there, are left out of its help: they are variables of `.env`.
+/// gives there, are left out of its help: they are variables of `.env`. A variable that is set to nothing is not set, as `.env`
+/// and whatever starts containers write it.
 ///
 /// # Errors
 /// What to exit with: also when help was asked for, and was given.
 pub fn parse() -> Result<Cli, ExitCode> {
-    let mut command = shorten(Cli::command(), "");
+    let mut command = without_blanks(shorten(Cli::command(), ""));
     let parsed = command.try_get_matches_from_mut(std::env::args_os()).and_then(|matches| {
         let cli = Cli::from_arg_matches(&matches)?;
         Ok(Cli { options: Options::of(&command, &matches), ..cli })
@@ -231,6 +233,15 @@ pub fn parse() -> Result<Cli, ExitCode> {
 /// Whether errors are wanted as JSON, before anything else is understood.
 pub fn wants_json() -> bool {
     std::env::args_os().any(|argument| argument == "--json")
+}
+
+fn without_blanks(command: clap::Command) -> clap::Command {
+    let is_blank = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    let command = command.mut_args(|argument| match argument.get_env() {
+        Some(name) if is_blank(name) => argument.env(None::<&'static str>),
+        _ => argument,
+    });
+    command.mut_subcommands(without_blanks)
 }
 
 fn shorten(command: clap::Command, above: &str) -> clap::Command {
