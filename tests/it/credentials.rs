@@ -9,6 +9,7 @@ use crate::scenes::{count, store_path, text};
 
 on_each_engine! {
     an_owner_whose_databases_password_has_changed_gives_the_new_one
+    a_new_password_is_enough_when_nothing_else_has_changed
     credentials_that_lead_elsewhere_or_may_too_little_are_refused_and_nothing_changes
     a_suspended_stores_credentials_change_too_and_reach_other_nodes
     a_failed_run_is_told_with_its_cause
@@ -70,6 +71,43 @@ async fn an_owner_whose_databases_password_has_changed_gives_the_new_one(engine:
         .await
         .unwrap();
     assert!(!data.contains("another-secret"), "{data}");
+}
+
+async fn a_new_password_is_enough_when_nothing_else_has_changed(engine: Engine) {
+    let app = TestApp::start_on(engine).await;
+    let owner = app.owner("ada").await;
+    let (store, database) = brought_store(&app, &owner, "tea").await;
+    let path = store_path(&store, "/database/credentials");
+    let shop = app.storefront_of(&store);
+    change_password(&app, &database, "another-secret").await;
+    let put = async |body: Value| owner.api.send(Method::PUT, &path, Some(body)).await;
+
+    let wrong = put(json!({ "password": "not-it-either" })).await;
+    wrong.expect_field(422, "wrong-password", "/password");
+    assert!(!wrong.text().contains("not-it-either"), "{}", wrong.text());
+    put(json!({ "username": "nobody_at_all", "password": "another-secret" })).await.expect_status(422);
+    put(json!({ "username": database.name() })).await.expect_field(422, "invalid-input", "/host");
+    put(json!({ "password": "a\u{0}b" })).await.expect_field(422, "invalid-input", "/password");
+    // Whoever names a place names all of it: the password that is sealed is sent nowhere else.
+    put(json!({ "host": "db.example.com", "port": 5432 })).await.expect_status(422);
+    assert_eq!(put(json!({ "password": "another-secret" })).await.expect_status(200)["id"], store["id"]);
+    shop.get("/store/v1/products").await.expect_status(200);
+
+    change_password(&app, &database, "the-third").await;
+    put(json!({ "username": database.name(), "password": "the-third" })).await.expect_status(200);
+    shop.get("/store/v1/products").await.expect_status(200);
+    let audited = "select count(*) from audit_events where action = 'database_credentials_replace'";
+    assert_eq!(count(&app, audited).await, 2);
+    // Whose place cannot be read any more gives it too.
+    let mut master = app.master().await;
+    sqlx::query("update store_databases set sealed = overlay(sealed placing '\\x00'::bytea from 40)")
+        .execute(&mut master)
+        .await
+        .unwrap();
+    put(json!({ "password": "the-third" })).await.expect_field(422, "invalid-input", "/host");
+    let whole = database.url().replace(&database.password(), "the-third");
+    give(&owner, &store, &whole).await.expect_status(200);
+    shop.get("/store/v1/products").await.expect_status(200);
 }
 
 async fn credentials_that_lead_elsewhere_or_may_too_little_are_refused_and_nothing_changes(engine: Engine) {

@@ -15,6 +15,7 @@
 use std::time::Duration;
 
 use kernel::{StoreId, StoreStatus};
+use secrecy::SecretString;
 use sqlx::PgConnection;
 use tenancy::{Cause, ConnectError, Credential, Session};
 use tenant_schema::SchemaState;
@@ -23,6 +24,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::step_error::{StepError, is_lost, is_waiting};
 use super::steps::CONNECT_TIMEOUT;
+use super::target::{TargetError, TargetFields};
 use super::{DatabaseKind, ProvisioningError, Target, db, engine};
 use crate::audit::{self, Actor, Subject};
 use crate::cx::OpsCx;
@@ -45,9 +47,46 @@ const LEAVE_LOOKS: u32 = 3;
 
 /// What is to connect a store's database from now on.
 pub struct NewCredentials {
-    pub target: Target,
+    pub connection: NewConnection,
     /// Whether a copy may take over though it has fewer rows than what it was copied from: its owner goes back to a backup.
     pub allows_fewer_rows: bool,
+}
+
+/// As much of a connection as is new.
+pub enum NewConnection {
+    /// All of it.
+    Whole(Target),
+    /// The login's; the place, and how much of TLS is asked for there, stay as they are.
+    Login {
+        /// Left out, it is the same login.
+        username: Option<String>,
+        password: SecretString,
+    },
+}
+
+impl NewConnection {
+    /// The whole, with what stays of the credentials that the store has.
+    fn onto(self, cx: &OpsCx, store: StoreId, known: &db::StoreDatabase) -> Result<Target, TargetError> {
+        let (username, password) = match self {
+            Self::Whole(target) => return Ok(target),
+            Self::Login { username, password } => (username, password),
+        };
+        let old = Credential::open(&cx.keys, &known.sealed, store, known.credential_version).map_err(|_| {
+            let detail = "where the database is can no longer be read here; give the whole connection";
+            TargetError::Invalid { pointer: "/host", code: "required", detail: detail.to_owned() }
+        })?;
+        Target::from_fields(TargetFields {
+            engine: old.engine,
+            host: Some(old.host),
+            port: Some(old.port),
+            username: Some(username.unwrap_or(old.username)),
+            password: Some(password),
+            database: Some(old.database),
+            tls: Some(old.tls),
+            ca_pem: old.ca_pem,
+        })?
+        .for_store()
+    }
 }
 
 /// Replaces the credentials of a store's database, after proving that the new ones lead to it or to a copy of it.
@@ -57,7 +96,7 @@ pub async fn replace(
     store: StoreId,
     new: NewCredentials,
 ) -> Result<Store, ProvisioningError> {
-    let is_text = new.target.is_text;
+    let is_text = matches!(&new.connection, NewConnection::Whole(target) if target.is_text);
     replace_with(cx, actor, store, new).await.map_err(|error| match error {
         ProvisioningError::Refused(error) if is_text => ProvisioningError::TextRefused(error),
         error => error,
@@ -68,10 +107,10 @@ async fn replace_with(
     cx: &OpsCx,
     actor: Actor,
     store: StoreId,
-    NewCredentials { target, allows_fewer_rows }: NewCredentials,
+    NewCredentials { connection, allows_fewer_rows }: NewCredentials,
 ) -> Result<Store, ProvisioningError> {
     let known = check_replaceable(&mut *cx.master.acquire().await?, store).await?;
-    let credential = target.resolve(cx.owners_reach).await?;
+    let credential = connection.onto(cx, store, &known)?.resolve(cx.owners_reach).await?;
     check_engine(&known, &credential)?;
     // Done before the transaction: a server that does not answer must not keep a lock of master waiting.
     let mut new = check_leads_to(cx, &credential, &known, store).await?;

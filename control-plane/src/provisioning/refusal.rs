@@ -30,8 +30,8 @@ fn refusal(code: &'static str, what: &'static str, advice: impl Into<Cow<'static
 }
 
 /// To whoever has given a wrong user or password. Whether it is of a store that is connected already, only they know.
-const RIGHT_ONES: &str =
-    "Give the right ones; of a store that is connected already with PUT /api/stores/{id}/database/credentials.";
+const RIGHT_ONES: &str = "Give the right ones; of a store that is connected already with PUT /api/stores/{id}/database/credentials, where the password alone is \
+     enough.";
 
 /// The same, and what may be wrong when they were right.
 fn right_ones(more: &str) -> String {

@@ -14,7 +14,7 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::credentials::NewCredentials;
+use super::credentials::{NewConnection, NewCredentials};
 use super::target::{TargetError, TargetFields};
 use super::{DatabaseKind, NewDatabase, RunState, RunWithSteps, StepError, StepName, StepState, Target, watch};
 use crate::audit::Actor;
@@ -206,7 +206,8 @@ impl ConnectBody {
     }
 }
 
-/// An engine with a connection string, or with the parts of a connection, as for connecting a database.
+/// An engine with a connection string, or with the parts of a connection, as for connecting a database. Or the `password` alone, or with
+/// the `username`: the rest stays as it is.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CredentialsBody {
@@ -242,6 +243,18 @@ impl CredentialsBody {
             ca_pem,
             allows_fewer_rows,
         } = self;
+        let allows_fewer_rows = allows_fewer_rows.unwrap_or_default();
+        let names_place = connection_string.is_some() || host.is_some() || port.is_some() || database.is_some();
+        let names_way = engine.is_some() || tls.is_some() || ca_pem.is_some();
+        let password = match password {
+            Some(password) if !(names_place || names_way) => {
+                return Ok(NewCredentials {
+                    connection: NewConnection::Login { username, password },
+                    allows_fewer_rows,
+                });
+            }
+            password => password,
+        };
         // A connection string says it itself.
         let engine = engine.or_else(|| connection_string.is_none().then_some(EngineBody::Postgresql));
         let (managed, region, demo_products) = (None, None, None);
@@ -261,7 +274,7 @@ impl CredentialsBody {
         };
         match body.read()? {
             (NewDatabase::Brought(target), _) => {
-                Ok(NewCredentials { target, allows_fewer_rows: allows_fewer_rows.unwrap_or_default() })
+                Ok(NewCredentials { connection: NewConnection::Whole(target), allows_fewer_rows })
             }
             (NewDatabase::Managed { .. }, _) => Err(Problem::internal()),
         }
@@ -395,7 +408,7 @@ async fn database_connect(
 /// Give new credentials
 ///
 /// For a database that you brought, when its password, login or address has changed after the store was prepared; before, it is
-/// connected again. They are tried at once and must lead to a database that holds this store, whose data is not touched. A
+/// connected again. A new `password` is enough when nothing else has changed. They are tried at once and must lead to a database that holds this store, whose data is not touched. A
 /// refusal's `code` says why, as the connection's test does: `wrong-password`, `silent`, `other-database` and so on; beside it
 /// stand `advice`, the server's own `serverCode`, and in `sql` what an administrator of the database can run.
 ///

@@ -78,7 +78,7 @@ impl Trouble {
         let advice = match (kind, cause) {
             (DatabaseKind::Managed, _) => provisioning::OURS.into(),
             (DatabaseKind::Brought, Cause::WrongPassword) => {
-                "Give the right user and password: PUT /api/stores/{id}/database/credentials. When these are right again: POST \
+                "Give the right password, with the user if that is another: PUT /api/stores/{id}/database/credentials. When these are right again: POST \
                  /api/stores/{id}/database/test; until then nobody tries them any more."
                     .into()
             }
